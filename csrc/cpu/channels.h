@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+// L1. The executor of the gates on the CPU (gates/gate.h says what it owes them): one thread, 16 channels at a time.
+#pragma once
+#include "reduce.h"
+
+namespace eca {
+inline namespace ECA_TARGET {
+
+template <class A>
+struct Channels {
+  using Value = Pack<A>;
+  struct At {
+    int64_t index;
+    int lanes;  // fewer than 16 in the last step
+  };
+
+  int64_t count;
+  A* padded[2];
+  A* scratch;
+
+  Channels(int64_t count_, int64_t half, A* workspace)
+      : count(count_),
+        padded{workspace, workspace + padded_size(count_, half)},
+        scratch(workspace + gate_workspace(count_, half)) {}
+
+  template <class Body>
+  void each(Body body) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) body(At{i, kLanes});
+    if (i < count) body(At{i, static_cast<int>(count - i)});
+  }
+
+  Value load(const A* p, At c) const { return read(p + c.index, c.lanes); }
+  void store(A* p, At c, Value value) const { write(p + c.index, value, c.lanes); }
+  Value window(const A* p, At c, int64_t j) const { return eca::load(p + c.index + j); }
+  void keep(A* p, A value) const { *p = value; }
+
+  template <class Term>
+  A sum(Term term) {
+    Value total = Value(0);
+    each([&](At c) {
+      const Value value = term(c);
+      if (c.lanes == kLanes) {
+        total = total + value;
+      } else {  // lanes past the last channel may hold anything, NaN included
+        A lane[kLanes];
+        eca::store(lane, value);
+        total = total + load_partial(lane, c.lanes);
+      }
+    });
+    return eca::sum(total);
+  }
+
+  const A* pad(int slot, const A* values, int64_t half, bool circular) {
+    A* out = padded[slot];
+    std::memcpy(out + half, values, count * sizeof(A));
+    for (int64_t i = 0; i < half; ++i) {
+      const int64_t left = padded_channel(i - half, count, circular), right = padded_channel(count + i, count, circular);
+      out[i] = left < 0 ? A(0) : values[left];
+      out[half + count + i] = right < 0 ? A(0) : values[right];
+    }
+    for (int i = 0; i < kLanes; ++i) out[2 * half + count + i] = A(0);
+    return out;
+  }
+};
+
+}  // namespace ECA_TARGET
+}  // namespace eca

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+// L1. Pack<A>: 16 lanes of float or double, whatever the registers of the machine hold. Because the number of lanes,
+// the order in which they are added up and the rounding of every operation are the same for all instruction sets
+// (the build forbids contraction to fused multiply-add), results are bitwise equal on all of them.
+//
+// Included by the kernels_*.cpp only, after ECA_TARGET, ECA_VECTOR_BYTES and, where they exist, ECA_F16C (hardware
+// float16 conversion) and ECA_MASKS (masked loads and stores) are set. Nothing of the C++ library is used here:
+// its inline functions have the same name in every instruction set, and the linker keeps one of them.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if defined(ECA_F16C) || defined(ECA_MASKS)
+#include <immintrin.h>
+#endif
+
+namespace eca {
+inline namespace ECA_TARGET {
+
+inline constexpr int kLanes = 16;
+
+struct Half { uint16_t bits; };
+struct BFloat16 { uint16_t bits; };
+
+template <class A>
+struct Pack {
+  static constexpr int kPerVector = ECA_VECTOR_BYTES / sizeof(A), kVectors = kLanes / kPerVector;
+  typedef A Vector __attribute__((vector_size(ECA_VECTOR_BYTES)));
+  Vector v[kVectors];
+
+  Pack() = default;
+  explicit Pack(A value) {
+    for (auto& vector : v) vector = value - Vector{};
+  }
+};
+
+// The result of a comparison: all bits of a lane set, or none.
+template <class A>
+struct Mask {
+  decltype(typename Pack<A>::Vector{} < typename Pack<A>::Vector{}) v[Pack<A>::kVectors];
+};
+
+#define ECA_LANEWISE(result, expression)                               \
+  result r;                                                            \
+  for (int i = 0; i < Pack<A>::kVectors; ++i) r.v[i] = (expression);   \
+  return r
+
+template <class A> inline Pack<A> operator+(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] + b.v[i]); }
+template <class A> inline Pack<A> operator-(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] - b.v[i]); }
+template <class A> inline Pack<A> operator*(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] * b.v[i]); }
+template <class A> inline Pack<A> operator/(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] / b.v[i]); }
+template <class A> inline Pack<A> operator-(Pack<A> a) { ECA_LANEWISE(Pack<A>, -a.v[i]); }
+template <class A> inline Mask<A> operator<(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Mask<A>, a.v[i] < b.v[i]); }
+template <class A> inline Mask<A> operator>(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Mask<A>, a.v[i] > b.v[i]); }
+template <class A> inline Mask<A> operator<=(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Mask<A>, a.v[i] <= b.v[i]); }
+template <class A> inline Pack<A> select(Mask<A> m, Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Pack<A>, m.v[i] ? a.v[i] : b.v[i]);
+}
+
+// Lanes l and l + 8 first, then l + 4, l + 2, l + 1: the same tree for every register width.
+template <class A>
+inline A sum(Pack<A> p) {
+  A lane[kLanes];
+  std::memcpy(lane, &p, sizeof lane);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+  }
+  return lane[0];
+}
+
+// exp to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r (coefficients of the Cephes library), times 2^n
+// in two steps, so that results near the largest float do not overflow on the way.
+inline Pack<float> exp(Pack<float> x) {
+  using V = Pack<float>;
+  const V magic(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const V overflow(88.722839f), underflow(-103.9721f);
+  const V clamped = select(x > overflow, overflow, select(x < underflow, underflow, x));
+  const V biased = clamped * V(1.44269504f) + magic, n = biased - magic;
+  const V r = clamped - n * V(0.693359375f) + n * V(2.12194440e-4f);
+  const float coefficients[5] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  V p = V(1.9875691500e-4f);
+  for (const float c : coefficients) p = p * r + V(c);
+  p = p * r * r + r + V(1.0f);
+  V low, high;  // 2^floor(n / 2) and 2^(n - floor(n / 2)), written as exponent bits
+  for (int i = 0; i < V::kVectors; ++i) {
+    typedef int32_t Bits __attribute__((vector_size(ECA_VECTOR_BYTES)));
+    Bits exponent = (Bits)biased.v[i] - (Bits)magic.v[i], half = exponent >> 1;
+    low.v[i] = (V::Vector)((half + 127) << 23);
+    high.v[i] = (V::Vector)((exponent - half + 127) << 23);
+  }
+  return select(x > overflow, V(__builtin_inff()), select(x < underflow, V(0.0f), p * low * high));
+}
+
+// float64 is for gradcheck, not for speed.
+inline Pack<double> exp(Pack<double> x) {
+  double lane[kLanes];
+  std::memcpy(lane, &x, sizeof lane);
+  for (double& value : lane) value = __builtin_exp(value);
+  std::memcpy(&x, lane, sizeof lane);
+  return x;
+}
+
+}  // namespace ECA_TARGET
+}  // namespace eca

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+// L1. Fills the table of kernels.h for the instruction set that the including file was compiled for.
+#pragma once
+#include "../gates/bidirectional.h"
+#include "../gates/eca.h"
+#include "../gates/multi_kernel.h"
+#include "channels.h"
+#include "maps.h"
+
+namespace eca {
+inline namespace ECA_TARGET {
+
+template <template <class> class Gate, class A>
+struct GateEntry {
+  static void forward(const void* args_, void* scratch, const void* mean, void* gate) {
+    const auto& args = *static_cast<const GateArgs<A>*>(args_);
+    Channels<A> x(args.channels, args.kernel_size / 2, static_cast<A*>(scratch));
+    Gate<A>{args}.forward(x, static_cast<const A*>(mean), static_cast<A*>(gate));
+  }
+  static void backward(const void* args_, void* scratch, const void* mean, const void* grad_gate, void* gate,
+                       void* grad_mean, void* record, void* field) {
+    const auto& args = *static_cast<const GateArgs<A>*>(args_);
+    Channels<A> x(args.channels, args.kernel_size / 2, static_cast<A*>(scratch));
+    Gate<A>{args}.backward(x, static_cast<const A*>(mean), static_cast<const A*>(grad_gate), static_cast<A*>(gate),
+                           static_cast<A*>(grad_mean), static_cast<A*>(record), static_cast<A*>(field));
+  }
+};
+
+template <class A>
+struct CombineEntry {
+  static void combine(const void* weights_, int64_t stride, const void* values_, int64_t columns, int64_t samples,
+                      int64_t begin, int64_t end, void* out) {
+    const A *weights = static_cast<const A*>(weights_), *values = static_cast<const A*>(values_);
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int lanes = static_cast<int>(end - i < kLanes ? end - i : kLanes);
+      Pack<A> total = Pack<A>(0);
+      for (int64_t n = 0; n < samples; ++n) {
+        const Pack<A> value = read(values + n * columns + i, lanes);
+        total = total + (weights ? Pack<A>(weights[n * stride]) * value : value);
+      }
+      write(static_cast<A*>(out) + i, total, lanes);
+    }
+  }
+};
+
+template <class T, Layout L>
+constexpr MapKernels map_kernels() {
+  return {&Maps<T, L>::pool, &Maps<T, L>::dot, &Maps<T, L>::rescale, &Maps<T, L>::gradient};
+}
+
+template <template <class> class Gate, class A>
+constexpr GateKernels gate_kernels() {
+  return {&GateEntry<Gate, A>::forward, &GateEntry<Gate, A>::backward, &CombineEntry<A>::combine};
+}
+
+// In the order of the enumerations in options.h.
+constexpr Kernels table(const char* name) {
+  return {name,
+          {{map_kernels<float, Layout::kPlanes>(), map_kernels<float, Layout::kRows>()},
+           {map_kernels<double, Layout::kPlanes>(), map_kernels<double, Layout::kRows>()},
+           {map_kernels<Half, Layout::kPlanes>(), map_kernels<Half, Layout::kRows>()},
+           {map_kernels<BFloat16, Layout::kPlanes>(), map_kernels<BFloat16, Layout::kRows>()}},
+          {{gate_kernels<EcaGate, float>(), gate_kernels<EcaGate, double>()},
+           {gate_kernels<MultiKernelGate, float>(), gate_kernels<MultiKernelGate, double>()},
+           {gate_kernels<BidirectionalGate, float>(), gate_kernels<BidirectionalGate, double>()}}};
+}
+
+}  // namespace ECA_TARGET
+}  // namespace eca

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+// L0. The scalar maths of the gates, written once for CPU, CUDA and emulator. V is float, double or a SIMD pack of
+// them; what a pack needs (operators, exp, select) it brings along.
+//
+// ECA_TARGET names the instruction set a file is compiled for. It is part of every symbol, so that the linker can
+// never replace the code of an old processor by the same function compiled for a new one.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#ifndef ECA_TARGET
+#define ECA_TARGET portable
+#endif
+#ifdef __CUDACC__
+#define ECA_HD __host__ __device__ __forceinline__
+#else
+#define ECA_HD inline
+#endif
+
+namespace eca {
+inline namespace ECA_TARGET {
+
+ECA_HD float select(bool condition, float a, float b) { return condition ? a : b; }
+ECA_HD double select(bool condition, double a, double b) { return condition ? a : b; }
+
+// The gate function: sigmoid 1 / (1 + e^-z), or hard_sigmoid min(max(z + 3, 0), 6) / 6. NaN stays NaN in both.
+template <class V>
+ECA_HD V squash(V z, bool hard) {
+  using std::exp;
+  if (!hard) return V(1) / (V(1) + exp(-z));
+  const V t = z + V(3), low = select(t < V(0), V(0), t);
+  return select(low > V(6), V(6), low) / V(6);
+}
+
+// d squash / dz, given z and g = squash(z).
+template <class V>
+ECA_HD V squash_grad(V z, V g, bool hard) {
+  if (!hard) return g * (V(1) - g);
+  return select(z > V(-3), select(z < V(3), V(1) / V(6), V(0)), V(0));
+}
+
+// p = softmax(logit) of K numbers, in place.
+template <int K, class A>
+ECA_HD void softmax(A (&logit)[K]) {
+  using std::exp;
+  A top = logit[0], total = A(0);
+  for (int i = 1; i < K; ++i) top = logit[i] > top || logit[i] != logit[i] ? logit[i] : top;
+  for (int i = 0; i < K; ++i) total += logit[i] = exp(logit[i] - top);
+  for (int i = 0; i < K; ++i) logit[i] /= total;
+}
+
+// In place: dL/dp becomes dL/dlogit[i] = p_i sum_j p_j (dL/dp_i - dL/dp_j). Summing differences keeps the digits that
+// the usual p_i (dL/dp_i - sum_j p_j dL/dp_j) cancels.
+template <int K, class A>
+ECA_HD void softmax_grad(const A (&p)[K], A (&grad)[K]) {
+  A out[K];
+  for (int i = 0; i < K; ++i) {
+    out[i] = A(0);
+    for (int j = 0; j < K; ++j) out[i] += p[j] * (grad[i] - grad[j]);
+  }
+  for (int i = 0; i < K; ++i) grad[i] = p[i] * out[i];
+}
+
+// Which channel stands at position `i` in [-half, count + half) of the padded sequence of means; -1: a padding zero.
+ECA_HD int64_t padded_channel(int64_t i, int64_t count, bool circular) {
+  if (i >= 0 && i < count) return i;
+  if (!circular) return -1;
+  return i < 0 ? i + count : i - count;
+}
+
+}  // namespace ECA_TARGET
+}  // namespace eca

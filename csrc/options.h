@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+// L0. Names shared by every layer: the three gates, the option bits of the operators, memory layouts and dtypes.
+#pragma once
+#include <cstdint>
+
+namespace eca {
+
+enum class Variant : int { kEca, kMultiKernel, kBidirectional };
+inline constexpr int kVariants = 3;
+inline constexpr int kMaxParameters = 6;
+
+// The operators' `flags` argument is a sum of these. Python reads the values from eca_cuda._C.
+enum Option : int64_t {
+  kCircular = 1,       // channels have no edges: the convolution wraps around
+  kHardSigmoid = 2,    // hard_sigmoid wherever the original has a sigmoid
+  kRelu = 4,           // y = max(x * g + residual, 0)
+  kCrossChannel = 8,   // multi-kernel: convolve across channels
+  kSingleSigmoid = 16, // bidirectional: leave the outer sigmoid out
+  kGradResidual = 32   // backward with kRelu: the gradient of the residual is wanted too
+};
+
+enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };
+inline constexpr int kDTypes = 4;
+
+// Where the elements of one sample lie. In both, a run of consecutive elements is what the kernels vectorise over.
+enum class Layout : int {
+  kPlanes,  // element (c, s) at c * stride + s: contiguous tensors
+  kRows     // element (c, s) at s * stride + c: channels_last tensors
+};
+inline constexpr int kLayouts = 2;
+
+}  // namespace eca

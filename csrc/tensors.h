@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT
+// L3. From tensors to what the kernels understand: sizes, dtypes, layouts, and outputs to write to.
+// Of the stable ABI only the cheap C functions are used: the C++ wrappers that go through the dispatcher cost more than
+// a small kernel does (0.5-0.8 us each).
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "options.h"
+
+namespace eca {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The kernels' own checks only keep memory safe. eca_cuda/checks.py then says what exactly was wrong.
+inline void require(bool valid, const char* argument) {
+  if (!valid) throw std::invalid_argument(std::string("eca_cuda: invalid argument ") + argument);
+}
+
+inline void check(AOTITorchError error, const char* what) {
+  if (error != TORCH_SUCCESS) throw std::runtime_error(std::string("eca_cuda: ") + what + " failed, see the message above");
+}
+
+inline DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat;
+    case ScalarType::Double: return DType::kDouble;
+    case ScalarType::Half: return DType::kHalf;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    default: throw std::invalid_argument("eca_cuda: invalid argument x");
+  }
+}
+
+inline bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto x = a.sizes(), y = b.sizes();
+  return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
+}
+
+inline bool has_sizes(const Tensor& t, std::initializer_list<int64_t> expected) {
+  const auto sizes = t.sizes();
+  return sizes.size() == expected.size() && std::equal(sizes.begin(), sizes.end(), expected.begin());
+}
+
+// Sizes of a feature map [N, C, *spatial], and how its elements lie in memory.
+class MapShape {
+ public:
+  explicit MapShape(const Tensor& x) : sizes_(x.sizes()), strides_(x.strides()) {
+    require(sizes_.size() >= 3 && sizes_.size() <= 5, "x");
+    for (size_t d = 2; d < sizes_.size(); ++d) s *= sizes_[d];
+    collapse_spatial();
+  }
+
+  int64_t n() const { return sizes_[0]; }
+  int64_t c() const { return sizes_[1]; }
+  int64_t s = 1;
+
+  // Distance in elements between planes or rows, or -1 if the map does not lie that way.
+  int64_t run_stride(Layout layout) const {
+    if (layout == Layout::kPlanes) return s <= 1 || spatial_stride_ == 1 ? strides_[1] : -1;
+    return c() <= 1 || strides_[1] == 1 ? (s <= 1 ? 0 : spatial_stride_) : -1;
+  }
+  bool fits(Layout layout) const { return run_stride(layout) >= 0; }
+  int64_t sample_stride() const { return strides_[0]; }
+
+  // No gaps and no overlaps, so that an output may have the same strides.
+  bool is_dense() const {
+    int64_t expected = 1;
+    return walk(0, [&](int64_t size, int64_t stride) {
+      const bool next = stride == expected;
+      expected *= size;
+      return next;
+    });
+  }
+
+ private:
+  // Calls step(size, stride) for the dimensions from `first` on, innermost first, leaving out those of size 1.
+  template <class Step>
+  bool walk(size_t first, Step step) const {
+    size_t order[5], count = 0;
+    for (size_t d = first; d < sizes_.size(); ++d) {
+      if (sizes_[d] == 1) continue;
+      size_t at = count++;  // insertion sort: at most five
+      for (; at > 0 && strides_[order[at - 1]] > strides_[d]; --at) order[at] = order[at - 1];
+      order[at] = d;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      if (!step(sizes_[order[i]], strides_[order[i]])) return false;
+    }
+    return true;
+  }
+
+  // Positions are interchangeable: any order of the spatial dimensions serves, as long as it is one even progression.
+  void collapse_spatial() {
+    int64_t expected = -1;
+    const bool even = walk(2, [&](int64_t size, int64_t stride) {
+      if (expected < 0) spatial_stride_ = expected = stride;
+      const bool next = stride == expected;
+      expected *= size;
+      return next;
+    });
+    if (!even) spatial_stride_ = -1;
+  }
+
+  torch::headeronly::IntHeaderOnlyArrayRef sizes_, strides_;
+  int64_t spatial_stride_ = 1;
+};
+
+inline Tensor empty_strided(const Tensor& like, size_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+  AtenTensorHandle handle;
+  int32_t device;
+  check(aoti_torch_get_device_type(like.get(), &device), "reading a device");
+  check(aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, dtype, device, like.get_device_index(), &handle),
+        "allocating an output");
+  return Tensor(handle);
+}
+
+inline int32_t raw_dtype(const Tensor& t) {
+  int32_t dtype;
+  check(aoti_torch_get_dtype(t.get(), &dtype), "reading a dtype");
+  return dtype;
+}
+
+inline Tensor empty_vector(const Tensor& like, int64_t size, int32_t dtype) {
+  const int64_t stride = 1;
+  return empty_strided(like, 1, &size, &stride, dtype);
+}
+
+inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, int32_t dtype) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {std::max<int64_t>(columns, 1), 1};
+  return empty_strided(like, 2, sizes, strides, dtype);
+}
+
+// torch.empty_like(x): the strides of x where it is dense, else what torch makes of them.
+inline Tensor empty_like(const Tensor& x, const MapShape& shape) {
+  if (!shape.is_dense()) return torch::stable::empty_like(x);
+  return empty_strided(x, x.dim(), x.sizes().data(), x.strides().data(), raw_dtype(x));
+}
+
+}  // namespace eca

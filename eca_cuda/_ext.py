@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""Loads the compiled library, or says in one line why it can't be loaded and what to do."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_BUILD = "pip install --no-build-isolation . (with torch, pybind11, ninja and a C++ compiler installed)"
+_MINIMUM_TORCH = (2, 10)
+
+
+def _load() -> ModuleType:
+    installed = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if installed < _MINIMUM_TORCH:
+        raise ImportError(f"eca_cuda needs torch >= 2.10, found {torch.__version__}: upgrade torch")
+    if "eca_cuda._C" not in sys.modules and _another_copy_is_loaded():
+        # A second registration of the same operators would end the process.
+        raise ImportError("eca_cuda: another copy of the library is loaded in this process: import only one of them")
+    try:
+        return importlib.import_module("eca_cuda._C")
+    except ModuleNotFoundError as error:
+        if error.name != "eca_cuda._C":
+            raise
+        present = sorted(path.name for path in Path(__file__).parent.glob("_C*.so"))
+        if present:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise ImportError(f"eca_cuda was built for another Python ({present[0]}), this is {version}: {_BUILD}") from None
+        raise ImportError(f"eca_cuda is not built: {_BUILD}") from None
+    except ImportError as error:
+        raise ImportError(f"eca_cuda was built for another torch or machine than torch {torch.__version__} here ({error}): rebuild with {_BUILD}") from error
+
+
+def _another_copy_is_loaded() -> bool:
+    return hasattr(torch.ops.eca_cuda, "eca_infer")
+
+
+_C = _load()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""The differentiable door to the operators: which of three ways a call takes.
+
+infer      no gradient is wanted: the operator that saves nothing
+Fused      reverse mode, eager or compiled: the forward and the backward operator
+composite  the reference, plain torch operators: under torch.func transforms and forward-mode AD, which would
+           otherwise need extra Functions that cost every ordinary call; while exporting to ONNX, which then needs no
+           custom translation; and as the definition that second and higher derivatives come from
+"""
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import ops, reference
+
+_functorch_is_active = torch._C._are_functorch_transforms_active
+
+
+def apply(
+    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
+) -> Tensor:
+    """``y = activation(x * gate + residual)`` by the variant called ``name``."""
+    compiling = torch.compiler.is_compiling()
+    if _functorch_is_active() or forward_ad._current_level >= 0 or (compiling and torch.onnx.is_in_onnx_export()):
+        ops.check(name, x, parameters, residual, flags)
+        return composite(name, x, parameters, residual, flags)
+    if compiling:
+        return _fused(name, x, parameters, residual, flags)
+    try:
+        return _fused(name, x, parameters, residual, flags)
+    except Exception as error:
+        ops.check(name, x, parameters, residual, flags, error)  # says what was wrong, where the operators only refuse
+        raise
+
+
+def _fused(
+    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
+) -> Tensor:
+    if torch.is_grad_enabled():
+        for t in (x, residual, *parameters):
+            if t is not None and t.requires_grad:
+                result: Tensor = _Fused.apply(name, flags, x, residual, *parameters)
+                return result
+    y: Tensor = ops.VARIANTS[name].infer(x, *parameters, residual, flags)
+    return y
+
+
+def composite(
+    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
+) -> Tensor:
+    """The same by the reference. As the operators do, it ignores autocast: ``y`` has the dtype of ``x``."""
+    function = getattr(reference, name)
+    if not torch.amp.is_autocast_available(x.device.type):
+        return function(x, *parameters, residual=residual, **ops.options(name, flags))
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, *parameters, residual=residual, **ops.options(name, flags))
+
+
+class _Fused(torch.autograd.Function):
+    """Saves x, the parameters, the means [N, C] and, for relu, y. The gate is computed anew in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, flags: int, x: Tensor, residual: Optional[Tensor], *parameters: Any) -> Tensor:
+        y, mean = ops.VARIANTS[name].forward(x, *parameters, residual, flags)
+        ctx.name, ctx.flags = name, flags
+        ctx.save_for_backward(x, mean, y if flags & ops.RELU else None, *parameters)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad_y)
+        x, mean, y, *parameters = ctx.saved_tensors
+        flags, wants_residual = ctx.flags, ctx.needs_input_grad[3]
+        if wants_residual and y is not None:
+            flags |= ops.GRAD_RESIDUAL
+        grads = ops.VARIANTS[ctx.name].backward(grad_y, x, mean, y, *parameters, flags)
+        grad_residual = (grad_y if y is None else grads[1]) if wants_residual else None
+        wanted = (grad if needed else None for grad, needed in zip(grads[2:], ctx.needs_input_grad[4:], strict=True))
+        return None, None, grads[0] if ctx.needs_input_grad[2] else None, grad_residual, *wanted
+
+
+def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
+    """The same gradients as a graph, for create_graph=True: the composite, differentiated by torch itself."""
+    x, _, y, *parameters = ctx.saved_tensors
+    grad_sum = grad_y if y is None else grad_y.masked_fill(y <= 0, 0)
+    with torch.enable_grad():
+        # Aliases, so that a tensor that was passed twice gets each gradient once.
+        inputs = [None if t is None else t.view_as(t) for t in (x, *parameters)]
+        out = composite(ctx.name, inputs[0], tuple(inputs[1:]), None, ctx.flags & ~ops.RELU)
+        needed = (ctx.needs_input_grad[2], *ctx.needs_input_grad[4:])
+        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+        grads = iter(torch.autograd.grad(out, wanted, grad_sum, create_graph=True) if wanted else ())
+    grad_x, *grad_parameters = (next(grads) if need else None for need in needed)
+    return None, None, grad_x, grad_sum if ctx.needs_input_grad[3] else None, *grad_parameters

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""What valid arguments are, in one place: every message names the argument, what was expected and what came.
+
+The operators refuse whatever this file refuses, but tersely; this file then says why, so that a valid call pays
+nothing for good messages. Traced calls, which reach no kernel, are checked by the operators' fake implementations.
+"""
+
+from collections.abc import Sequence
+from typing import NoReturn, Optional
+
+import torch
+from torch import Tensor
+
+PADDING_MODES = ("zeros", "circular")
+GATES = ("sigmoid", "hard_sigmoid")
+ACTIVATIONS = (None, "relu")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+# The parameters of each variant in the order of its function's arguments.
+PARAMETERS = {
+    "eca": ("weight", "bias"),
+    "multi_kernel_eca": ("weight3", "weight5", "weight7", "mix_weight", "mix_bias"),
+    "bidirectional_eca": (
+        "weight_forward",
+        "weight_backward",
+        "hidden_weight",
+        "hidden_bias",
+        "mix_weight",
+        "mix_bias",
+    ),
+}
+OPTIONAL = ("bias",)
+
+
+def check_options(padding_mode: object, gate: object, activation: object) -> None:
+    """Raise ValueError unless the three options have known values."""
+    options = {
+        "padding_mode": (padding_mode, PADDING_MODES),
+        "gate": (gate, GATES),
+        "activation": (activation, ACTIVATIONS),
+    }
+    for name, (value, allowed) in options.items():
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check(
+    name: str,
+    x: Tensor,
+    parameters: Sequence[Optional[Tensor]],
+    residual: Optional[Tensor],
+    circular: bool,
+    cross_channel: bool,
+) -> None:
+    """Raise TypeError or ValueError unless the variant called ``name`` accepts these tensors."""
+    _check_x(x)
+    named = dict(zip(PARAMETERS[name], parameters, strict=True))
+    _check_parameters(x, named)
+    tensors = {key: t for key, t in named.items() if t is not None}
+    _SHAPES[name](x, tensors, circular, cross_channel)
+    if residual is not None:
+        _check_residual(x, residual)
+
+
+def check_device(device: torch.device, cuda_toolkit: str) -> None:
+    """Raise ValueError for a device that this build has no kernels for."""
+    if device.type == "cuda" and not cuda_toolkit:
+        raise ValueError(
+            f"x: expected a CPU tensor, got {device}: eca_cuda was built without CUDA kernels, "
+            "python -m eca_cuda.info says why"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"x: expected a CPU or CUDA tensor, got {device}")
+
+
+def _check_eca(x: Tensor, p: dict[str, Tensor], circular: bool, _: bool) -> None:
+    _check_taps("weight", p["weight"], x, circular)
+    if "bias" in p:
+        _check_shape("bias", p["bias"], (1,))
+
+
+def _check_multi_kernel_eca(x: Tensor, p: dict[str, Tensor], circular: bool, cross_channel: bool) -> None:
+    if circular and not cross_channel:
+        raise ValueError("padding_mode: 'circular' needs cross_channel=True, got cross_channel=False")
+    c = x.shape[1]
+    for k in (3, 5, 7):
+        name = f"weight{k}"
+        _check_shape(name, p[name], (1 if cross_channel else c, 1, k))
+        if cross_channel:
+            _check_taps(name, p[name], x, circular)
+    _check_shape("mix_weight", p["mix_weight"], (3, c))
+    _check_shape("mix_bias", p["mix_bias"], (3,))
+
+
+def _check_bidirectional_eca(x: Tensor, p: dict[str, Tensor], circular: bool, _: bool) -> None:
+    _check_taps("weight_forward", p["weight_forward"], x, circular)
+    _check_shape("weight_backward", p["weight_backward"], tuple(p["weight_forward"].shape))
+    hidden_weight = p["hidden_weight"]
+    if hidden_weight.dim() != 2 or hidden_weight.shape[1] != x.shape[1]:
+        _refuse("hidden_weight", f"shape (hidden, {x.shape[1]})", f"shape {tuple(hidden_weight.shape)}")
+    hidden = hidden_weight.shape[0]
+    _check_shape("hidden_bias", p["hidden_bias"], (hidden,))
+    _check_shape("mix_weight", p["mix_weight"], (2, hidden))
+    _check_shape("mix_bias", p["mix_bias"], (2,))
+
+
+_SHAPES = {
+    "eca": _check_eca,
+    "multi_kernel_eca": _check_multi_kernel_eca,
+    "bidirectional_eca": _check_bidirectional_eca,
+}
+
+
+def _check_residual(x: Tensor, residual: Tensor) -> None:
+    _check_tensor("residual", residual)
+    _check_shape("residual", residual, tuple(x.shape))
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual: expected the dtype of x, {x.dtype}, got {residual.dtype}")
+    _check_device("residual", residual, x)
+
+
+def _check_x(x: Tensor) -> None:
+    _check_tensor("x", x)
+    if not 3 <= x.dim() <= 5:
+        _refuse("x", "shape [N, C, *spatial] with 1 to 3 spatial dimensions", f"shape {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+    if x.layout != torch.strided:
+        _refuse("x", "a dense (strided) tensor", f"layout {x.layout}")
+
+
+def _check_parameters(x: Tensor, parameters: dict[str, Optional[Tensor]]) -> None:
+    allowed = {x.dtype} | ({torch.float32} if x.dtype in (torch.float16, torch.bfloat16) else set())
+    first: Optional[torch.dtype] = None
+    for name, parameter in parameters.items():
+        if parameter is None and name in OPTIONAL:
+            continue
+        parameter = _check_tensor(name, parameter)
+        _check_device(name, parameter, x)
+        if parameter.dtype not in allowed:
+            expected = " or ".join(sorted(map(str, allowed)))
+            raise TypeError(f"{name}: expected {expected} for x of {x.dtype}, got {parameter.dtype}")
+        first = first or parameter.dtype
+        if parameter.dtype != first:
+            raise TypeError(f"{name}: expected {first} like the other parameters, got {parameter.dtype}")
+
+
+def _check_taps(name: str, weight: Tensor, x: Tensor, circular: bool) -> None:
+    if weight.dim() != 3 or weight.shape[:2] != (1, 1) or weight.shape[2] % 2 == 0:
+        _refuse(name, "shape (1, 1, k) with k odd", f"shape {tuple(weight.shape)}")
+    if circular and weight.shape[2] // 2 > x.shape[1]:
+        _refuse(name, f"k // 2 <= {x.shape[1]} channels for circular padding", f"k = {weight.shape[2]}")
+
+
+def _check_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    return value
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        _refuse(name, f"shape {shape}", f"shape {tuple(tensor.shape)}")
+
+
+def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        _refuse(name, f"a tensor on the device of x, {x.device}", f"{tensor.device}")
+
+
+def _refuse(name: str, expected: str, got: str) -> NoReturn:
+    raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""The three operations as functions of tensors: ``y = activation(x * gate(mean(x)) + residual)``.
+
+In all of them ``x`` is ``[N, C, *spatial]`` with one to three spatial dimensions, in float32, float64, float16 or
+bfloat16, contiguous or channels_last without a copy (other strides through one copy). Parameters have the dtype of
+``x``, or float32 while ``x`` is half. ``y`` has the shape, dtype and memory format of ``x``.
+
+Sums run in float32 (float64 for float64) in an order that depends on shape and layout only: the same input gives the
+same bits for any number of threads. Saved for backward: ``x``, the parameters, the means ``[N, C]`` and, with an
+activation, ``y``. Differentiable to any order, in forward mode and under ``torch.func``.
+"""
+
+from typing import Literal, Optional
+
+from torch import Tensor
+
+from . import autograd, ops
+from .checks import check_options
+
+__all__ = ["Activation", "Gate", "PaddingMode", "bidirectional_eca", "check_options", "eca", "multi_kernel_eca"]
+
+PaddingMode = Literal["zeros", "circular"]
+Gate = Literal["sigmoid", "hard_sigmoid"]
+Activation = Optional[Literal["relu"]]
+
+
+def eca(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor] = None,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    gate: Gate = "sigmoid",
+    residual: Optional[Tensor] = None,
+    activation: Activation = None,
+) -> Tensor:
+    """Efficient Channel Attention: scale every channel by a gate computed from its neighbouring channels.
+
+    ``y = activation(x * gate(conv1d(mean(x), weight) + bias) + residual)``
+
+    Args:
+        x: ``[N, C, *spatial]``.
+        weight: ``[1, 1, k]``, k odd: the convolution across channels, the same for all of them.
+        bias: ``[1]`` or None.
+        padding_mode: what a tap sees beyond the first and last channel: ``"zeros"``, or ``"circular"`` (k // 2 <= C).
+        gate: ``"sigmoid"`` or ``"hard_sigmoid"``.
+        residual: added after scaling; same shape and dtype as ``x``.
+        activation: None or ``"relu"``, applied last.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
+    section 3.2.
+    """
+    return autograd.apply("eca", x, (weight, bias), residual, _flags(padding_mode, gate, activation))
+
+
+def multi_kernel_eca(
+    x: Tensor,
+    weight3: Tensor,
+    weight5: Tensor,
+    weight7: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    *,
+    cross_channel: bool = False,
+    padding_mode: PaddingMode = "zeros",
+    gate: Gate = "sigmoid",
+    residual: Optional[Tensor] = None,
+    activation: Activation = None,
+) -> Tensor:
+    """Channel attention by three kernels that a softmax over the channel means mixes per sample.
+
+    ``y = activation(x * gate(p0 b3 + p1 b5 + p2 b7) + residual)`` with ``p = softmax(mix_weight m + mix_bias)``,
+    ``m = mean(x)`` and ``bk = m * (centre tap of weightk)``, or ``bk = conv1d(m, weightk)`` with ``cross_channel``.
+
+    Args:
+        x: ``[N, C, *spatial]``.
+        weight3, weight5, weight7: ``[C, 1, k]``, or ``[1, 1, k]`` with ``cross_channel``.
+        mix_weight, mix_bias: ``[3, C]`` and ``[3]``.
+        cross_channel: convolve across channels. Without it only the centre taps act, as in the original module, and
+            the other taps get a gradient of exactly zero.
+        padding_mode: ``"circular"`` needs ``cross_channel``.
+        gate, residual, activation: as in :func:`eca`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    flags = _flags(padding_mode, gate, activation) + ops.CROSS_CHANNEL * bool(cross_channel)
+    parameters = (weight3, weight5, weight7, mix_weight, mix_bias)
+    return autograd.apply("multi_kernel_eca", x, parameters, residual, flags)
+
+
+def bidirectional_eca(
+    x: Tensor,
+    weight_forward: Tensor,
+    weight_backward: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    *,
+    final_sigmoid: bool = True,
+    padding_mode: PaddingMode = "zeros",
+    gate: Gate = "sigmoid",
+    residual: Optional[Tensor] = None,
+    activation: Activation = None,
+) -> Tensor:
+    """Channel attention by two convolutions, one over the reversed channels, that a small network mixes per sample.
+
+    ``y = activation(x * gate(u) + residual)``, ``u = p0 gate(conv1d(m, wf)) + p1 gate(conv1d(m, flip(wb)))``,
+    ``p = softmax(mix_weight relu(hidden_weight m + hidden_bias) + mix_bias)``, ``m = mean(x)``.
+
+    Args:
+        x: ``[N, C, *spatial]``.
+        weight_forward, weight_backward: ``wf`` and ``wb``, ``[1, 1, k]``, k odd and equal.
+        hidden_weight, hidden_bias: ``[hidden, C]`` and ``[hidden]``; hidden may be 0.
+        mix_weight, mix_bias: ``[2, hidden]`` and ``[2]``.
+        final_sigmoid: False leaves the outer ``gate(u)`` out, so that gates reach (0, 1) instead of (0.5, 0.731).
+        padding_mode, gate, residual, activation: as in :func:`eca`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    flags = _flags(padding_mode, gate, activation) + ops.SINGLE_SIGMOID * (not final_sigmoid)
+    parameters = (weight_forward, weight_backward, hidden_weight, hidden_bias, mix_weight, mix_bias)
+    return autograd.apply("bidirectional_eca", x, parameters, residual, flags)
+
+
+def _flags(padding_mode: PaddingMode, gate: Gate, activation: Activation) -> int:
+    flags = ops.FLAGS.get((padding_mode, gate, activation))
+    if flags is None:
+        check_options(padding_mode, gate, activation)
+        raise AssertionError("unreachable: check_options accepts what FLAGS lacks")
+    return flags

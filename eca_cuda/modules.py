@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""The three layers as ``nn.Module``: the originals' constructors, submodules and state-dict keys, fused execution.
+
+The submodules (``conv1``, ``weight_net`` and so on) only hold parameters; their own ``forward`` is never called.
+"""
+
+import math
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from .functional import Activation, Gate, PaddingMode
+
+__all__ = ["BidirectionalECA", "DynamicMultiKernelECA", "EfficientChannelAttention", "adaptive_kernel_size"]
+
+
+def adaptive_kernel_size(channels: int, b: int = 1, gamma: int = 2) -> int:
+    """Kernel size for a number of channels: ``t = int(abs((log2(channels) + b) / gamma))``, made odd upwards.
+
+    Source: Wang et al., CVPR 2020, equation 12 and the authors' listing. Four channels or fewer give 1.
+    The released ECA-ResNet-50 weights do not follow it: take the size from a weight's shape when you load one.
+    """
+    if channels < 1:
+        raise ValueError(f"c: expected at least 1 channel, got {channels}")
+    t = int(abs((math.log(channels, 2) + b) / gamma))
+    return t if t % 2 else t + 1
+
+
+class _ChannelAttention(nn.Module):
+    """What the three layers share: the options, and parameters that ``torch.nn.utils`` may recompute."""
+
+    def __init__(self, c: int, padding_mode: PaddingMode, gate: Gate) -> None:
+        super().__init__()
+        functional.check_options(padding_mode, gate, None)
+        self.channels = c
+        self.padding_mode: PaddingMode = padding_mode
+        self.gate_function: Gate = gate
+
+    def extra_repr(self) -> str:
+        options = {"padding_mode": (self.padding_mode, "zeros"), "gate": (self.gate_function, "sigmoid")}
+        shown = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
+        return ", ".join([str(self.channels), *shown])
+
+
+def _refreshed(layer: nn.Module) -> Any:
+    """``layer`` after its pre-forward hooks, which is where pruning and the old ``weight_norm`` recompute weights."""
+    for hook in layer._forward_pre_hooks.values():
+        hook(layer, ())
+    return layer
+
+
+def _channel_conv(kernel_size: int, padding_mode: PaddingMode, bias: bool, factory: dict[str, Any]) -> nn.Conv1d:
+    return nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, padding_mode=padding_mode, bias=bias, **factory)
+
+
+class EfficientChannelAttention(_ChannelAttention):
+    """Efficient Channel Attention (Wang et al., CVPR 2020): ``y = x * sigmoid(conv1d_k(mean(x)))`` across channels.
+
+    Args:
+        c: number of channels C.
+        b, gamma: constants of the adaptive kernel size, see :func:`adaptive_kernel_size`.
+        kernel_size: odd; overrides the adaptive size.
+        padding_mode: ``"zeros"``, or ``"circular"`` (channels have no edges; timm's ``CecaModule``).
+        gate: ``"sigmoid"`` or ``"hard_sigmoid"``.
+        bias: give the convolution a bias.
+
+    State dict: ``conv1.weight [1, 1, k]`` (and ``conv1.bias [1]``). ``conv.weight``, the name that timm and the
+    official code use, is accepted too.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        b: int = 1,
+        gamma: int = 2,
+        *,
+        kernel_size: Optional[int] = None,
+        padding_mode: PaddingMode = "zeros",
+        gate: Gate = "sigmoid",
+        bias: bool = False,
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__(c, padding_mode, gate)
+        k = adaptive_kernel_size(c, b, gamma) if kernel_size is None else kernel_size
+        if k < 1 or k % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number of at least 1, got {k}")
+        self.conv1 = _channel_conv(k, padding_mode, bias, {"device": device, "dtype": dtype})
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None, activation: Activation = None) -> Tensor:
+        conv = self.conv1
+        if conv._forward_pre_hooks:
+            _refreshed(conv)
+        return functional.eca(
+            x,
+            conv.weight,
+            conv.bias,
+            padding_mode=self.padding_mode,
+            gate=self.gate_function,
+            residual=residual,
+            activation=activation,
+        )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in ("weight", "bias"):
+            foreign, own = f"{prefix}conv.{name}", f"{prefix}conv1.{name}"
+            if foreign in state_dict and own not in state_dict:
+                state_dict[own] = state_dict.pop(foreign)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class DynamicMultiKernelECA(_ChannelAttention):
+    """Three channel kernels of size 3, 5 and 7 mixed per sample by a softmax over a linear map of the means.
+
+    As the original defines it, each kernel convolves a sequence of length 1, so only the centre taps act, channels do
+    not interact, the other taps get a gradient of exactly zero, and ``gamma_range`` and ``base_b`` change nothing.
+    ``cross_channel=True`` is the evident intent: kernels ``[1, 1, k]`` that convolve across channels.
+
+    Args:
+        c: number of channels C.
+        gamma_range, base_b: kept for the original's signature, without effect.
+        cross_channel: convolve across channels. The state dict then has ``conv3.weight [1, 1, 3]`` and so on.
+        padding_mode: ``"zeros"`` or ``"circular"``, the latter with ``cross_channel`` only.
+        gate: ``"sigmoid"`` or ``"hard_sigmoid"``.
+
+    State dict: ``conv3.weight [C, 1, 3]``, ``conv5.weight``, ``conv7.weight``, ``weight_net.0.weight [3, C]``,
+    ``weight_net.0.bias [3]``.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        gamma_range: tuple[float, float] = (2, 8),
+        base_b: float = 1,
+        *,
+        cross_channel: bool = False,
+        padding_mode: PaddingMode = "zeros",
+        gate: Gate = "sigmoid",
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__(c, padding_mode, gate)
+        if padding_mode == "circular" and not cross_channel:
+            raise ValueError("padding_mode: 'circular' needs cross_channel=True, got cross_channel=False")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.gamma_min, self.gamma_max = gamma_range
+        self.base_b = base_b
+        self.cross_channel = cross_channel
+
+        def branch(k: int) -> nn.Conv1d:
+            if cross_channel:
+                return _channel_conv(k, padding_mode, False, factory)
+            return nn.Conv1d(c, c, k, padding=k // 2, groups=c, bias=False, **factory)
+
+        self.conv3, self.conv5, self.conv7 = branch(3), branch(5), branch(7)
+        self.weight_net = nn.Sequential(nn.Linear(c, 3, **factory), nn.Softmax(dim=1))
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None, activation: Activation = None) -> Tensor:
+        mix = _refreshed(self.weight_net[0])
+        return functional.multi_kernel_eca(
+            x,
+            _refreshed(self.conv3).weight,
+            _refreshed(self.conv5).weight,
+            _refreshed(self.conv7).weight,
+            mix.weight,
+            mix.bias,
+            cross_channel=self.cross_channel,
+            padding_mode=self.padding_mode,
+            gate=self.gate_function,
+            residual=residual,
+            activation=activation,
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", cross_channel=True" if self.cross_channel else "")
+
+
+class BidirectionalECA(_ChannelAttention):
+    """Two channel convolutions, one over the reversed channels, mixed per sample by a two-layer network.
+
+    The original applies the sigmoid twice, so its gate lies in (0.5, 0.731) and can never switch a channel off;
+    ``final_sigmoid=False`` leaves the outer one out. With c < 16 the hidden layer is empty, as in the original.
+
+    Args:
+        c: number of channels C.
+        groups: kept for the original's signature, without effect.
+        final_sigmoid: apply the gate function once more to the mixture, as the original does.
+        padding_mode: ``"zeros"`` or ``"circular"``.
+        gate: ``"sigmoid"`` or ``"hard_sigmoid"``, wherever the original has a sigmoid.
+
+    State dict: ``conv_forward.weight [1, 1, 3]``, ``conv_backward.weight``, ``gate.0.weight [c // 16, c]``,
+    ``gate.0.bias``, ``gate.2.weight [2, c // 16]``, ``gate.2.bias``.
+    """
+
+    def __init__(
+        self,
+        c: int,
+        groups: int = 8,
+        *,
+        final_sigmoid: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        gate: Gate = "sigmoid",
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__(c, padding_mode, gate)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.groups = groups
+        self.final_sigmoid = final_sigmoid
+        self.conv_forward = _channel_conv(3, padding_mode, False, factory)
+        self.conv_backward = _channel_conv(3, padding_mode, False, factory)
+        hidden = c // 16
+        self.gate = nn.Sequential(
+            nn.Linear(c, hidden, **factory), nn.ReLU(), nn.Linear(hidden, 2, **factory), nn.Softmax(dim=1)
+        )
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None, activation: Activation = None) -> Tensor:
+        hidden, mix = _refreshed(self.gate[0]), _refreshed(self.gate[2])
+        return functional.bidirectional_eca(
+            x,
+            _refreshed(self.conv_forward).weight,
+            _refreshed(self.conv_backward).weight,
+            hidden.weight,
+            hidden.bias,
+            mix.weight,
+            mix.bias,
+            final_sigmoid=self.final_sigmoid,
+            padding_mode=self.padding_mode,
+            gate=self.gate_function,
+            residual=residual,
+            activation=activation,
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.final_sigmoid else ", final_sigmoid=False")

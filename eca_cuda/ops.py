@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""The private operators ``torch.ops.eca_cuda.*``: their handles, their options, and what they look like to a tracer.
+
+The operators have no gradients of their own. The differentiable functions are in ``functional.py``.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from . import checks
+from ._ext import _C
+
+CIRCULAR: int = _C.CIRCULAR
+HARD_SIGMOID: int = _C.HARD_SIGMOID
+RELU: int = _C.RELU
+CROSS_CHANNEL: int = _C.CROSS_CHANNEL
+SINGLE_SIGMOID: int = _C.SINGLE_SIGMOID
+GRAD_RESIDUAL: int = _C.GRAD_RESIDUAL
+
+# What the operators' `flags` say of the three options that all variants have.
+FLAGS: dict[tuple[str, str, Optional[str]], int] = {
+    (padding_mode, gate, activation): CIRCULAR * (padding_mode == "circular")
+    + HARD_SIGMOID * (gate == "hard_sigmoid")
+    + RELU * (activation == "relu")
+    for padding_mode in checks.PADDING_MODES
+    for gate in checks.GATES
+    for activation in checks.ACTIVATIONS
+}
+
+
+class Variant(NamedTuple):
+    """The three operators of one variant.
+
+    infer(x, *parameters, residual, flags) -> y
+    forward(x, *parameters, residual, flags) -> (y, mean)
+    backward(grad_y, x, mean, y or None, *parameters, flags) -> (grad_x, grad_residual, *grad_parameters)
+    """
+
+    infer: Any
+    forward: Any
+    backward: Any
+
+
+def _variant(name: str) -> Variant:
+    return Variant(*(getattr(torch.ops.eca_cuda, f"{name}_{direction}").default for direction in Variant._fields))
+
+
+VARIANTS: dict[str, Variant] = {
+    name: _variant(name) for name in ("eca", "multi_kernel_eca", "bidirectional_eca")
+}
+
+
+def options(name: str, flags: int) -> dict[str, Any]:
+    """The keyword arguments of the variant's function that ``flags`` stands for."""
+    known: dict[str, Any] = {
+        "padding_mode": "circular" if flags & CIRCULAR else "zeros",
+        "gate": "hard_sigmoid" if flags & HARD_SIGMOID else "sigmoid",
+        "activation": "relu" if flags & RELU else None,
+    }
+    if name == "multi_kernel_eca":
+        known["cross_channel"] = bool(flags & CROSS_CHANNEL)
+    if name == "bidirectional_eca":
+        known["final_sigmoid"] = not flags & SINGLE_SIGMOID
+    return known
+
+
+def check(
+    name: str,
+    x: Tensor,
+    parameters: Sequence[Optional[Tensor]],
+    residual: Optional[Tensor],
+    flags: int,
+    error: Optional[Exception] = None,
+) -> None:
+    """Raise the exact error if the arguments are invalid; ``error`` is what an operator said of them, if it did."""
+    try:
+        checks.check(name, x, parameters, residual, bool(flags & CIRCULAR), bool(flags & CROSS_CHANNEL))
+        if isinstance(error, NotImplementedError):
+            checks.check_device(x.device, _C.build_info()["cuda"])
+    except (TypeError, ValueError) as exact:
+        raise exact from None
+
+
+def _fake_infer(name: str, x: Tensor, *rest: Any) -> Tensor:
+    *parameters, residual, flags = rest
+    check(name, x, parameters, residual, flags)
+    return torch.empty_like(x)
+
+
+def _fake_forward(name: str, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    y = _fake_infer(name, x, *rest)
+    return y, x.new_empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _fake_backward(
+    name: str, grad_y: Tensor, x: Tensor, mean: Tensor, y: Optional[Tensor], *rest: Any
+) -> tuple[Tensor, ...]:
+    *parameters, flags = rest
+    grad_residual = torch.empty_like(x) if flags & GRAD_RESIDUAL else x.new_empty(0)
+    absent = parameters[0].new_empty(0)
+    return torch.empty_like(x), grad_residual, *(absent if p is None else p.new_empty(p.shape) for p in parameters)
+
+
+for _name, _operators in VARIANTS.items():
+    for _operator, _fake in zip(_operators, (_fake_infer, _fake_forward, _fake_backward), strict=True):
+        torch.library.register_fake(_operator.name(), partial(_fake, _name))

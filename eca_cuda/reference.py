@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""The three operations in pure PyTorch: the specification that every kernel is judged against.
+
+Each is pool -> gate -> rescale. ``x`` is ``[N, C, *spatial]`` with one to three spatial dimensions:
+
+    m[n, c] = mean of x[n, c] over the spatial positions
+    g[n, :] = Gate(m[n, :]; parameters)
+    y       = activation(x * g + residual)
+
+The gate is computed in the wider of the dtypes of ``x`` and of the parameters, ``y`` has the dtype of ``x``.
+This file imports nothing of ours, runs on every device and is differentiable to any order.
+"""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def eca(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor] = None,
+    *,
+    padding_mode: str = "zeros",
+    gate: str = "sigmoid",
+    residual: Optional[Tensor] = None,
+    activation: Optional[str] = None,
+) -> Tensor:
+    """ECA (Wang et al., CVPR 2020, section 3.2): ``g = gate(conv1d_k(m))`` across channels; weight ``[1, 1, k]``."""
+    m = _pool(x, weight)
+    g = _squash(_channel_conv(m, weight, bias, padding_mode), gate)
+    return _rescale(x, g, residual, activation)
+
+
+def multi_kernel_eca(
+    x: Tensor,
+    weight3: Tensor,
+    weight5: Tensor,
+    weight7: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    *,
+    cross_channel: bool = False,
+    padding_mode: str = "zeros",
+    gate: str = "sigmoid",
+    residual: Optional[Tensor] = None,
+    activation: Optional[str] = None,
+) -> Tensor:
+    """Three kernels mixed by ``p = softmax(mix_weight m + mix_bias)``, ``mix_weight [3, C]``.
+
+    The original convolves a sequence of length 1, so of its ``[C, 1, k]`` weights only the centre taps ``a`` act:
+    ``g = gate(m * (p0 a3 + p1 a5 + p2 a7))``. With ``cross_channel`` the weights are ``[1, 1, k]`` and convolve
+    across channels: ``g = gate(p0 conv3(m) + p1 conv5(m) + p2 conv7(m))``.
+    """
+    m = _pool(x, weight3)
+    p = torch.softmax(F.linear(m, mix_weight, mix_bias), dim=1)
+    weights = (weight3, weight5, weight7)
+    if cross_channel:
+        branches = [_channel_conv(m, w, None, padding_mode) for w in weights]
+    else:
+        branches = [m * w[:, 0, w.shape[-1] // 2] for w in weights]
+    z = sum(p[:, i : i + 1] * branch for i, branch in enumerate(branches))
+    return _rescale(x, _squash(z, gate), residual, activation)
+
+
+def bidirectional_eca(
+    x: Tensor,
+    weight_forward: Tensor,
+    weight_backward: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    *,
+    final_sigmoid: bool = True,
+    padding_mode: str = "zeros",
+    gate: str = "sigmoid",
+    residual: Optional[Tensor] = None,
+    activation: Optional[str] = None,
+) -> Tensor:
+    """Two convolutions, one of them over the reversed channels, mixed by a small network.
+
+    ``p = softmax(mix_weight relu(hidden_weight m + hidden_bias) + mix_bias)``,
+    ``u = p0 gate(conv(m; weight_forward)) + p1 gate(conv(m; flip(weight_backward)))`` and ``g = gate(u)``;
+    with ``final_sigmoid=False``, ``g = u``. Weights ``[1, 1, k]``, ``hidden_weight [hidden, C]``, ``mix_weight [2, hidden]``.
+    """
+    m = _pool(x, weight_forward)
+    p = torch.softmax(F.linear(F.relu(F.linear(m, hidden_weight, hidden_bias)), mix_weight, mix_bias), dim=1)
+    ahead = _squash(_channel_conv(m, weight_forward, None, padding_mode), gate)
+    back = _squash(_channel_conv(m, weight_backward.flip(-1), None, padding_mode), gate)
+    u = p[:, :1] * ahead + p[:, 1:] * back
+    return _rescale(x, _squash(u, gate) if final_sigmoid else u, residual, activation)
+
+
+def _pool(x: Tensor, weight: Tensor) -> Tensor:
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return x.mean(dim=tuple(range(2, x.dim())), dtype=dtype)
+
+
+def _channel_conv(m: Tensor, weight: Tensor, bias: Optional[Tensor], padding_mode: str) -> Tensor:
+    half = weight.shape[-1] // 2
+    sequence = m.unsqueeze(1)
+    if padding_mode == "circular":
+        sequence, half = F.pad(sequence, (half, half), mode="circular"), 0
+    return F.conv1d(sequence, weight, bias, padding=half).squeeze(1)
+
+
+def _squash(z: Tensor, gate: str) -> Tensor:
+    # Not F.hardsigmoid: its float64 gradient multiplies by a float32 1/6 (torch 2.14 on the CPU), an error of 1e-8.
+    return F.relu6(z + 3) / 6 if gate == "hard_sigmoid" else torch.sigmoid(z)
+
+
+def _rescale(x: Tensor, g: Tensor, residual: Optional[Tensor], activation: Optional[str]) -> Tensor:
+    y = x * g.reshape(g.shape + (1,) * (x.dim() - 2))
+    if residual is not None:
+        y = y + residual
+    if activation == "relu":
+        y = F.relu(y)
+    return y.to(x.dtype)

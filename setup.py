@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""Builds eca_cuda._C: CPU kernels always, CUDA kernels where torch is a CUDA build and its compiler is at hand.
+
+Environment: ECA_CUDA_BUILD=auto|cpu|cuda (auto), ECA_CUDA_DEBUG=1 (-O0 -g, warnings are errors),
+TORCH_CUDA_ARCH_LIST. The decision is printed (pip shows it with -v) and stored: python -m eca_cuda.info.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+STABLE_ABI = "0x020a000000000000"  # torch 2.10: one build serves that version and all later ones
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+CPU_SOURCES = [
+    "csrc/ops.cpp",
+    "csrc/cpu/kernels.cpp",
+    "csrc/cpu/kernels_avx2.cpp",
+    "csrc/cpu/kernels_avx512.cpp",
+    "csrc/cpu/kernels_baseline.cpp",
+    "csrc/cpu/ops_cpu.cpp",
+    "csrc/cpu/schedule.cpp",
+]
+CUDA_SOURCES: list[str] = []
+
+
+def stop(message: str) -> None:
+    raise SystemExit(f"[eca_cuda] {message}")
+
+
+def say(message: str) -> None:
+    print(f"[eca_cuda] {message}", file=sys.stderr, flush=True)
+
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+except ImportError:
+    stop("torch is missing: install torch >= 2.10 first, then pip install --no-build-isolation .")
+try:
+    import pybind11
+except ImportError:
+    stop("pybind11 is missing: pip install pybind11 ninja, then pip install --no-build-isolation .")
+
+
+def version() -> str:
+    return re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text()).group(1)
+
+
+def cuda_homes() -> list[Path]:
+    """Where a toolkit may be: CUDA_HOME, beside the nvcc on PATH, torch's usual place, or PyPI's packages."""
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if nvcc := shutil.which("nvcc"):
+        homes.append(Path(nvcc).resolve().parent.parent)
+    homes += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations if spec else []:
+        homes += sorted(Path(root).glob("cu[0-9]*"), reverse=True)
+    return homes
+
+
+def cuda_toolkit() -> tuple[Path, str]:
+    """The home and version of a toolkit that fits torch; LookupError saying why there is none."""
+    if torch.version.cuda is None:
+        raise LookupError(f"torch {torch.__version__} is a CPU-only build")
+    # An nvcc on PATH may be a wrapper outside its toolkit: the headers must be there too.
+    homes = [h for h in cuda_homes() if (h / "bin/nvcc").exists() and (h / "include/cuda_runtime.h").exists()]
+    if not homes:
+        need = torch.version.cuda
+        raise LookupError(f"no nvcc found: set CUDA_HOME, or pip install 'cuda-toolkit[nvcc,crt,cccl]=={need}.*' 'nvidia-nvvm=={need}.*'")
+    for home in homes:
+        text = subprocess.check_output([home / "bin/nvcc", "--version"], text=True)
+        found = re.search(r"release ([\d.]+)", text).group(1)
+        if found.split(".")[0] == torch.version.cuda.split(".")[0]:
+            return home, found
+    raise LookupError(f"nvcc {found} does not fit torch's CUDA {torch.version.cuda}: the major versions must be equal")
+
+
+def decide() -> tuple[Path, str] | None:
+    wanted = os.environ.get("ECA_CUDA_BUILD", "auto")
+    if wanted not in ("auto", "cpu", "cuda"):
+        stop(f"ECA_CUDA_BUILD: expected auto, cpu or cuda, got {wanted!r}")
+    try:
+        if wanted == "cpu":
+            raise LookupError("ECA_CUDA_BUILD=cpu")
+        toolkit = cuda_toolkit()
+        if not CUDA_SOURCES:
+            raise LookupError("this version has no CUDA kernels yet")
+    except LookupError as reason:
+        if wanted == "cuda":
+            stop(f"ECA_CUDA_BUILD=cuda, but {reason}")
+        say(f"building CPU kernels only: {reason}")
+        return None
+    say(f"building CPU and CUDA kernels with nvcc {toolkit[1]} at {toolkit[0]}")
+    return toolkit
+
+
+def extension(toolkit: tuple[Path, str] | None):
+    debug = os.environ.get("ECA_CUDA_DEBUG") == "1"
+    defines = [
+        f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
+        f'-DECA_CUDA_VERSION="{version()}"',
+        f'-DECA_CUDA_TORCH="{torch.__version__}"',
+        f'-DECA_CUDA_TOOLKIT="{toolkit[1] if toolkit else ""}"',
+    ]
+    # -ffp-contract=off: the same roundings, so the same bits, on every instruction set (csrc/cpu/simd.h).
+    cxx = ["-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", *defines]
+    cxx += ["-O0", "-g", "-Wall", "-Werror"] if debug else ["-O3", "-g0"]
+    arguments = {
+        # Before torch's headers: up to torch 2.13 they carry a pybind11 that refuses the stable ABI.
+        "include_dirs": [pybind11.get_include()],
+        "extra_link_args": ["-Wl,--as-needed"] if sys.platform == "linux" else [],
+    }
+    if toolkit is None:
+        built = CppExtension("eca_cuda._C", CPU_SOURCES, extra_compile_args={"cxx": cxx}, **arguments)
+    else:
+        os.environ["CUDA_HOME"] = str(toolkit[0])
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        flags = {"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": ["-O3", "-DUSE_CUDA", *defines]}
+        built = CUDAExtension("eca_cuda._C", CPU_SOURCES + CUDA_SOURCES, extra_compile_args=flags, **arguments)
+        # Static: the library then needs no particular libcudart, and PyPI's toolkits have no other one.
+        built.libraries = ["cudart_static" if name == "cudart" else name for name in built.libraries]
+        built.library_dirs += [str(d) for d in (toolkit[0] / "lib64", toolkit[0] / "lib") if d.is_dir()]
+        built.extra_link_args += ["-lrt", "-ldl", "-lpthread"]
+    built.libraries = [name for name in built.libraries if name not in ("torch_python", "c10_cuda")]
+    return built
+
+
+if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
+    stop("no C++ compiler found: install g++ or set CXX")
+setup(ext_modules=[extension(decide())], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})
