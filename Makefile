@@ -3,11 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
+WHEEL_VENV ?= .venv-wheel
+WHEEL_TORCH ?= torch==2.13.0
+WHEEL_TESTS ?= test_reference.py test_forward.py test_backward.py test_gradcheck.py test_errors.py test_modules.py
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.built
 SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench lint format wheel clean
+.PHONY: all test bench lint format wheel test-wheel clean
 
 all: $(BUILD)
 
@@ -41,7 +44,16 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $(filter csrc/%,$(SOURCES))
 
 wheel: $(VENV)/.installed
+	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 
+# The wheel serves every torch >= 2.10: tests of the operations under another one, with the source tree out of sight.
+test-wheel: wheel
+	rm -rf build/wheel-test && mkdir -p build/wheel-test && cp -r tests build/wheel-test/
+	test -x $(WHEEL_VENV)/bin/python || $(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/pip install -q $(WHEEL_TORCH) pytest hypothesis expecttest numpy
+	$(WHEEL_VENV)/bin/pip install -q --no-deps --force-reinstall dist/eca_cuda-*.whl
+	cd build/wheel-test && ../../$(WHEEL_VENV)/bin/python -m pytest -q -p no:cacheprovider $(addprefix tests/,$(WHEEL_TESTS))
+
 clean:
-	rm -rf build dist *.egg-info eca_cuda/_C*.so $(BUILD)
+	rm -rf build dist $(WHEEL_VENV) *.egg-info eca_cuda/_C*.so $(BUILD)

@@ -73,8 +73,8 @@ def cuda_toolkit() -> tuple[Path, str]:
     # An nvcc on PATH may be a wrapper outside its toolkit: the headers must be there too.
     homes = [h for h in cuda_homes() if (h / "bin/nvcc").exists() and (h / "include/cuda_runtime.h").exists()]
     if not homes:
-        need = torch.version.cuda
-        raise LookupError(f"no nvcc found: set CUDA_HOME, or pip install 'cuda-toolkit[nvcc,crt,cccl]=={need}.*' 'nvidia-nvvm=={need}.*'")
+        packages = " ".join(f"'{p}=={torch.version.cuda}.*'" for p in ("cuda-toolkit[nvcc,crt,cccl]", "nvidia-nvvm"))
+        raise LookupError(f"no nvcc found: set CUDA_HOME, or pip install {packages}")
     for home in homes:
         text = subprocess.check_output([home / "bin/nvcc", "--version"], text=True)
         found = re.search(r"release ([\d.]+)", text).group(1)
@@ -83,7 +83,8 @@ def cuda_toolkit() -> tuple[Path, str]:
     raise LookupError(f"nvcc {found} does not fit torch's CUDA {torch.version.cuda}: the major versions must be equal")
 
 
-def decide() -> tuple[Path, str] | None:
+def decide() -> tuple[tuple[Path, str] | None, str]:
+    """The toolkit to build CUDA kernels with, or None, and the reason in words."""
     wanted = os.environ.get("ECA_CUDA_BUILD", "auto")
     if wanted not in ("auto", "cpu", "cuda"):
         stop(f"ECA_CUDA_BUILD: expected auto, cpu or cuda, got {wanted!r}")
@@ -96,19 +97,19 @@ def decide() -> tuple[Path, str] | None:
     except LookupError as reason:
         if wanted == "cuda":
             stop(f"ECA_CUDA_BUILD=cuda, but {reason}")
-        say(f"building CPU kernels only: {reason}")
-        return None
-    say(f"building CPU and CUDA kernels with nvcc {toolkit[1]} at {toolkit[0]}")
-    return toolkit
+        return None, f"CPU kernels only: {reason}"
+    return toolkit, f"CPU and CUDA kernels with nvcc {toolkit[1]}"
 
 
-def extension(toolkit: tuple[Path, str] | None):
+def extension(toolkit: tuple[Path, str] | None, reason: str):
+    say(f"building {reason}")
     debug = os.environ.get("ECA_CUDA_DEBUG") == "1"
     defines = [
         f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
         f'-DECA_CUDA_VERSION="{version()}"',
         f'-DECA_CUDA_TORCH="{torch.__version__}"',
         f'-DECA_CUDA_TOOLKIT="{toolkit[1] if toolkit else ""}"',
+        f'-DECA_CUDA_BUILT="{reason}"',
     ]
     # -ffp-contract=off: the same roundings, so the same bits, on every instruction set (csrc/cpu/simd.h).
     cxx = ["-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", *defines]
@@ -136,4 +137,4 @@ def extension(toolkit: tuple[Path, str] | None):
 
 if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
     stop("no C++ compiler found: install g++ or set CXX")
-setup(ext_modules=[extension(decide())], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})
+setup(ext_modules=[extension(*decide())], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})

@@ -11,7 +11,7 @@
 
 #define ECA_PARAMETERS "Tensor weight, Tensor? bias"
 #define MULTI_KERNEL_PARAMETERS "Tensor weight3, Tensor weight5, Tensor weight7, Tensor mix_weight, Tensor mix_bias"
-#define BIDIRECTIONAL_PARAMETERS                                                                  \
+#define BIDIRECTIONAL_PARAMETERS                                                              \
   "Tensor weight_forward, Tensor weight_backward, Tensor hidden_weight, Tensor hidden_bias, " \
   "Tensor mix_weight, Tensor mix_bias"
 
@@ -42,7 +42,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("CROSS_CHANNEL") = static_cast<int>(eca::kCrossChannel);
   m.attr("SINGLE_SIGMOID") = static_cast<int>(eca::kSingleSigmoid);
   m.attr("GRAD_RESIDUAL") = static_cast<int>(eca::kGradResidual);
-  m.def("cpu_kernels", [] { return eca::kernels().name; }, "Name of the instruction set that the CPU kernels use here.");
+  m.def(
+      "cpu_kernels", [] { return eca::kernels().name; }, "Name of the instruction set that the CPU kernels use here.");
   m.def(
       "build_info",
       [] {
@@ -51,7 +52,8 @@ PYBIND11_MODULE(_C, m) {
         info["torch"] = ECA_CUDA_TORCH;
         info["compiler"] = __VERSION__;
         info["cuda"] = ECA_CUDA_TOOLKIT;
+        info["built"] = ECA_CUDA_BUILT;
         return info;
       },
-      "What this library was built from: versions of eca_cuda, torch's headers, compiler and CUDA toolkit.");
+      "What this library was built from: versions of eca_cuda, torch's headers, compiler and CUDA toolkit, and what for.");
 }

@@ -11,16 +11,17 @@ inline constexpr int kMaxParameters = 6;
 
 // The operators' `flags` argument is a sum of these. Python reads the values from eca_cuda._C.
 enum Option : int64_t {
-  kCircular = 1,       // channels have no edges: the convolution wraps around
-  kHardSigmoid = 2,    // hard_sigmoid wherever the original has a sigmoid
-  kRelu = 4,           // y = max(x * g + residual, 0)
-  kCrossChannel = 8,   // multi-kernel: convolve across channels
-  kSingleSigmoid = 16, // bidirectional: leave the outer sigmoid out
-  kGradResidual = 32   // backward with kRelu: the gradient of the residual is wanted too
+  kCircular = 1,        // channels have no edges: the convolution wraps around
+  kHardSigmoid = 2,     // hard_sigmoid wherever the original has a sigmoid
+  kRelu = 4,            // y = max(x * g + residual, 0)
+  kCrossChannel = 8,    // multi-kernel: convolve across channels
+  kSingleSigmoid = 16,  // bidirectional: leave the outer sigmoid out
+  kGradResidual = 32    // backward with kRelu: the gradient of the residual is wanted too
 };
 
 enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };
 inline constexpr int kDTypes = 4;
+constexpr int64_t item_size(DType dtype) { return dtype == DType::kFloat ? 4 : dtype == DType::kDouble ? 8 : 2; }
 
 // Where the elements of one sample lie. In both, a run of consecutive elements is what the kernels vectorise over.
 enum class Layout : int {

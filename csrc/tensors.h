@@ -18,7 +18,6 @@
 
 namespace eca {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -28,17 +27,23 @@ inline void require(bool valid, const char* argument) {
 }
 
 inline void check(AOTITorchError error, const char* what) {
-  if (error != TORCH_SUCCESS) throw std::runtime_error(std::string("eca_cuda: ") + what + " failed, see the message above");
+  if (error != TORCH_SUCCESS)
+    throw std::runtime_error(std::string("eca_cuda: ") + what + " failed, see the message above");
+}
+
+inline int32_t raw_dtype(const Tensor& t) {
+  int32_t dtype;
+  check(aoti_torch_get_dtype(t.get(), &dtype), "reading a dtype");
+  return dtype;
 }
 
 inline DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat;
-    case ScalarType::Double: return DType::kDouble;
-    case ScalarType::Half: return DType::kHalf;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    default: throw std::invalid_argument("eca_cuda: invalid argument x");
-  }
+  // In the order of DType. Asked for once: torch numbers its dtypes at run time.
+  static const int32_t known[kDTypes] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
+                                         aoti_torch_dtype_float16(), aoti_torch_dtype_bfloat16()};
+  const auto found = std::find(known, known + kDTypes, raw_dtype(x));
+  require(found != known + kDTypes, "dtype");
+  return static_cast<DType>(found - known);
 }
 
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
@@ -62,7 +67,7 @@ class MapShape {
 
   int64_t n() const { return sizes_[0]; }
   int64_t c() const { return sizes_[1]; }
-  int64_t s = 1;
+  int64_t s = 1;  // number of positions
 
   // Distance in elements between planes or rows, or -1 if the map does not lie that way.
   int64_t run_stride(Layout layout) const {
@@ -70,6 +75,15 @@ class MapShape {
     return c() <= 1 || strides_[1] == 1 ? (s <= 1 ? 0 : spatial_stride_) : -1;
   }
   bool fits(Layout layout) const { return run_stride(layout) >= 0; }
+
+  // Whether two maps that fit a layout list their positions in the same order (transposed ones do not).
+  bool walks_like(const MapShape& other) const {
+    for (size_t d = 2; d < sizes_.size(); ++d) {
+      if (sizes_[d] != 1 && strides_[d] * other.spatial_stride_ != other.strides_[d] * spatial_stride_) return false;
+    }
+    return true;
+  }
+
   int64_t sample_stride() const { return strides_[0]; }
 
   // No gaps and no overlaps, so that an output may have the same strides.
@@ -99,7 +113,7 @@ class MapShape {
     return true;
   }
 
-  // Positions are interchangeable: any order of the spatial dimensions serves, as long as it is one even progression.
+  // Any order of the spatial dimensions serves, as long as all positions are one even progression.
   void collapse_spatial() {
     int64_t expected = -1;
     const bool even = walk(2, [&](int64_t size, int64_t stride) {
@@ -115,19 +129,15 @@ class MapShape {
   int64_t spatial_stride_ = 1;
 };
 
-inline Tensor empty_strided(const Tensor& like, size_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+inline Tensor empty_strided(const Tensor& like, size_t dim, const int64_t* sizes, const int64_t* strides,
+                            int32_t dtype) {
   AtenTensorHandle handle;
   int32_t device;
   check(aoti_torch_get_device_type(like.get(), &device), "reading a device");
-  check(aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, dtype, device, like.get_device_index(), &handle),
+  check(aoti_torch_empty_strided(static_cast<int64_t>(dim), sizes, strides, dtype, device, like.get_device_index(),
+                                 &handle),
         "allocating an output");
   return Tensor(handle);
-}
-
-inline int32_t raw_dtype(const Tensor& t) {
-  int32_t dtype;
-  check(aoti_torch_get_dtype(t.get(), &dtype), "reading a dtype");
-  return dtype;
 }
 
 inline Tensor empty_vector(const Tensor& like, int64_t size, int32_t dtype) {
@@ -140,10 +150,9 @@ inline Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns, in
   return empty_strided(like, 2, sizes, strides, dtype);
 }
 
-// torch.empty_like(x): the strides of x where it is dense, else what torch makes of them.
-inline Tensor empty_like(const Tensor& x, const MapShape& shape) {
-  if (!shape.is_dense()) return torch::stable::empty_like(x);
-  return empty_strided(x, x.dim(), x.sizes().data(), x.strides().data(), raw_dtype(x));
+// A tensor with the sizes, strides and dtype of a dense one.
+inline Tensor empty_as(const Tensor& dense) {
+  return empty_strided(dense, dense.dim(), dense.sizes().data(), dense.strides().data(), raw_dtype(dense));
 }
 
 }  // namespace eca

@@ -27,10 +27,12 @@ def _load() -> ModuleType:
         present = sorted(path.name for path in Path(__file__).parent.glob("_C*.so"))
         if present:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            raise ImportError(f"eca_cuda was built for another Python ({present[0]}), this is {version}: {_BUILD}") from None
+            message = f"eca_cuda was built for another Python ({present[0]}), this is {version}: {_BUILD}"
+            raise ImportError(message) from None
         raise ImportError(f"eca_cuda is not built: {_BUILD}") from None
     except ImportError as error:
-        raise ImportError(f"eca_cuda was built for another torch or machine than torch {torch.__version__} here ({error}): rebuild with {_BUILD}") from error
+        message = f"eca_cuda was built for another torch or machine than torch {torch.__version__} here"
+        raise ImportError(f"{message} ({error}): rebuild with {_BUILD}") from error
 
 
 def _another_copy_is_loaded() -> bool:

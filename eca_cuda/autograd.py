@@ -8,7 +8,8 @@ composite  the reference, plain torch operators: under torch.func transforms and
            custom translation; and as the definition that second and higher derivatives come from
 """
 
-from typing import Any, Optional
+from contextlib import nullcontext
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor
@@ -27,36 +28,31 @@ def apply(
     if _functorch_is_active() or forward_ad._current_level >= 0 or (compiling and torch.onnx.is_in_onnx_export()):
         ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags)
-    if compiling:
-        return _fused(name, x, parameters, residual, flags)
     try:
-        return _fused(name, x, parameters, residual, flags)
+        if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
+            return cast(Tensor, _Fused.apply(name, flags, x, residual, *parameters))
+        return cast(Tensor, ops.VARIANTS[name].infer(x, *parameters, residual, flags))
     except Exception as error:
-        ops.check(name, x, parameters, residual, flags, error)  # says what was wrong, where the operators only refuse
+        if not compiling:  # a tracer has been told already, by the operators' fake implementations
+            ops.check(name, x, parameters, residual, flags, error)
         raise
 
 
-def _fused(
-    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
-) -> Tensor:
-    if torch.is_grad_enabled():
-        for t in (x, residual, *parameters):
-            if t is not None and t.requires_grad:
-                result: Tensor = _Fused.apply(name, flags, x, residual, *parameters)
-                return result
-    y: Tensor = ops.VARIANTS[name].infer(x, *parameters, residual, flags)
-    return y
+def _any_requires_grad(*tensors: Optional[Tensor]) -> bool:
+    for t in tensors:  # noqa: SIM110 - any() with a generator takes three times as long
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 def composite(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """The same by the reference. As the operators do, it ignores autocast: ``y`` has the dtype of ``x``."""
-    function = getattr(reference, name)
-    if not torch.amp.is_autocast_available(x.device.type):
-        return function(x, *parameters, residual=residual, **ops.options(name, flags))
-    with torch.autocast(x.device.type, enabled=False):
-        return function(x, *parameters, residual=residual, **ops.options(name, flags))
+    has_autocast = torch.amp.is_autocast_available(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
+        y: Tensor = getattr(reference, name)(x, *parameters, residual=residual, **ops.options(name, flags))
+    return y
 
 
 class _Fused(torch.autograd.Function):
@@ -64,6 +60,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, name: str, flags: int, x: Tensor, residual: Optional[Tensor], *parameters: Any) -> Tensor:
+        y: Tensor
         y, mean = ops.VARIANTS[name].forward(x, *parameters, residual, flags)
         ctx.name, ctx.flags = name, flags
         ctx.save_for_backward(x, mean, y if flags & ops.RELU else None, *parameters)
@@ -89,10 +86,11 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
     grad_sum = grad_y if y is None else grad_y.masked_fill(y <= 0, 0)
     with torch.enable_grad():
         # Aliases, so that a tensor that was passed twice gets each gradient once.
-        inputs = [None if t is None else t.view_as(t) for t in (x, *parameters)]
-        out = composite(ctx.name, inputs[0], tuple(inputs[1:]), None, ctx.flags & ~ops.RELU)
+        x = x.view_as(x)
+        parameters = [None if t is None else t.view_as(t) for t in parameters]
+        out = composite(ctx.name, x, tuple(parameters), None, ctx.flags & ~ops.RELU)
         needed = (ctx.needs_input_grad[2], *ctx.needs_input_grad[4:])
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+        wanted = [t for t, need in zip((x, *parameters), needed, strict=True) if need and t is not None]
         grads = iter(torch.autograd.grad(out, wanted, grad_sum, create_graph=True) if wanted else ())
     grad_x, *grad_parameters = (next(grads) if need else None for need in needed)
     return None, None, grad_x, grad_sum if ctx.needs_input_grad[3] else None, *grad_parameters

@@ -49,9 +49,7 @@ def _variant(name: str) -> Variant:
     return Variant(*(getattr(torch.ops.eca_cuda, f"{name}_{direction}").default for direction in Variant._fields))
 
 
-VARIANTS: dict[str, Variant] = {
-    name: _variant(name) for name in ("eca", "multi_kernel_eca", "bidirectional_eca")
-}
+VARIANTS: dict[str, Variant] = {name: _variant(name) for name in ("eca", "multi_kernel_eca", "bidirectional_eca")}
 
 
 def options(name: str, flags: int) -> dict[str, Any]:
@@ -106,5 +104,6 @@ def _fake_backward(
 
 
 for _name, _operators in VARIANTS.items():
-    for _operator, _fake in zip(_operators, (_fake_infer, _fake_forward, _fake_backward), strict=True):
-        torch.library.register_fake(_operator.name(), partial(_fake, _name))
+    torch.library.register_fake(_operators.infer.name(), partial(_fake_infer, _name))
+    torch.library.register_fake(_operators.forward.name(), partial(_fake_forward, _name))
+    torch.library.register_fake(_operators.backward.name(), partial(_fake_backward, _name))

@@ -61,7 +61,7 @@ def multi_kernel_eca(
         branches = [_channel_conv(m, w, None, padding_mode) for w in weights]
     else:
         branches = [m * w[:, 0, w.shape[-1] // 2] for w in weights]
-    z = sum(p[:, i : i + 1] * branch for i, branch in enumerate(branches))
+    z = p[:, 0:1] * branches[0] + p[:, 1:2] * branches[1] + p[:, 2:3] * branches[2]
     return _rescale(x, _squash(z, gate), residual, activation)
 
 
@@ -84,7 +84,7 @@ def bidirectional_eca(
 
     ``p = softmax(mix_weight relu(hidden_weight m + hidden_bias) + mix_bias)``,
     ``u = p0 gate(conv(m; weight_forward)) + p1 gate(conv(m; flip(weight_backward)))`` and ``g = gate(u)``;
-    with ``final_sigmoid=False``, ``g = u``. Weights ``[1, 1, k]``, ``hidden_weight [hidden, C]``, ``mix_weight [2, hidden]``.
+    with ``final_sigmoid=False``, ``g = u``. Weights ``[1, 1, k]``, ``[hidden, C]`` and ``[2, hidden]``.
     """
     m = _pool(x, weight_forward)
     p = torch.softmax(F.linear(F.relu(F.linear(m, hidden_weight, hidden_bias)), mix_weight, mix_bias), dim=1)

@@ -6,9 +6,9 @@ rounded inputs), ``eager`` (the reference in the dtype under test) and ``ours``:
 
     max|ours - exact| <= 2 max|eager - exact| + (eps(output) + sqrt(terms) eps(accumulator)) max|exact|
 
-Eager's error is one draw of rounding luck; of two draws (as given, and with samples and positions reversed) the larger
-counts. For float64 there is no wider type to see eager's error with: the error of the reference in float32, scaled by the ratio
-of the two eps, stands in for it.
+Eager's error is one draw of rounding luck; of two draws (as given, and with samples and positions reversed) the
+larger counts. For float64 there is no wider type to see eager's error with: the error of the reference in float32,
+scaled by the ratio of the two eps, stands in for it.
 """
 
 import math
@@ -121,7 +121,7 @@ def evaluate(
     dtype: Optional[torch.dtype] = None,
     **options: Any,
 ) -> Evaluation:
-    """Run ``function`` and, given ``grad_y``, its backward; ``dtype`` first casts every tensor (for the float64 oracle)."""
+    """Run ``function`` and, given ``grad_y``, its backward; ``dtype`` casts every tensor first."""
 
     def leaf(t: Optional[Tensor]) -> Optional[Tensor]:
         if t is None:
@@ -137,7 +137,7 @@ def evaluate(
     if grad_y is not None:
         named = {name: t for name, t in leaves.items() if t is not None}
         grads = torch.autograd.grad(y, list(named.values()), grad_y if dtype is None else grad_y.to(dtype))
-        results |= {f"grad_{name}": grad for name, grad in zip(named, grads)}
+        results |= {f"grad_{name}": grad for name, grad in zip(named, grads, strict=True)}
     return Evaluation(results)
 
 
@@ -183,7 +183,7 @@ def check_against_reference(
     function: Optional[Callable[..., Tensor]] = None,
     **options: Any,
 ) -> float:
-    """Compare ``function`` (default: the variant's own) with the reference; returns the worst share of the budget used."""
+    """Compare ``function`` (default: the variant's own) with the reference; returns the worst share of a budget."""
     common: dict[str, Any] = {"residual": residual, "grad_y": grad_y, **options}
     wide = x.dtype == torch.float64
     ours = evaluate(function or variant.function, x, parameters, **common)

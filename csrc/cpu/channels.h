@@ -55,7 +55,8 @@ struct Channels {
     A* out = padded[slot];
     std::memcpy(out + half, values, count * sizeof(A));
     for (int64_t i = 0; i < half; ++i) {
-      const int64_t left = padded_channel(i - half, count, circular), right = padded_channel(count + i, count, circular);
+      const int64_t left = padded_channel(i - half, count, circular),
+                    right = padded_channel(count + i, count, circular);
       out[i] = left < 0 ? A(0) : values[left];
       out[half + count + i] = right < 0 ? A(0) : values[right];
     }

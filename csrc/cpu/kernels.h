@@ -10,8 +10,8 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-// Numbers of A that the executor of the gates needs besides the gate's own scratch: two padded copies of C numbers, with
-// room for a window of 16 lanes that starts at the last channel.
+// Numbers of A that the executor of the gates needs besides the gate's own scratch: two padded copies of C numbers,
+// with room for a window of 16 lanes that starts at the last channel.
 inline int64_t padded_size(int64_t channels, int64_t half) { return channels + 2 * half + 16; }
 inline int64_t gate_workspace(int64_t channels, int64_t half) { return 2 * padded_size(channels, half); }
 
@@ -27,16 +27,23 @@ struct Map {
   int64_t stride;
 };
 
+// What a thread will reduce next, usually its next sample: asking for it while outputs are written overlaps the two
+// directions of the memory bus. Where nothing is next, the current sample.
+struct Next {
+  Map x, grad_y;
+};
+
 struct RescaleArgs {
   Map x, residual, y;  // residual.data may be null
-  const void* gate;    // A[C]
-  bool relu, streaming;
+  Next next;
+  const void* gate;  // A[C]
+  bool relu;
 };
 
 struct GradientArgs {
   Map grad_y, y, grad_x, grad_residual;  // y.data is null without relu; grad_residual.data is null if not asked for
-  const void *gate, *shift;              // A[C] each
-  bool streaming;
+  Next next;
+  const void *gate, *shift;  // A[C] each
 };
 
 struct MapKernels {

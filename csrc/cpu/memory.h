@@ -7,9 +7,16 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-template <class T> struct AccumulatorOf { using type = float; };
-template <> struct AccumulatorOf<double> { using type = double; };
-template <class T> using Accumulator = typename AccumulatorOf<T>::type;
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
 
 template <class A>
 inline Pack<A> load(const A* p) {
@@ -126,18 +133,8 @@ inline void store_partial(float* p, Pack<float> value, int n) {
 }
 #endif
 
-// A store that goes past the caches, for outputs too large to stay in them. p must be aligned to a pack.
-template <class T>
-inline void store_streaming(T* p, Pack<Accumulator<T>> value) {
-  store(p, value);
-}
-#if defined(ECA_MASKS)
-inline void store_streaming(float* p, Pack<float> value) { _mm512_stream_ps(p, (__m512)value.v[0]); }
-#elif defined(ECA_F16C)
-inline void store_streaming(float* p, Pack<float> value) {
-  for (int i = 0; i < 2; ++i) _mm256_stream_ps(p + 8 * i, (__m256)value.v[i]);
-}
-#endif
+// Into the second-level cache.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace ECA_TARGET
 }  // namespace eca

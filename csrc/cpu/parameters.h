@@ -14,7 +14,9 @@ namespace eca {
 // Checks the parameters' shapes against C channels and the options, and fills kernel_size and hidden.
 template <class A>
 GateArgs<A> gate_arguments(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
-  const auto is_taps = [&](const Tensor& t) { return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1; };
+  const auto is_taps = [&](const Tensor& t) {
+    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1;
+  };
   GateArgs<A> args{{}, c, 0, 0, flags};
   if (variant == Variant::kEca) {
     require(is_taps(*p[0]), "weight");
@@ -45,16 +47,19 @@ inline int64_t centre_tap(Variant variant, int64_t flags, const Tensor& t, int i
 
 template <class A>
 bool holds(const Tensor& t) {
-  return t.scalar_type() == (sizeof(A) == sizeof(double) ? ScalarType::Double : ScalarType::Float);
+  return dtype_of(t) == (sizeof(A) == sizeof(double) ? DType::kDouble : DType::kFloat);
 }
 
 // Calls f(T{}) with the C++ type of the parameter's elements.
 template <class A, class F>
 auto with_type(const Tensor& t, F f) {
-  switch (t.scalar_type()) {
-    case ScalarType::Half: return f(torch::headeronly::Half{});
-    case ScalarType::BFloat16: return f(torch::headeronly::BFloat16{});
-    default: return f(A{});
+  switch (dtype_of(t)) {
+    case DType::kHalf:
+      return f(torch::headeronly::Half{});
+    case DType::kBFloat16:
+      return f(torch::headeronly::BFloat16{});
+    default:
+      return f(A{});
   }
 }
 
@@ -62,9 +67,9 @@ template <class A>
 class Parameters {
  public:
   Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags) {
-    const auto dtype = tensors[0]->scalar_type();
-    require(dtype == x.scalar_type() || (dtype == ScalarType::Float && sizeof(A) == sizeof(float)), "parameter");
-    for (const Tensor* t : tensors) require(!t || (t->is_cpu() && t->scalar_type() == dtype), "parameter");
+    const int32_t dtype = raw_dtype(*tensors[0]);
+    require(dtype == raw_dtype(x) || holds<A>(*tensors[0]), "parameter");
+    for (const Tensor* t : tensors) require(!t || (t->is_cpu() && raw_dtype(*t) == dtype), "parameter");
     args = gate_arguments<A>(variant, tensors, c, flags);
     facts = gate_facts(variant, args);
     for (int i = 0; i < facts.parameters; ++i) {
@@ -111,7 +116,8 @@ class ParameterOutput {
       using T = decltype(zero);
       T* to = static_cast<T*>(tensor_.mutable_data_ptr());
       const int64_t taps = centre_ < 0 ? 1 : tensor_.size(2), centre = std::max<int64_t>(centre_, 0);
-      for (int64_t j = 0; j < tensor_.numel(); ++j) to[j] = j % taps == centre ? static_cast<T>(values_[j / taps]) : zero;
+      for (int64_t j = 0; j < tensor_.numel(); ++j)
+        to[j] = j % taps == centre ? static_cast<T>(values_[j / taps]) : zero;
     });
     return tensor_;
   }

@@ -32,7 +32,13 @@ struct Reduce<A, Layout::kPlanes> {
         for (int u = 0; u < 4; ++u) total[u] = total[u] + term(c, i + u * kLanes, kLanes);
       }
       for (; i + kLanes <= tile.s1; i += kLanes) total[0] = total[0] + term(c, i, kLanes);
-      if (i < tile.s1) total[1] = total[1] + term(c, i, static_cast<int>(tile.s1 - i));
+      const int left = static_cast<int>(tile.s1 - i);
+      if (left > 0 && tile.s1 - tile.s0 >= kLanes) {  // one whole pack that ends with the run, less what is counted
+        const Pack<A> last = term(c, tile.s1 - kLanes, kLanes);
+        total[1] = total[1] + select(from_lane<A>(kLanes - left), last, Pack<A>(0));
+      } else if (left > 0) {
+        total[1] = total[1] + term(c, i, left);
+      }
       out[c] = sum((total[0] + total[1]) + (total[2] + total[3]));
     }
   }

@@ -36,7 +36,8 @@ class Tiling {
 
   Tile at(int64_t i) const {
     if (p_.layout == Layout::kRows) return {0, p_.c, i * per_tile_, std::min(p_.s, (i + 1) * per_tile_)};
-    if (blocks > 1) return {i / blocks, i / blocks + 1, block(i) * kTileElements, std::min(p_.s, (block(i) + 1) * kTileElements)};
+    if (blocks > 1)
+      return {i / blocks, i / blocks + 1, block(i) * kTileElements, std::min(p_.s, (block(i) + 1) * kTileElements)};
     return {i * per_tile_, std::min(p_.c, (i + 1) * per_tile_), 0, p_.s};
   }
   int64_t block(int64_t i) const { return i % blocks; }  // which of a channel's partial sums tile i computes
@@ -48,7 +49,7 @@ class Tiling {
   int64_t per_tile_ = 0;
 };
 
-// pass offers reduce(n, tile, sums), gate(n, work), apply(n, tile, work); work is the memory of one sample.
+// pass offers reduce(n, tile, sums), gate(n, work), apply(n, next, tile, work); work is the memory of one sample.
 template <class A, class Pass>
 void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
   const Tiling tiling(p);
@@ -63,7 +64,8 @@ void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
 
   const auto for_range = [&](int64_t count, auto body) {
     using Body = decltype(body);
-    parallel.run(count, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
+    parallel.run(
+        count, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
   };
   const auto whole_samples = [&](int64_t begin, int64_t end) {
     const std::unique_ptr<A[]> memory(new A[size]);
@@ -71,7 +73,8 @@ void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t t = 0; t < tiling.count; ++t) pass.reduce(n, tiling.at(t), sums(work, t));
       gate(n, work);
-      for (int64_t t = tiling.count; t-- > 0;) pass.apply(n, tiling.at(t), work + tiling.blocks * p.c);
+      const int64_t next = n + 1 < end ? n + 1 : n;
+      for (int64_t t = tiling.count; t-- > 0;) pass.apply(n, next, tiling.at(t), work + tiling.blocks * p.c);
     }
   };
 
@@ -96,15 +99,14 @@ void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
   for_range(shared * tiling.count, [&](int64_t begin, int64_t end) {
     for (int64_t i = end; i-- > begin;) {
       const int64_t n = i / tiling.count;
-      pass.apply(whole + n, tiling.at(i % tiling.count), work(n) + tiling.blocks * p.c);
+      pass.apply(whole + n, whole + n, tiling.at(i % tiling.count), work(n) + tiling.blocks * p.c);
     }
   });
 }
 
 Map sample(const Batch& batch, const Problem& p, int64_t n) {
-  static constexpr int64_t kItemSize[] = {4, 8, 2, 2};  // in the order of DType
   if (!batch.data) return {nullptr, 0};
-  return {static_cast<char*>(batch.data) + n * batch.sample_stride * kItemSize[static_cast<int>(p.dtype)], batch.run_stride};
+  return {static_cast<char*>(batch.data) + n * batch.sample_stride * item_size(p.dtype), batch.run_stride};
 }
 
 template <class A>
@@ -127,9 +129,13 @@ struct ForwardPass : PassBase<A> {
     for (int64_t c = 0; c < p.c; ++c) mean[c] = sums[c] / static_cast<A>(p.s);
     this->gates.forward(p.gate_args, work + p.c, mean, work);
   }
-  void apply(int64_t n, Tile tile, A* work) const {
-    this->maps.rescale({sample(call.x, p, n), sample(call.residual, p, n), sample(call.y, p, n), work,
-                        (p.flags & kRelu) != 0, false},
+  void apply(int64_t n, int64_t next, Tile tile, A* work) const {
+    this->maps.rescale({sample(call.x, p, n),
+                        sample(call.residual, p, n),
+                        sample(call.y, p, n),
+                        {sample(call.x, p, next), {}},
+                        work,
+                        (p.flags & kRelu) != 0},
                        tile);
   }
 };
@@ -150,9 +156,14 @@ struct BackwardPass : PassBase<A> {
                          static_cast<A*>(call.record) + n * call.record_size, static_cast<A*>(call.field) + n * p.c);
     for (int64_t c = 0; c < p.c; ++c) shift[c] /= static_cast<A>(p.s);
   }
-  void apply(int64_t n, Tile tile, A* work) const {
-    this->maps.gradient({sample(call.grad_y, p, n), sample(call.y, p, n), sample(call.grad_x, p, n),
-                         sample(call.grad_residual, p, n), work, work + p.c, false},
+  void apply(int64_t n, int64_t next, Tile tile, A* work) const {
+    this->maps.gradient({sample(call.grad_y, p, n),
+                         sample(call.y, p, n),
+                         sample(call.grad_x, p, n),
+                         sample(call.grad_residual, p, n),
+                         {sample(call.x, p, next), sample(call.grad_y, p, next)},
+                         work,
+                         work + p.c},
                         tile);
   }
 };
@@ -171,7 +182,11 @@ void run(const Problem& p, const Call& call, const Parallel& parallel) {
 
 }  // namespace
 
-void run_forward(const Problem& p, const ForwardCall& call, const Parallel& parallel) { run<ForwardPass>(p, call, parallel); }
-void run_backward(const Problem& p, const BackwardCall& call, const Parallel& parallel) { run<BackwardPass>(p, call, parallel); }
+void run_forward(const Problem& p, const ForwardCall& call, const Parallel& parallel) {
+  run<ForwardPass>(p, call, parallel);
+}
+void run_backward(const Problem& p, const BackwardCall& call, const Parallel& parallel) {
+  run<BackwardPass>(p, call, parallel);
+}
 
 }  // namespace eca

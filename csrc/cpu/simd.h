@@ -19,8 +19,12 @@ inline namespace ECA_TARGET {
 
 inline constexpr int kLanes = 16;
 
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
 template <class A>
 struct Pack {
@@ -40,36 +44,77 @@ struct Mask {
   decltype(typename Pack<A>::Vector{} < typename Pack<A>::Vector{}) v[Pack<A>::kVectors];
 };
 
-#define ECA_LANEWISE(result, expression)                               \
-  result r;                                                            \
-  for (int i = 0; i < Pack<A>::kVectors; ++i) r.v[i] = (expression);   \
+#define ECA_LANEWISE(result, expression)                             \
+  result r;                                                          \
+  for (int i = 0; i < Pack<A>::kVectors; ++i) r.v[i] = (expression); \
   return r
 
-template <class A> inline Pack<A> operator+(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] + b.v[i]); }
-template <class A> inline Pack<A> operator-(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] - b.v[i]); }
-template <class A> inline Pack<A> operator*(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] * b.v[i]); }
-template <class A> inline Pack<A> operator/(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Pack<A>, a.v[i] / b.v[i]); }
-template <class A> inline Pack<A> operator-(Pack<A> a) { ECA_LANEWISE(Pack<A>, -a.v[i]); }
-template <class A> inline Mask<A> operator<(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Mask<A>, a.v[i] < b.v[i]); }
-template <class A> inline Mask<A> operator>(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Mask<A>, a.v[i] > b.v[i]); }
-template <class A> inline Mask<A> operator<=(Pack<A> a, Pack<A> b) { ECA_LANEWISE(Mask<A>, a.v[i] <= b.v[i]); }
-template <class A> inline Pack<A> select(Mask<A> m, Pack<A> a, Pack<A> b) {
+template <class A>
+inline Pack<A> operator+(Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Pack<A>, a.v[i] + b.v[i]);
+}
+template <class A>
+inline Pack<A> operator-(Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Pack<A>, a.v[i] - b.v[i]);
+}
+template <class A>
+inline Pack<A> operator*(Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Pack<A>, a.v[i] * b.v[i]);
+}
+template <class A>
+inline Pack<A> operator/(Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Pack<A>, a.v[i] / b.v[i]);
+}
+template <class A>
+inline Pack<A> operator-(Pack<A> a) {
+  ECA_LANEWISE(Pack<A>, -a.v[i]);
+}
+template <class A>
+inline Mask<A> operator<(Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Mask<A>, a.v[i] < b.v[i]);
+}
+template <class A>
+inline Mask<A> operator>(Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Mask<A>, a.v[i] > b.v[i]);
+}
+template <class A>
+inline Mask<A> operator<=(Pack<A> a, Pack<A> b) {
+  ECA_LANEWISE(Mask<A>, a.v[i] <= b.v[i]);
+}
+template <class A>
+inline Pack<A> select(Mask<A> m, Pack<A> a, Pack<A> b) {
   ECA_LANEWISE(Pack<A>, m.v[i] ? a.v[i] : b.v[i]);
 }
 
 // Lanes l and l + 8 first, then l + 4, l + 2, l + 1: the same tree for every register width.
 template <class A>
 inline A sum(Pack<A> p) {
-  A lane[kLanes];
-  std::memcpy(lane, &p, sizeof lane);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
-  }
-  return lane[0];
+  typedef A Quarter __attribute__((vector_size(4 * sizeof(A))));
+  Quarter q[4];
+  std::memcpy(q, &p, sizeof q);
+  const Quarter four = (q[0] + q[2]) + (q[1] + q[3]);
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// exp to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r (coefficients of the Cephes library), times 2^n
-// in two steps, so that results near the largest float do not overflow on the way.
+// All bits set in the lanes from n on, 0 <= n <= 16.
+template <class A>
+inline Mask<A> from_lane(int n) {
+  struct Bits {
+    A zeros[kLanes];
+    uint64_t ones[kLanes * sizeof(A) / 8];
+  };
+  static constexpr Bits window = [] {
+    Bits bits{};
+    for (auto& word : bits.ones) word = ~uint64_t{0};
+    return bits;
+  }();
+  Mask<A> mask;
+  std::memcpy(&mask, reinterpret_cast<const char*>(&window) + (kLanes - n) * sizeof(A), sizeof mask);
+  return mask;
+}
+
+// exp to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r (coefficients of the Cephes library), times
+// 2^n in two steps, so that results near the largest float do not overflow on the way.
 inline Pack<float> exp(Pack<float> x) {
   using V = Pack<float>;
   const V magic(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
@@ -77,7 +122,8 @@ inline Pack<float> exp(Pack<float> x) {
   const V clamped = select(x > overflow, overflow, select(x < underflow, underflow, x));
   const V biased = clamped * V(1.44269504f) + magic, n = biased - magic;
   const V r = clamped - n * V(0.693359375f) + n * V(2.12194440e-4f);
-  const float coefficients[5] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  const float coefficients[5] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                                 5.0000001201e-1f};
   V p = V(1.9875691500e-4f);
   for (const float c : coefficients) p = p * r + V(c);
   p = p * r * r + r + V(1.0f);

@@ -67,9 +67,8 @@ struct BidirectionalGate {
     const A* ahead = x.pad(1, s.ahead, k / 2, args.circular());
     x.each([&](auto c) { x.store(grad_mean, c, convolve_transposed(x, args.parameters[0], k, ahead, c)); });
     const A* back = x.pad(1, s.back, k / 2, args.circular());
-    x.each([&](auto c) {
-      x.store(grad_mean, c, x.load(grad_mean, c) + convolve_transposed(x, s.flipped, k, back, c));
-    });
+    x.each(
+        [&](auto c) { x.store(grad_mean, c, x.load(grad_mean, c) + convolve_transposed(x, s.flipped, k, back, c)); });
     for (int64_t j = 0; j < k; ++j) {
       x.keep(record + j, x.sum([&](auto c) { return x.load(s.ahead, c) * x.window(m, c, j); }));
       x.keep(record + k + j, x.sum([&](auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); }));

@@ -2,7 +2,8 @@
 // L0. What a gate is given and what it answers. Each gate is one file beside this one, a struct with
 //
 //   forward (x, mean, gate)                                       C means of one sample -> C gates
-//   backward(x, mean, grad_gate, gate, grad_mean, record, field)  dL/dgate -> dL/dmean, and what the parameters' gradients
+//   backward(x, mean, grad_gate, gate, grad_mean, record, field)  dL/dgate -> dL/dmean, and what the parameters'
+//   gradients
 //                                                                  need to know of this sample
 //
 // x is the executor: it owns the loop over channels (16 lanes at a time on the CPU, a thread each on a GPU), so a gate
@@ -50,7 +51,8 @@ ECA_HD auto convolve(X& x, const A* w, int64_t kernel_size, const A* padded, C c
 template <class X, class A, class C>
 ECA_HD auto convolve_transposed(X& x, const A* w, int64_t kernel_size, const A* padded, C c) {
   auto dm = x.window(padded, c, kernel_size - 1) * typename X::Value(w[0]);
-  for (int64_t j = 1; j < kernel_size; ++j) dm = dm + x.window(padded, c, kernel_size - 1 - j) * typename X::Value(w[j]);
+  for (int64_t j = 1; j < kernel_size; ++j)
+    dm = dm + x.window(padded, c, kernel_size - 1 - j) * typename X::Value(w[j]);
   return dm;
 }
 

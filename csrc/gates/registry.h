@@ -25,9 +25,12 @@ inline GateFacts facts_of(const GateArgs<A>& args) {
 template <class A>
 inline GateFacts gate_facts(Variant variant, const GateArgs<A>& args) {
   switch (variant) {
-    case Variant::kEca: return facts_of<EcaGate>(args);
-    case Variant::kMultiKernel: return facts_of<MultiKernelGate>(args);
-    case Variant::kBidirectional: break;
+    case Variant::kEca:
+      return facts_of<EcaGate>(args);
+    case Variant::kMultiKernel:
+      return facts_of<MultiKernelGate>(args);
+    case Variant::kBidirectional:
+      break;
   }
   return facts_of<BidirectionalGate>(args);
 }

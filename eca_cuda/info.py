@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""``python -m eca_cuda.info [--json]``: what is built, from what, and what runs where. Paste it into bug reports."""
+
+import argparse
+import json
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from ._ext import _C
+from ._version import __version__
+
+
+def collect() -> dict[str, Any]:
+    """Facts of the build, of this process and of its devices, as JSON-ready values."""
+    build = _C.build_info()
+    return {
+        "eca_cuda": __version__,
+        "built": build["built"],
+        "built_with": {"torch": build["torch"], "compiler": build["compiler"], "cuda": build["cuda"] or None},
+        "running": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch_cuda": torch.version.cuda,
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+        },
+        "devices": {"cpu": _cpu(), "cuda": _cuda(build["cuda"])},
+    }
+
+
+def _cpu() -> str:
+    return f"{_C.cpu_kernels()} kernels on {_cpu_model()}"
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cuda(toolkit: str) -> str:
+    if not torch.cuda.is_available():
+        return "no GPU visible to torch"
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return f"kernels built with CUDA {toolkit} on {names}" if toolkit else f"no kernels in this build, for {names}"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eca_cuda.info", description="What is built, and what runs where.")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    facts = collect()
+    if parser.parse_args(arguments).json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, fact in value.items():
+                print(f"  {name}: {'-' if fact is None else fact}")
+        else:
+            print(f"{key}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""Building and loading: what setup.py decides and says, and the one-line errors of everything that can be missing."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eca_cuda import checks
+from eca_cuda._ext import _C
+
+ROOT = Path(__file__).parent.parent
+SETUP = ROOT / "setup.py"
+
+pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs the source tree")
+
+
+def setup(environment: dict[str, str], prelude: str = "pass") -> subprocess.CompletedProcess[str]:
+    """Runs setup.py up to printing the package's name; ``prelude`` is Python code to run before it."""
+    code = f"import sys, runpy; sys.argv = ['setup.py', '--name']; {prelude}; runpy.run_path({str(SETUP)!r})"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def hide(*modules: str) -> str:
+    return "; ".join(f"sys.modules[{name!r}] = None" for name in modules)
+
+
+def test_the_decision_is_printed_with_its_reason() -> None:
+    done = setup({"ECA_CUDA_BUILD": "cpu"})
+    assert done.returncode == 0, done.stderr
+    assert "[eca_cuda] building CPU kernels only: ECA_CUDA_BUILD=cpu" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "prelude", "message"),
+    [
+        ({}, hide("torch"), "torch is missing: install torch >= 2.10 first"),
+        ({}, hide("pybind11"), "pybind11 is missing: pip install pybind11 ninja"),
+        ({"PATH": "/nowhere", "CXX": "/nowhere/c++"}, "pass", r"no C\+\+ compiler found: install g\+\+ or set CXX"),
+        ({"ECA_CUDA_BUILD": "gpu"}, "pass", "ECA_CUDA_BUILD: expected auto, cpu or cuda, got 'gpu'"),
+        ({"ECA_CUDA_BUILD": "cuda"}, "import torch; torch.version.cuda = None", "is a CPU-only build"),
+        (
+            {"ECA_CUDA_BUILD": "cuda"},
+            "import torch; torch.version.cuda = '99.0'; torch.version.hip = None",
+            "does not fit torch's CUDA 99.0|no nvcc found",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(environment: dict[str, str], prelude: str, message: str) -> None:
+    done = setup(environment, prelude)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("[eca_cuda] ") and re.search(message, last), done.stderr
+
+
+def copy_of_package(folder: Path, *, library: str | None) -> Path:
+    """A copy of the package without the library, or with a file of that name in its place."""
+    package = folder / "eca_cuda"
+    shutil.copytree(Path(_C.__file__).parent, package, ignore=shutil.ignore_patterns("_C*.so", "__pycache__"))
+    if library:
+        (package / library).write_bytes(b"not a library")
+    return folder
+
+
+def import_error(folder: Path, code: str = "import eca_cuda") -> str:
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {code}"],
+                          cwd=folder, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode != 0
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_package_that_is_not_built_says_so(tmp_path: Path) -> None:
+    error = import_error(copy_of_package(tmp_path, library=None))
+    assert error.startswith("ImportError: eca_cuda is not built: pip install --no-build-isolation .")
+
+
+def test_a_library_for_another_python_says_so(tmp_path: Path) -> None:
+    error = import_error(copy_of_package(tmp_path, library="_C.cpython-37m-x86_64-linux-gnu.so"))
+    assert "eca_cuda was built for another Python (_C.cpython-37m" in error
+
+
+def test_a_library_for_something_else_says_so(tmp_path: Path) -> None:
+    error = import_error(copy_of_package(tmp_path, library=Path(_C.__file__).name))
+    assert "eca_cuda was built for another torch or machine than torch" in error and "rebuild with pip" in error
+
+
+def test_an_old_torch_says_so(tmp_path: Path) -> None:
+    error = import_error(
+        copy_of_package(tmp_path, library=None), "import torch; torch.__version__ = '2.9.1'; import eca_cuda"
+    )
+    assert error == "ImportError: eca_cuda needs torch >= 2.10, found 2.9.1: upgrade torch"
+
+
+def test_a_second_copy_is_refused_instead_of_ending_the_process(tmp_path: Path) -> None:
+    folder = copy_of_package(tmp_path, library=None)
+    code = f"import torch; torch.ops.load_library({_C.__file__!r}); import eca_cuda"
+    assert "another copy of the library is loaded" in import_error(folder, code)
+
+
+def test_a_cuda_tensor_on_a_cpu_build_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"x: expected a CPU tensor, got cuda:0: eca_cuda was built without CUDA"):
+        checks.check_device(torch.device("cuda", 0), cuda_toolkit="")
+    with pytest.raises(ValueError, match=r"x: expected a CPU or CUDA tensor, got xpu"):
+        checks.check_device(torch.device("xpu"), cuda_toolkit="13.0")
+    checks.check_device(torch.device("cuda"), cuda_toolkit="13.0")
+    checks.check_device(torch.device("cpu"), cuda_toolkit="")
+
+
+def test_import_is_fast() -> None:
+    """At most 50 ms beyond torch's own import, in modules of ours (measured inside one process: best of three)."""
+    code = "import torch, time; t = time.perf_counter(); import eca_cuda; print(time.perf_counter() - t)"
+    seconds = min(float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)) for _ in range(3))
+    assert seconds < 0.05 * 4, "four times the goal, so that a busy machine does not turn this red"

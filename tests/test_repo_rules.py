@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""The architecture, enforced: who may include whom, who may import whom, file sizes, licence lines, listed sources."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What a file of a layer may include. L0: no torch, no CUDA. L1: no torch. L3 is the only layer that sees torch.
+TORCH = re.compile(r"#include <(torch|ATen|c10|pybind11)/")
+CUDA = re.compile(r"#include <(cuda|cooperative_groups)")
+LAYER = re.compile(r"^// (L[0-3])\. ", re.MULTILINE)
+
+# Python modules may import what stands left of them; reference imports nothing of ours.
+PYTHON_LAYERS = {
+    "_version": set(),
+    "reference": set(),
+    "checks": set(),
+    "_ext": set(),
+    "ops": {"_ext", "checks"},
+    "autograd": {"ops", "reference"},
+    "functional": {"autograd", "checks", "ops"},
+    "modules": {"functional"},
+    "info": {"_ext", "_version"},
+    "testing": {"functional", "modules", "reference"},
+    "__init__": {"reference", "_version", "functional", "modules"},
+}
+
+
+def tracked() -> list[Path]:
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in listed.splitlines() if (ROOT / line).exists()]
+
+
+def sources(*suffixes: str) -> list[Path]:
+    return [path for path in tracked() if path.suffix in suffixes]
+
+
+def test_files_stay_small() -> None:
+    limits = {".py": 400, ".cpp": 400, ".h": 400, ".cu": 400, ".cuh": 400}
+    lengths = {path: len(path.read_text().splitlines()) for path in sources(*limits)}
+    assert lengths
+    too_long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > limits[p.suffix]}
+    assert not too_long
+    assert lengths[ROOT / "setup.py"] <= 150
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_every_source_names_its_licence() -> None:
+    for path in sources(".py", ".cpp", ".h", ".cu", ".cuh"):
+        assert "SPDX-License-Identifier: MIT" in path.read_text().splitlines()[0], path
+
+
+def test_cpp_files_name_their_layer_and_include_accordingly() -> None:
+    files = [path for path in sources(".cpp", ".h", ".cu", ".cuh") if (ROOT / "csrc") in path.parents]
+    assert files
+    for path in files:
+        text = path.read_text()
+        layer = LAYER.search(text)
+        assert layer, f"{path} does not say its layer"
+        if layer[1] != "L3":
+            assert not TORCH.search(text), f"{path} is {layer[1]} and includes torch or pybind11"
+            for name in re.findall(r'#include "(.+)"', text):
+                included = LAYER.search((path.parent / name).read_text())
+                assert included and included[1] <= layer[1], f"{path} ({layer[1]}) includes {name} ({included})"
+        if layer[1] == "L0":
+            assert not CUDA.search(text), f"{path} is L0 and includes CUDA"
+
+
+def test_instruction_set_files_use_nothing_of_the_cpp_library() -> None:
+    """Its inline functions have one name for all instruction sets; see csrc/cpu/simd.h."""
+    shared = ["simd.h", "memory.h", "reduce.h", "walk.h", "maps.h", "channels.h", "table.h", "kernels.h"]
+    allowed = {"cstdint", "cstring", "cmath", "immintrin.h"}
+    files = [ROOT / "csrc/cpu" / name for name in shared] + list((ROOT / "csrc/gates").glob("*.h"))
+    files += (ROOT / "csrc/cpu").glob("kernels_*.cpp")
+    for path in files:
+        assert set(re.findall(r"#include <(.+)>", path.read_text())) <= allowed, path
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def test_python_modules_import_only_what_is_below_them() -> None:
+    modules = {path.stem: path for path in (ROOT / "eca_cuda").glob("*.py")}
+    assert set(modules) == set(PYTHON_LAYERS)
+    for name, path in modules.items():
+        assert imports(path) <= PYTHON_LAYERS[name], name
+
+
+def test_only_ops_spells_the_operators_namespace() -> None:
+    for path in (ROOT / "eca_cuda").glob("*.py"):
+        if path.stem not in ("ops", "_ext"):  # _ext asks whether another copy is loaded
+            assert "torch.ops.eca_cuda" not in path.read_text(), path
+
+
+def test_every_cpp_source_is_built() -> None:
+    listed = set(re.findall(r'"(csrc/.+\.(?:cpp|cu))"', (ROOT / "setup.py").read_text()))
+    present = {str(path.relative_to(ROOT)) for path in sources(".cpp", ".cu") if "csrc" in path.parts}
+    assert listed == present
+
+
+def test_the_version_is_written_once() -> None:
+    version = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text())
+    assert version
+    for name in ("pyproject.toml", "setup.py"):
+        assert version[1] not in (ROOT / name).read_text(), name
+    assert f"## [{version[1]}]" in (ROOT / "CHANGELOG.md").read_text()
