@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""The gate before the clock: a layer that computes something else is not timed."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from eca_cuda.testing import Variant, check_against_reference, make_x
+
+from .plan import Job
+
+# The check runs in float64 too: of a larger case it takes as many whole samples as fit, at least one.
+_CHECKED_ELEMENTS = 1 << 18
+
+
+class GateError(Exception):
+    """A layer about to be timed does not compute what the reference computes."""
+
+
+def check(job: Job, variant: Variant, layer: nn.Module) -> None:
+    """Compare ``layer`` with the reference in the dtype, layout and grad mode of ``job``, and in its shape but for N.
+
+    GateError if the error is above the budget of ``eca_cuda.testing``.
+    """
+    _, c, h, w = job.case.shape
+    n = max(1, min(job.case.n, _CHECKED_ELEMENTS // (c * h * w)))
+    names = [name for name, _ in layer.named_parameters()]
+
+    def function(x: Tensor, *parameters: Tensor, residual: Tensor | None = None) -> Tensor:
+        y: Tensor = functional_call(layer, dict(zip(names, parameters, strict=True)), (x, residual))
+        return y
+
+    x, grad_y = (in_layout(make_x((n, c, h, w), getattr(torch, job.dtype), seed=seed), job.layout) for seed in (0, 1))
+    training = job.phase == "training"
+    try:
+        with torch.set_grad_enabled(training):
+            check_against_reference(
+                variant, x, list(layer.parameters()), grad_y=grad_y if training else None, function=function
+            )
+    except AssertionError as error:
+        raise GateError(f"{job}: the result is wrong, so nothing is timed: {error}") from error
+
+
+def in_layout(x: Tensor, layout: str) -> Tensor:
+    """``x`` with the memory format that ``layout`` (an item of ``plan.LAYOUTS``) names."""
+    return x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)

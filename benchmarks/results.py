@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""What a run leaves behind: rows and the environment, as JSON on disk."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .cases import Case
+from .plan import Job
+from .timing import Timing
+from .traffic import floor_bytes, gb_per_s
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider in one job. ``bytes`` is the floor of ``traffic.py``; rates are at the median time."""
+
+    case: Case
+    variant: str
+    phase: str
+    dtype: str
+    layout: str
+    provider: str
+    timing: Timing
+    bytes: int
+    gb_per_s: float
+    share_of_clone: float | None  # of the rate of a clone measured in the same rounds
+
+    @property
+    def job(self) -> tuple[Any, ...]:
+        """What the rows measured together have in common."""
+        return (self.case, self.variant, self.phase, self.dtype, self.layout)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All rows of a run and the environment they were measured in (see environment.py)."""
+
+    environment: dict[str, Any]
+    rows: Sequence[Row]
+
+
+def make_rows(job: Job, itemsize: int, timings: dict[str, Timing]) -> list[Row]:
+    """The rows of one job from the timings of its providers."""
+    moved = {
+        name: floor_bytes("clone" if name == "clone" else job.phase, job.case.elements, itemsize) for name in timings
+    }
+    rates = {name: gb_per_s(moved[name], timing.q50) for name, timing in timings.items()}
+    limit = rates.get("clone")
+    return [
+        Row(
+            job.case,
+            job.variant,
+            job.phase,
+            job.dtype,
+            job.layout,
+            provider=name,
+            timing=timing,
+            bytes=moved[name],
+            gb_per_s=rates[name],
+            share_of_clone=rates[name] / limit if limit else None,
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def save(results: Results, path: Path) -> None:
+    """Write ``results`` as JSON."""
+    document = {"schema_version": SCHEMA_VERSION, **asdict(results)}
+    write_whole(path, json.dumps(document, indent=1) + "\n")
+
+
+def load(path: Path) -> Results:
+    """Read what :func:`save` wrote; ValueError or OSError, naming the file, if that is not what it holds."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        version = document["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}")
+        rows = [
+            Row(**{**row, "case": Case(**row["case"]), "timing": Timing(**row["timing"])}) for row in document["rows"]
+        ]
+        return Results(document["environment"], rows)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected the JSON of a benchmark run, got something else ({error!r})") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that no reader ever sees half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

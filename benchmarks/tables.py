@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Tables made from rows: the same ones for the terminal (rich) and for the README (Markdown)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import rich.table
+
+from .analysis import Group, anyone, goals, groups, headline, is_slower, mean_speedup, speedup
+from .cases import TINY
+from .environment import describe
+from .plan import PHASES
+from .providers import PROVIDERS
+from .results import Results, Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns; the first ``labels`` columns are aligned left, the others right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    labels: int = 1
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown, without its title."""
+        rule = [":--" if i < self.labels else "--:" for i in range(len(self.columns))]
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rule, *self.rows))
+
+    def rich(self) -> rich.table.Table:
+        """The table for a terminal."""
+        table = rich.table.Table(title=self.title, title_justify="left")
+        for i, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if i < self.labels else "right", no_wrap=True)
+        for cells in self.rows:
+            table.add_row(*cells)
+        return table
+
+
+def full(rows: Iterable[Row]) -> list[Table]:
+    """Everything measured, one line per job; one table per variant, dtype and layout."""
+    by_setting: dict[str, list[Group]] = {}
+    for group in groups(rows):
+        row = anyone(group)
+        by_setting.setdefault(f"{row.variant} {row.dtype} {row.layout}", []).append(group)
+    return [_full(setting, members) for setting, members in by_setting.items()]
+
+
+def _full(title: str, members: list[Group]) -> Table:
+    providers = [name for name in PROVIDERS if any(name in group for group in members)]
+    columns = ["case", "pass", *providers, "GB/s", "of clone", "vs eager", "vs compile"]
+    lines = []
+    for group in members:
+        row, fused = anyone(group), group.get("fused")
+        lines.append(
+            [
+                row.case.name,
+                row.phase,
+                *(_median(group, name) for name in providers),
+                f"{fused.gb_per_s:.1f}" if fused else "",
+                _share(fused.share_of_clone if fused else None),
+                _times(speedup(group, "eager")) + (" (slower)" if is_slower(group) else ""),
+                _times(speedup(group, "compile")),
+            ]
+        )
+    return Table(f"{title}: median times; the last four columns are about fused", columns, lines, labels=2)
+
+
+def goal_table(results: Results) -> Table:
+    """The goals of the project and what this run says about them."""
+    answers = {True: "yes", False: "no", None: ""}
+    lines = [
+        [
+            goal.what,
+            f"{'>=' if goal.at_least else '<='} {goal.target:g}{goal.unit}",
+            "not measured" if goal.measured is None else f"{_plain(goal.measured)}{goal.unit}",
+            answers[goal.met],
+        ]
+        for goal in goals(results.rows)
+    ]
+    return Table(
+        "Goals; speed-ups are geometric means over ResNet-50's layers and batch sizes",
+        ["goal", "target", "measured", "met"],
+        lines,
+    )
+
+
+def layers(results: Results, phase: str) -> Table:
+    """The headline of one phase, layer by layer."""
+    providers = ("eager", "compile", "fused")
+    lines = []
+    for group in headline(results.rows, phase):
+        case = anyone(group).case
+        lines.append(
+            [
+                f"{case.name.split('.')[1]}, {case.c} x {case.h} x {case.w}",
+                str(case.n),
+                *(_median(group, name) for name in providers),
+                _times(speedup(group, "eager")),
+                _times(speedup(group, "compile")),
+                _share(group["fused"].share_of_clone if "fused" in group else None),
+            ]
+        )
+    columns = ["layer", "batch", *providers, "vs eager", "vs compile", "of clone"]
+    return Table(f"ResNet-50, {phase}", columns, lines)
+
+
+def overview(results: Results) -> Table:
+    """One line per model, variant, dtype and layout: geometric means of the speed-up over eager."""
+    by_setting: dict[tuple[str, ...], dict[str, list[Group]]] = {}
+    for group in groups(results.rows):
+        row = anyone(group)
+        setting = (row.case.name.split(".")[0], row.variant, row.dtype, row.layout)
+        by_setting.setdefault(setting, {}).setdefault(row.phase, []).append(group)
+    lines = [
+        [*setting, *(_times(mean_speedup(by_phase.get(phase, ()), "eager")) for phase in PHASES)]
+        for setting, by_phase in by_setting.items()
+    ]
+    columns = ["model", "variant", "dtype", "layout", *(f"{phase} vs eager" for phase in PHASES)]
+    return Table("Everything, as geometric means", columns, lines, labels=4)
+
+
+def overhead(results: Results) -> Table:
+    """What one call costs where there is nothing to compute."""
+    tiny = groups(row for row in results.rows if row.case == TINY)
+    lines = [
+        [anyone(group).variant, anyone(group).phase, *(_median(group, name) for name in ("eager", "fused"))]
+        for group in tiny
+    ]
+    return Table(f"One call on {list(TINY.shape)}", ["variant", "pass", "eager", "fused"], lines, labels=2)
+
+
+README_TABLES: dict[str, Callable[[Results], str]] = {
+    "environment": lambda results: describe(results.environment),
+    "goals": lambda results: goal_table(results).markdown(),
+    "forward": lambda results: layers(results, "forward").markdown(),
+    "training": lambda results: layers(results, "training").markdown(),
+    "overview": lambda results: overview(results).markdown(),
+    "overhead": lambda results: overhead(results).markdown(),
+}
+
+
+def _median(group: Group, provider: str) -> str:
+    return duration(group[provider].timing.q50) if provider in group else ""
+
+
+def duration(seconds: float) -> str:
+    """Three significant digits in the unit that suits: ``"45.6 ns"``, ``"3.21 us"``, ``"120 ms"``, ``"1.20 s"``."""
+    units = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    unit, size = next(((unit, size) for unit, size in units.items() if seconds >= size), ("ns", 1e-9))
+    value = seconds / size
+    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
