@@ -55,5 +55,6 @@ PYBIND11_MODULE(_C, m) {
         info["built"] = ECA_CUDA_BUILT;
         return info;
       },
-      "What this library was built from: versions of eca_cuda, torch's headers, compiler and CUDA toolkit, and what for.");
+      "What this library was built from: versions of eca_cuda, torch's headers, compiler and CUDA toolkit, and what "
+      "for.");
 }

@@ -27,23 +27,17 @@ struct Map {
   int64_t stride;
 };
 
-// What a thread will reduce next, usually its next sample: asking for it while outputs are written overlaps the two
-// directions of the memory bus. Where nothing is next, the current sample.
-struct Next {
-  Map x, grad_y;
-};
-
+// streaming: outputs go past the caches, because they are too large to stay in them.
 struct RescaleArgs {
   Map x, residual, y;  // residual.data may be null
-  Next next;
-  const void* gate;  // A[C]
-  bool relu;
+  const void* gate;    // A[C]
+  bool relu, streaming;
 };
 
 struct GradientArgs {
   Map grad_y, y, grad_x, grad_residual;  // y.data is null without relu; grad_residual.data is null if not asked for
-  Next next;
-  const void *gate, *shift;  // A[C] each
+  const void *gate, *shift;              // A[C] each
+  bool streaming;
 };
 
 struct MapKernels {

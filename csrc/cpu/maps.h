@@ -47,6 +47,11 @@ struct Maps {
  private:
   static T* at(Map map, int64_t run) { return static_cast<T*>(map.data) + run * map.stride; }
 
+  static void put(T* p, P value, int n, bool streaming) {
+    const bool whole = n == kLanes && reinterpret_cast<uintptr_t>(p) % (kLanes * sizeof(T)) == 0;
+    streaming&& whole ? store_streaming(p, value) : write(p, value, n);
+  }
+
   template <class Term>
   static void reduce(Tile tile, void* sums, Term term) {
     Reduce<A, L>::sums(tile, static_cast<A*>(sums), term);
@@ -54,27 +59,28 @@ struct Maps {
 
   template <bool Residual, bool Relu>
   static void rescale_as(const RescaleArgs& args, Tile tile) {
-    const Map maps[] = {args.y, args.x, args.next.x, args.residual};
-    Walk<T, L>::each(tile, maps, args.gate, nullptr, [](T* const* p, int64_t i, int n, P gate, P) {
-      prefetch(p[2] + i);
+    const Map maps[] = {args.y, args.x, args.residual};
+    const bool streaming = args.streaming;
+    Walk<T, L>::each(tile, maps, args.gate, nullptr, [=](T* const* p, int64_t i, int n, P gate, P) {
       P value = read(p[1] + i, n) * gate;
-      if constexpr (Residual) value = value + read(p[3] + i, n);
+      if constexpr (Residual) value = value + read(p[2] + i, n);
       if constexpr (Relu) value = select(value <= P(0), P(0), value);
-      write(p[0] + i, value, n);
+      put(p[0] + i, value, n, streaming);
     });
+    if (streaming) end_streaming();
   }
 
   template <bool Relu, bool GradResidual>
   static void gradient_as(const GradientArgs& args, Tile tile) {
-    const Map maps[] = {args.grad_x, args.grad_y, args.next.x, args.next.grad_y, args.y, args.grad_residual};
-    Walk<T, L>::each(tile, maps, args.gate, args.shift, [](T* const* p, int64_t i, int n, P gate, P shift) {
-      prefetch(p[2] + i);
-      prefetch(p[3] + i);
+    const Map maps[] = {args.grad_x, args.grad_y, args.y, args.grad_residual};
+    const bool streaming = args.streaming;
+    Walk<T, L>::each(tile, maps, args.gate, args.shift, [=](T* const* p, int64_t i, int n, P gate, P shift) {
       P grad = read(p[1] + i, n);
-      if constexpr (Relu) grad = select(read(p[4] + i, n) <= P(0), P(0), grad);
-      if constexpr (GradResidual) write(p[5] + i, grad, n);
-      write(p[0] + i, grad * gate + shift, n);
+      if constexpr (Relu) grad = select(read(p[2] + i, n) <= P(0), P(0), grad);
+      if constexpr (GradResidual) put(p[3] + i, grad, n, streaming);
+      put(p[0] + i, grad * gate + shift, n, streaming);
     });
+    if (streaming) end_streaming();
   }
 };
 

@@ -133,8 +133,45 @@ inline void store_partial(float* p, Pack<float> value, int n) {
 }
 #endif
 
-// Into the second-level cache.
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// Stores past the caches: memory is not read before it is written, and what is in the caches stays there. p must be
+// aligned to a pack; end_streaming makes the stores visible to other threads. Without such an instruction, plain
+// stores.
+#if defined(ECA_F16C)
+inline void stream(void* p, __m256i value) { _mm256_stream_si256(static_cast<__m256i*>(p), value); }
+#if defined(ECA_MASKS)
+inline void stream(void* p, __m512i value) { _mm512_stream_si512(static_cast<__m512i*>(p), value); }
+#endif
+template <size_t Bytes>
+struct Chunk;
+template <>
+struct Chunk<32> {
+  typedef __m256i type;
+};
+template <>
+struct Chunk<64> {
+  typedef __m512i type;
+};
+
+template <class T>
+inline void store_streaming(T* p, Pack<Accumulator<T>> value) {
+  constexpr size_t kBytes = kLanes * sizeof(T) < ECA_VECTOR_BYTES ? kLanes * sizeof(T) : ECA_VECTOR_BYTES;
+  using Vector = typename Chunk<kBytes>::type;
+  T packed[kLanes];
+  store(packed, value);
+  for (size_t at = 0; at < sizeof packed; at += kBytes) {
+    Vector vector;
+    std::memcpy(&vector, reinterpret_cast<const char*>(packed) + at, kBytes);
+    stream(reinterpret_cast<char*>(p) + at, vector);
+  }
+}
+inline void end_streaming() { _mm_sfence(); }
+#else
+template <class T>
+inline void store_streaming(T* p, Pack<Accumulator<T>> value) {
+  store(p, value);
+}
+inline void end_streaming() {}
+#endif
 
 }  // namespace ECA_TARGET
 }  // namespace eca

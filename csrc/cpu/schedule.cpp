@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kSerialBelow = 32768;  // elements: less work than this is not worth waking a thread
 constexpr int64_t kTileElements = 32768;
+constexpr int64_t kStreamedBytes = int64_t{8} << 20;  // outputs from this size on go past the caches
 constexpr int64_t kRowsAtOnce = 8;  // a tile of rows is a multiple of what cpu/reduce.h adds up in registers
 
 class Tiling {
@@ -49,7 +50,7 @@ class Tiling {
   int64_t per_tile_ = 0;
 };
 
-// pass offers reduce(n, tile, sums), gate(n, work), apply(n, next, tile, work); work is the memory of one sample.
+// pass offers reduce(n, tile, sums), gate(n, work), apply(n, tile, work); work is the memory of one sample.
 template <class A, class Pass>
 void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
   const Tiling tiling(p);
@@ -73,8 +74,7 @@ void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t t = 0; t < tiling.count; ++t) pass.reduce(n, tiling.at(t), sums(work, t));
       gate(n, work);
-      const int64_t next = n + 1 < end ? n + 1 : n;
-      for (int64_t t = tiling.count; t-- > 0;) pass.apply(n, next, tiling.at(t), work + tiling.blocks * p.c);
+      for (int64_t t = tiling.count; t-- > 0;) pass.apply(n, tiling.at(t), work + tiling.blocks * p.c);
     }
   };
 
@@ -99,7 +99,7 @@ void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
   for_range(shared * tiling.count, [&](int64_t begin, int64_t end) {
     for (int64_t i = end; i-- > begin;) {
       const int64_t n = i / tiling.count;
-      pass.apply(whole + n, whole + n, tiling.at(i % tiling.count), work(n) + tiling.blocks * p.c);
+      pass.apply(whole + n, tiling.at(i % tiling.count), work(n) + tiling.blocks * p.c);
     }
   });
 }
@@ -108,6 +108,8 @@ Map sample(const Batch& batch, const Problem& p, int64_t n) {
   if (!batch.data) return {nullptr, 0};
   return {static_cast<char*>(batch.data) + n * batch.sample_stride * item_size(p.dtype), batch.run_stride};
 }
+
+bool is_streamed(const Problem& p) { return p.n * p.c * p.s * item_size(p.dtype) >= kStreamedBytes; }
 
 template <class A>
 struct PassBase {
@@ -129,13 +131,9 @@ struct ForwardPass : PassBase<A> {
     for (int64_t c = 0; c < p.c; ++c) mean[c] = sums[c] / static_cast<A>(p.s);
     this->gates.forward(p.gate_args, work + p.c, mean, work);
   }
-  void apply(int64_t n, int64_t next, Tile tile, A* work) const {
-    this->maps.rescale({sample(call.x, p, n),
-                        sample(call.residual, p, n),
-                        sample(call.y, p, n),
-                        {sample(call.x, p, next), {}},
-                        work,
-                        (p.flags & kRelu) != 0},
+  void apply(int64_t n, Tile tile, A* work) const {
+    this->maps.rescale({sample(call.x, p, n), sample(call.residual, p, n), sample(call.y, p, n), work,
+                        (p.flags & kRelu) != 0, is_streamed(p)},
                        tile);
   }
 };
@@ -156,14 +154,9 @@ struct BackwardPass : PassBase<A> {
                          static_cast<A*>(call.record) + n * call.record_size, static_cast<A*>(call.field) + n * p.c);
     for (int64_t c = 0; c < p.c; ++c) shift[c] /= static_cast<A>(p.s);
   }
-  void apply(int64_t n, int64_t next, Tile tile, A* work) const {
-    this->maps.gradient({sample(call.grad_y, p, n),
-                         sample(call.y, p, n),
-                         sample(call.grad_x, p, n),
-                         sample(call.grad_residual, p, n),
-                         {sample(call.x, p, next), sample(call.grad_y, p, next)},
-                         work,
-                         work + p.c},
+  void apply(int64_t n, Tile tile, A* work) const {
+    this->maps.gradient({sample(call.grad_y, p, n), sample(call.y, p, n), sample(call.grad_x, p, n),
+                         sample(call.grad_residual, p, n), work, work + p.c, is_streamed(p)},
                         tile);
   }
 };
