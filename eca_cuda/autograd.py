@@ -9,7 +9,7 @@ composite  the reference, plain torch operators: under torch.func transforms and
 """
 
 from contextlib import nullcontext
-from typing import Any, Optional, cast
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -24,18 +24,27 @@ def apply(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """``y = activation(x * gate + residual)`` by the variant called ``name``."""
-    compiling = torch.compiler.is_compiling()
-    if _functorch_is_active() or forward_ad._current_level >= 0 or (compiling and torch.onnx.is_in_onnx_export()):
-        ops.check(name, x, parameters, residual, flags)
-        return composite(name, x, parameters, residual, flags)
+    if _functorch_is_active() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
+        return _transformed(name, x, parameters, residual, flags)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
-            return cast(Tensor, _Fused.apply(name, flags, x, residual, *parameters))
-        return cast(Tensor, ops.VARIANTS[name].infer(x, *parameters, residual, flags))
+            return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
+        return ops.INFER[name](x, *parameters, residual, flags)
     except Exception as error:
-        if not compiling:  # a tracer has been told already, by the operators' fake implementations
-            ops.check(name, x, parameters, residual, flags, error)
+        ops.check(name, x, parameters, residual, flags, error)
         raise
+
+
+def _transformed(
+    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
+) -> Tensor:
+    """The same for calls that a transform or a tracer sees. Tracers check by the operators' fake implementations."""
+    if _functorch_is_active() or forward_ad._current_level >= 0 or torch.onnx.is_in_onnx_export():
+        ops.check(name, x, parameters, residual, flags)
+        return composite(name, x, parameters, residual, flags)
+    if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
+        return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
+    return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
 
 
 def _any_requires_grad(*tensors: Optional[Tensor]) -> bool:

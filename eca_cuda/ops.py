@@ -4,7 +4,7 @@
 The operators have no gradients of their own. The differentiable functions are in ``functional.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Optional
 
@@ -50,6 +50,10 @@ def _variant(name: str) -> Variant:
 
 
 VARIANTS: dict[str, Variant] = {name: _variant(name) for name in ("eca", "multi_kernel_eca", "bidirectional_eca")}
+
+
+# For eager calls, which need nothing of what an OpOverload does before it calls this.
+INFER: dict[str, Callable[..., Tensor]] = {name: variant.infer._op for name, variant in VARIANTS.items()}
 
 
 def options(name: str, flags: int) -> dict[str, Any]:
