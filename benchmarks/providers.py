@@ -2,6 +2,7 @@
 """Who is measured: several ways to do the same work, on the same parameters where that makes sense."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,21 @@ PROVIDERS: dict[str, str] = {
     "eager": "what a user writes by hand, run by PyTorch operator by operator",
     "compile": "torch.compile of that same module, static shapes",
     "fused": "the module of eca_cuda",
+    "function": "the function of eca_cuda, called without a module",
     "se": "a Squeeze-and-Excitation block with reduction 16, for scale",
     "clone": "x.clone(), a copy of the same size into a fresh tensor: the yardstick",
 }
 
-Layer = nn.Module | Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Function:
+    """A layer without a module around it: what to call with x, and the parameters that training differentiates."""
+
+    call: Callable[[Tensor], Tensor]
+    parameters: tuple[Tensor, ...] = ()
+
+
+Layer = nn.Module | Function
 
 
 class EagerECA(nn.Module):
@@ -66,6 +77,11 @@ class SqueezeExcitation(nn.Module):
         return g * x
 
 
+def _function(variant: Variant, parameters: tuple[Tensor, ...]) -> Function:
+    function = variant.function
+    return Function(lambda x: function(x, *parameters), parameters)
+
+
 def make_layers(variant: Variant, channels: int, dtype: torch.dtype, providers: Sequence[str]) -> dict[str, Layer]:
     """One layer per name in ``providers``; eager, compile and fused share one set of parameters of ``dtype``."""
     fused = variant.module(channels, dtype=dtype)
@@ -75,6 +91,7 @@ def make_layers(variant: Variant, channels: int, dtype: torch.dtype, providers: 
         "compile": lambda: torch.compile(eager, dynamic=False),
         "fused": lambda: fused,
         "se": lambda: SqueezeExcitation(channels).to(dtype),
-        "clone": lambda: torch.clone,
+        "function": lambda: _function(variant, tuple(fused.parameters())),
+        "clone": lambda: Function(torch.clone),
     }
     return {name: makers[name]() for name in providers}

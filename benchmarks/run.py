@@ -15,7 +15,7 @@ from eca_cuda.testing import VARIANTS
 from . import correctness, environment, timing
 from .correctness import in_layout
 from .plan import Job
-from .providers import Layer, make_layers
+from .providers import Function, Layer, make_layers
 from .results import Results, Row, make_rows
 
 # Each call of a job takes the next of several sets of tensors. Together they exceed the last-level cache, as the
@@ -68,8 +68,10 @@ def _tensor_sets(job: Job, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
 
 def _call(layer: Layer, x: Tensor, grad_y: Tensor | None) -> Callable[[], object]:
     """The timed statement: forward, or with ``grad_y`` forward and the gradients of x and of every parameter."""
-    if grad_y is None or not isinstance(layer, nn.Module):
-        return functools.partial(layer, x)
+    call = layer.call if isinstance(layer, Function) else layer
+    parameters = layer.parameters if isinstance(layer, Function) else tuple(layer.parameters())
+    if grad_y is None or not parameters:
+        return functools.partial(call, x)
     leaf = x.detach().requires_grad_()
-    inputs = [leaf, *layer.parameters()]
-    return lambda: torch.autograd.grad(layer(leaf), inputs, grad_y)
+    inputs = [leaf, *parameters]
+    return lambda: torch.autograd.grad(call(leaf), inputs, grad_y)

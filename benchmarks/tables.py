@@ -125,10 +125,10 @@ def overhead(results: Results) -> Table:
     """What one call costs where there is nothing to compute."""
     tiny = groups(row for row in results.rows if row.case == TINY)
     lines = [
-        [anyone(group).variant, anyone(group).phase, *(_median(group, name) for name in ("eager", "fused"))]
+        [anyone(group).variant, anyone(group).phase, *(_median(group, name) for name in ("eager", "fused", "function"))]
         for group in tiny
     ]
-    return Table(f"One call on {list(TINY.shape)}", ["variant", "pass", "eager", "fused"], lines, labels=2)
+    return Table(f"One call on {list(TINY.shape)}", ["variant", "pass", "eager", "module", "function"], lines, labels=2)
 
 
 README_TABLES: dict[str, Callable[[Results], str]] = {
