@@ -8,14 +8,11 @@
 namespace eca {
 namespace {
 
-using torch::stable::get_num_threads;
-
-const Parallel& threads() {
-  static thread_local Parallel parallel{1, [](int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-                                          torch_parallel_for(0, count, 1, body, context);
-                                        }};
-  parallel.threads = static_cast<int>(get_num_threads());
-  return parallel;
+Parallel threads() {
+  return {static_cast<int>(torch::stable::get_num_threads()),
+          [](int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
+            check(torch_parallel_for(0, count, 1, body, context), "a parallel loop");
+          }};
 }
 
 Tensor output_as(const Tensor& dense) {
