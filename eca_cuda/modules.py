@@ -22,10 +22,14 @@ def adaptive_kernel_size(channels: int, b: int = 1, gamma: int = 2) -> int:
     Source: Wang et al., CVPR 2020, equation 12 and the authors' listing. Four channels or fewer give 1.
     The released ECA-ResNet-50 weights do not follow it: take the size from a weight's shape when you load one.
     """
-    if channels < 1:
-        raise ValueError(f"c: expected at least 1 channel, got {channels}")
+    _check_channels(channels)
     t = int(abs((math.log(channels, 2) + b) / gamma))
     return t if t % 2 else t + 1
+
+
+def _check_channels(c: int) -> None:
+    if c < 1:
+        raise ValueError(f"c: expected at least 1 channel, got {c}")
 
 
 class _ChannelAttention(nn.Module):
@@ -33,6 +37,7 @@ class _ChannelAttention(nn.Module):
 
     def __init__(self, c: int, padding_mode: PaddingMode, gate: Gate) -> None:
         super().__init__()
+        _check_channels(c)
         functional.check_options(padding_mode, gate, None)
         self.channels = c
         self.padding_mode: PaddingMode = padding_mode

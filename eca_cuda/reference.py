@@ -108,8 +108,9 @@ def _channel_conv(m: Tensor, weight: Tensor, bias: Optional[Tensor], padding_mod
 
 
 def _squash(z: Tensor, gate: str) -> Tensor:
-    # Not F.hardsigmoid: its float64 gradient multiplies by a float32 1/6 (torch 2.14 on the CPU), an error of 1e-8.
-    return F.relu6(z + 3) / 6 if gate == "hard_sigmoid" else torch.sigmoid(z)
+    # Not F.hardsigmoid, whose float64 gradient multiplies by a float32 1/6 on the CPU (torch 2.14), an error of 1e-8;
+    # nor F.relu6, whose gradient of NaN depends on the element's position.
+    return (z + 3).clamp(0, 6) / 6 if gate == "hard_sigmoid" else torch.sigmoid(z)
 
 
 def _rescale(x: Tensor, g: Tensor, residual: Optional[Tensor], activation: Optional[str]) -> Tensor:

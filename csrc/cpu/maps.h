@@ -19,8 +19,8 @@ struct Maps {
   static void dot(Map grad_y, Map x, Map y, Tile tile, void* sums) {
     if (y.data) {
       reduce(tile, sums, [=](int64_t run, int64_t i, int n) {
-        const P product = read(at(grad_y, run) + i, n) * read(at(x, run) + i, n);
-        return select(read(at(y, run) + i, n) <= P(0), P(0), product);
+        const P grad = select(read(at(y, run) + i, n) <= P(0), P(0), read(at(grad_y, run) + i, n));
+        return grad * read(at(x, run) + i, n);
       });
     } else {
       reduce(tile, sums,

@@ -158,6 +158,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
 
   const int64_t record_size = parameters.facts.record_size;
   const std::unique_ptr<A[]> memory(new A[n * (record_size + c) + 1]);
+  if (c == 0) std::fill_n(memory.get(), n * record_size, A(0));  // nobody will write the records
   BackwardCall call{maps.another(grad_y),           maps.x(),   {}, maps.out(), {}, mean.const_data_ptr(), memory.get(),
                     memory.get() + n * record_size, record_size};
   if (y) {

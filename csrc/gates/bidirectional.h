@@ -51,11 +51,11 @@ struct BidirectionalGate {
     x.each([&](auto c) {
       const auto at = mixed(x, m, s, p, c);
       const V g = outer() ? squash(at.u, args.hard()) : at.u;
-      const V du = x.load(grad_gate, c) * (outer() ? squash_grad(at.u, g, args.hard()) : V(1));
+      const V du = outer() ? squash_backward(x.load(grad_gate, c), at.u, g, args.hard()) : x.load(grad_gate, c);
       x.store(gate, c, g);
       x.store(field, c, du);
-      x.store(s.ahead, c, V(p[0]) * du * squash_grad(at.z_ahead, at.ahead, args.hard()));
-      x.store(s.back, c, V(p[1]) * du * squash_grad(at.z_back, at.back, args.hard()));
+      x.store(s.ahead, c, squash_backward(V(p[0]) * du, at.z_ahead, at.ahead, args.hard()));
+      x.store(s.back, c, squash_backward(V(p[1]) * du, at.z_back, at.back, args.hard()));
     });
     const A difference = x.sum([&](auto c) {
       const auto at = mixed(x, m, s, p, c);

@@ -35,7 +35,7 @@ struct EcaGate {
     x.each([&](auto c) {
       const auto z = logit(x, m, c), g = squash(z, args.hard());
       x.store(gate, c, g);
-      x.store(field, c, x.load(grad_gate, c) * squash_grad(z, g, args.hard()));
+      x.store(field, c, squash_backward(x.load(grad_gate, c), z, g, args.hard()));
     });
     const A* dz = x.pad(1, field, k / 2, args.circular());
     x.each([&](auto c) { x.store(grad_mean, c, convolve_transposed(x, weight, k, dz, c)); });

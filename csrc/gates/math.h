@@ -32,11 +32,11 @@ ECA_HD V squash(V z, bool hard) {
   return select(low > V(6), V(6), low) / V(6);
 }
 
-// d squash / dz, given z and g = squash(z).
+// dL/dz, given dL/dg, z and g = squash(z). Where hard_sigmoid is flat, the gradient is zero whatever dL/dg is.
 template <class V>
-ECA_HD V squash_grad(V z, V g, bool hard) {
-  if (!hard) return g * (V(1) - g);
-  return select(z > V(-3), select(z < V(3), V(1) / V(6), V(0)), V(0));
+ECA_HD V squash_backward(V grad, V z, V g, bool hard) {
+  if (!hard) return grad * g * (V(1) - g);
+  return select(V(-3) <= z, select(z <= V(3), grad / V(6), V(0)), V(0));
 }
 
 // p = softmax(logit) of K numbers, in place.

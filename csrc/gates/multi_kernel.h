@@ -50,7 +50,7 @@ struct MultiKernelGate {
     x.each([&](auto c) {
       const auto z = logit(x, mean, m, p, c), g = squash(z, args.hard());
       x.store(gate, c, g);
-      x.store(field, c, x.load(grad_gate, c) * squash_grad(z, g, args.hard()));  // dz
+      x.store(field, c, squash_backward(x.load(grad_gate, c), z, g, args.hard()));  // dz
     });
     for (int i = 0; i < 3; ++i) ds[i] = x.sum([&](auto c) { return x.load(field, c) * branch(x, i, mean, m, c); });
     softmax_grad(p, ds);

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""The same values in every kind of memory: what surrounds them is NaN, so a read outside shows."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from eca_cuda.testing import channels_last
+
+Layout = Callable[[Tensor], Tensor]
+
+
+def every_second(dim: int) -> Layout:
+    """Every second index of ``dim`` of a tensor twice as large."""
+
+    def layout(x: Tensor) -> Tensor:
+        doubled = (*x.shape[: dim + 1], 2, *x.shape[dim + 1 :])
+        return x.new_full(doubled, math.nan).select(dim + 1, 0).copy_(x)
+
+    return layout
+
+
+def cropped(x: Tensor) -> Tensor:
+    """The inside of a tensor with a border of one on each side of the last two dimensions."""
+    *outer, h, w = x.shape
+    return x.new_full((*outer, h + 2, w + 2), math.nan)[..., 1:-1, 1:-1].copy_(x)
+
+
+def offset_by_one(x: Tensor, strides: tuple[int, ...] | None = None) -> Tensor:
+    """Starts one element into its storage, so that no row is aligned for vector loads."""
+    storage = x.new_full((x.numel() + 1,), math.nan)
+    return storage.as_strided(x.shape, strides or x.contiguous().stride(), 1).copy_(x)
+
+
+def swapped(a: int, b: int) -> Layout:
+    """Dense, with two dimensions in each other's place in memory."""
+    return lambda x: x.transpose(a, b).contiguous().transpose(a, b)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": channels_last,
+    "offset": offset_by_one,
+    "channels_last-offset": lambda x: offset_by_one(x, channels_last(x).stride()),
+    "sliced-batch": every_second(0),
+    "sliced-channels": every_second(1),
+    "sliced-space": every_second(2),
+    "cropped": cropped,
+    "transposed-space": swapped(-1, -2),
+    "channels-first": swapped(0, 1),
+    "expanded-batch": lambda x: x[:1].expand_as(x),
+    "expanded-space": lambda x: x[..., :1].expand_as(x),
+}

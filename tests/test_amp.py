@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Under autocast the dtype of x decides: y has it, gates stay in float32, parameters may be float32.
+
+Where x has autocast's dtype or float32, that is eager's dtype too. Eager turns one kind of half under autocast to the
+other into float32, and refuses float64; here both keep their dtype.
+"""
+
+import originals
+import pytest
+import torch
+from cases import CASES, DEFAULTS, DTYPES, Case
+from torch import Tensor, nn
+
+from eca_cuda.testing import evaluate, make_x
+
+HALF = (torch.float16, torch.bfloat16)
+SHAPE = (2, 20, 3, 5)
+
+
+def inputs(case: Case, dtype: torch.dtype, device: str) -> tuple[Tensor, list[Tensor]]:
+    """``x``, float32 parameters (float64 for float64), as a model under autocast has them."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return case.inputs(SHAPE, dtype, device=device, parameter_dtype=wide)
+
+
+@pytest.mark.parametrize("autocast", HALF, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_autocast_changes_nothing(case, dtype, autocast, device):
+    x, parameters = inputs(case, dtype, device)
+    grad_y = make_x(SHAPE, dtype, seed=3, device=device)
+    plain = evaluate(case.variant.function, x, parameters, grad_y=grad_y, **case.options).results
+    with torch.autocast(device, dtype=autocast):
+        under = evaluate(case.variant.function, x, parameters, grad_y=grad_y, **case.options).results
+    assert all(torch.equal(under[name], plain[name]) for name in plain)
+    assert under["y"].dtype == dtype
+    assert [under[f"grad_parameter{i}"].dtype for i in range(len(parameters))] == [p.dtype for p in parameters]
+
+
+@pytest.mark.parametrize("autocast", HALF, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, None], ids=["float32", "same-half"])
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_the_dtype_under_autocast_is_eagers(case, dtype, autocast, device):
+    """Eager: what the original layer gives, run with the same x under the same autocast."""
+    x = make_x(SHAPE, dtype or autocast, device=device)
+    name = case.variant.module.__name__
+    with torch.autocast(device, dtype=autocast):
+        theirs = getattr(originals, name)(20).to(device)(x)
+        ours = case.variant.module(20, device=device)(x)
+    assert ours.dtype == theirs.dtype == x.dtype
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_training_under_autocast_gives_float32_gradients(case, device):
+    """A half map from a convolution before the layer, float32 master weights, one backward outside of autocast."""
+    model = nn.Sequential(nn.Conv2d(3, 20, 3), case.variant.module(20), nn.Conv2d(20, 4, 1)).to(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = model(make_x((2, 3, 9, 9), device=device))
+    assert y.dtype == torch.bfloat16
+    y.float().square().mean().backward()
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+    assert all(p.grad.count_nonzero() for p in model[0].parameters())
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_composite_paths_ignore_autocast_too(case, device):
+    """Second order and torch.func run operators that autocast knows: the same bits as without."""
+    x, parameters = inputs(case, torch.bfloat16, device)
+    grad_y = make_x(SHAPE, torch.bfloat16, seed=3, device=device)
+
+    def both_paths(enabled: bool) -> list[Tensor]:
+        leaf = x.detach().requires_grad_()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
+            y = case.variant.function(leaf, *parameters)
+            mapped = torch.vmap(lambda one: case.variant.function(one[None], *parameters))(x)
+        (first,) = torch.autograd.grad(y, leaf, grad_y, create_graph=True)
+        return [mapped, first, torch.autograd.grad(first, leaf, grad_y)[0]]
+
+    assert all(map(torch.equal, both_paths(True), both_paths(False)))

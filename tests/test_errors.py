@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""Every bad argument is refused with one exact sentence, however the call is made."""
+
+from typing import Any
+
+import pytest
+import torch
+from bad_calls import BAD, Bad, X
+from cases import DTYPES
+from torch import Tensor
+
+import eca_cuda
+from eca_cuda.testing import ECA
+
+
+def refuses(bad: Bad) -> Any:
+    """The error and its whole text."""
+    return pytest.raises(bad.error, check=lambda error: str(error) == bad.message)
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_bad_arguments_are_refused(bad):
+    with refuses(bad):
+        bad.call()
+    with refuses(bad), torch.no_grad():
+        bad.call()
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_bad_arguments_are_refused_where_a_gradient_is_wanted(bad):
+    with refuses(bad):
+        bad.call(lambda t: t.detach().requires_grad_() if t.is_floating_point() else t)
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_bad_arguments_are_refused_on_every_device(bad, device):
+    with refuses(bad):
+        bad.call(lambda t: t.to(device))
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_bad_meta_tensors_are_refused(bad):
+    with refuses(bad):
+        bad.call(lambda t: t.to("meta"))
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("transform, size", [(torch.func.grad, ()), (torch.vmap, (2,))], ids=["grad", "vmap"])
+def test_bad_arguments_are_refused_under_func_transforms(bad, transform, size):
+    """Every float tensor is made to depend on the argument that is transformed."""
+    positional, keyword = bad.arguments()
+
+    def call(one: Tensor) -> Tensor:
+        def dependent(value: Any) -> Any:
+            return value * one if isinstance(value, Tensor) and value.dtype in DTYPES else value
+
+        options = {name: dependent(value) for name, value in keyword.items()}
+        return bad.variant.function(*map(dependent, positional), **options).sum()
+
+    with refuses(bad):
+        transform(call)(torch.ones(size))
+
+
+# Tracing costs a second each, and the checks are the same code: one case per kind of error and per variant.
+@pytest.mark.parametrize("name", ["x-rank2", "x-integer", "weight7-shape-cross", "residual-shape", "mix_bias-shape-2"])
+def test_bad_arguments_are_refused_when_compiled(name):
+    """torch wraps the error, the sentence survives."""
+    torch.compiler.reset()
+    bad = BAD[name]
+    positional, keyword = bad.arguments()
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, check=lambda error: bad.message in str(error)):
+        torch.compile(bad.variant.function, backend="eager", fullgraph=True)(*positional, **keyword)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "residual"])
+def test_tensors_on_two_devices_are_refused(name):
+    weight, bias = ECA.make_parameters(6, bias=True)
+    arguments = {"x": X, "weight": weight, "bias": bias, "residual": X}
+    arguments[name] = arguments[name].to("meta")
+    message = f"{name}: expected a tensor on the device of x, cpu, got meta"
+    with pytest.raises(ValueError, check=lambda error: str(error) == message):
+        eca_cuda.eca(**arguments)
+
+
+def test_sparse_x_is_refused():
+    with pytest.raises(
+        ValueError, check=lambda e: str(e) == "x: expected a dense (strided) tensor, got layout torch.sparse_coo"
+    ):
+        eca_cuda.eca(X.to_sparse(), *ECA.make_parameters(6))
+
+
+ODD = "kernel_size: expected an odd number of at least 1, got "
+ONE_CHANNEL = "c: expected at least 1 channel, got "
+
+
+@pytest.mark.parametrize(
+    "name, args, kwargs, message",
+    [
+        ("EfficientChannelAttention", (0,), {}, ONE_CHANNEL + "0"),
+        ("EfficientChannelAttention", (-3,), {}, ONE_CHANNEL + "-3"),
+        ("EfficientChannelAttention", (0,), {"kernel_size": 3}, ONE_CHANNEL + "0"),
+        ("DynamicMultiKernelECA", (0,), {}, ONE_CHANNEL + "0"),
+        ("BidirectionalECA", (0,), {}, ONE_CHANNEL + "0"),
+        ("EfficientChannelAttention", (8,), {"kernel_size": 4}, ODD + "4"),
+        ("EfficientChannelAttention", (8,), {"kernel_size": 0}, ODD + "0"),
+        ("EfficientChannelAttention", (8,), {"kernel_size": -1}, ODD + "-1"),
+        (
+            "EfficientChannelAttention",
+            (8,),
+            {"padding_mode": "same"},
+            "padding_mode: expected one of 'zeros', 'circular', got 'same'",
+        ),
+        ("BidirectionalECA", (8,), {"gate": None}, "gate: expected one of 'sigmoid', 'hard_sigmoid', got None"),
+        (
+            "DynamicMultiKernelECA",
+            (8,),
+            {"padding_mode": "circular"},
+            "padding_mode: 'circular' needs cross_channel=True, got cross_channel=False",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_constructor_arguments_are_refused(name, args, kwargs, message):
+    with pytest.raises(ValueError, check=lambda error: str(error) == message):
+        getattr(eca_cuda, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["EfficientChannelAttention", "DynamicMultiKernelECA", "BidirectionalECA"])
+def test_a_layer_refuses_another_number_of_channels(name):
+    """ECA's weights fit any number of channels, as in the original."""
+    layer = getattr(eca_cuda, name)(16)
+    if name == "EfficientChannelAttention":
+        assert layer(X).shape == X.shape
+    else:
+        with pytest.raises(ValueError, match="expected shape"):
+            layer(X)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""NaN and infinity go where they go in eager: nothing hides them, and nothing finite is spoiled.
+
+The oracle is the reference in float64: eager itself differs from dtype to dtype in whether a convolution multiplies
+its padding with NaN. Gradients are compared by whether they are finite: where one formula subtracts two infinities,
+another has one.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, DTYPES, Case
+from layouts import LAYOUTS
+from torch import Tensor
+
+from eca_cuda.testing import evaluate, make_x
+
+VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+SHAPE = (2, 8, 3, 5)
+
+
+def classes(t: Tensor) -> Tensor:
+    """2 for NaN, +-1 for infinities, 0 for numbers."""
+    return t.isnan() * 2 + t.isposinf() * 1 - t.isneginf() * 1
+
+
+def spoiled(case: Case, value: float, dtype: torch.dtype, memory: str, device: str) -> Iterator[tuple[str, dict]]:
+    """The inputs with ``value`` in the middle of one of them, for each of them."""
+    x, parameters = case.inputs(SHAPE, dtype, device=device)
+    residual, grad_y = (make_x(SHAPE, dtype, seed=seed, device=device) for seed in (2, 3))
+    named = {"x": x, "residual": residual, "grad_y": grad_y} | {f"parameter{i}": p for i, p in enumerate(parameters)}
+    for name, tensor in named.items():
+        if tensor.numel():
+            bad = tensor.clone()
+            bad.view(-1)[tensor.numel() // 2] = value
+            inputs: dict[str, Any] = named | {name: bad}
+            maps = {key: LAYOUTS[memory](inputs.pop(key)) for key in ("x", "residual", "grad_y")}
+            yield name, maps | {"parameters": list(inputs.values())}
+
+
+# The gates compute in float32 whatever the dtype, so the layouts and activations meet the dtypes once.
+@pytest.mark.parametrize(
+    "memory, activation", [("contiguous", None), ("channels_last", "relu")], ids=["contiguous", "channels_last-relu"]
+)
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nonfinite_values_go_where_they_go_in_eager(case, dtype, value, activation, memory, device):
+    for name, inputs in spoiled(case, value, dtype, memory, device):
+        options = {"activation": activation, **case.options}
+        ours = evaluate(case.variant.function, **inputs, **options).results
+        exact = evaluate(case.variant.reference, **inputs, **options, dtype=torch.float64).results
+        assert torch.equal(classes(ours.pop("y")), classes(exact.pop("y"))), f"{value} in {name}: y"
+        for key in ours:
+            assert torch.equal(ours[key].isfinite(), exact[key].isfinite()), f"{value} in {name}: {key}"
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_nonfinite_sample_leaves_the_others_alone(case, memory, device):
+    x, parameters = case.inputs((3, 8, 3, 5), device=device)
+    bad = x.clone()
+    bad[1, 4, 1, 2] = math.nan
+    grad_y = make_x(x.shape, seed=3, device=device)
+    clean, mixed = (
+        evaluate(case.variant.function, LAYOUTS[memory](t), parameters, grad_y=grad_y, **case.options).results
+        for t in (x, bad)
+    )
+    for name in ("y", "grad_x"):
+        assert torch.equal(mixed[name][::2], clean[name][::2])
+        assert mixed[name][1].isnan().any()

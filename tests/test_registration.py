@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""The raw operators keep what they tell torch: schemas, no aliasing, no mutation, fakes that look like the results."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, DTYPES, Case
+from layouts import LAYOUTS
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+from torch.utils._pytree import tree_map_only
+
+from eca_cuda import ops
+from eca_cuda.testing import make_x
+
+SHAPE = (2, 8, 3, 5)
+DIRECTIONS = ops.Variant._fields
+LAYOUT_NAMES = list(LAYOUTS)
+
+
+def arguments(
+    case: Case,
+    direction: str,
+    *,
+    shape: tuple[int, ...] = SHAPE,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    relu: bool = False,
+    device: str = "cpu",
+) -> tuple[Any, ...]:
+    """What a right call of the operator for ``direction`` gets; with ``relu``, a residual too."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, parameters = case.inputs(shape, dtype, device=device, parameter_dtype=wide)
+    x, residual, grad_y = (
+        LAYOUTS[layout](t) for t in (x, *(make_x(shape, dtype, seed=s, device=device) for s in (2, 3)))
+    )
+    if case.variant.name == "eca" and len(parameters) == 1:
+        parameters.append(None)
+    options = case.options
+    key = options.get("padding_mode", "zeros"), options.get("gate", "sigmoid"), "relu" if relu else None
+    flags = ops.FLAGS[key] | ops.CROSS_CHANNEL * options.get("cross_channel", False)
+    flags |= ops.SINGLE_SIGMOID * (not options.get("final_sigmoid", True))
+    call = (x, *parameters, residual if relu else None, flags)
+    if direction != "backward":
+        return call
+    y, mean = ops.VARIANTS[case.variant.name].forward(*call)
+    flags |= ops.GRAD_RESIDUAL * relu
+    return (grad_y, x, mean, y if relu else None, *parameters, flags)
+
+
+def operator(case: Case, direction: str) -> Any:
+    return getattr(ops.VARIANTS[case.variant.name], direction)
+
+
+def test_every_variant_has_three_operators():
+    assert ops.VARIANTS.keys() == {case.variant.name for case in CASES}
+    for variant in ops.VARIANTS.values():
+        assert all(isinstance(op, torch._ops.OpOverload) and op.namespace == "eca_cuda" for op in variant)
+
+
+# A call is checked in four ways, one of which traces it: the options, then on one variant each the dtypes and layouts.
+@pytest.mark.parametrize("relu", [False, True], ids=["", "residual-relu"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_opcheck_for_every_option(case, direction, relu, device):
+    opcheck(operator(case, direction), arguments(case, direction, relu=relu, device=device))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 8, 3, 5), (2, 8, 7), (2, 8, 2, 3, 4), (1, 1, 1)], ids=str)
+def test_opcheck_for_every_dtype_and_rank(shape, dtype, direction, device):
+    opcheck(operator(CASES[0], direction), arguments(CASES[0], direction, shape=shape, dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_opcheck_for_no_positions(direction, device):
+    """Their means are NaN, which test_aot_dispatch_dynamic would take for a difference."""
+    call = arguments(CASES[0], direction, shape=(2, 8, 0, 5), device=device)
+    opcheck(operator(CASES[0], direction), call, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_opcheck_for_every_layout(layout, direction, device):
+    opcheck(operator(CASES[0], direction), arguments(CASES[0], direction, layout=layout, relu=True, device=device))
+
+
+def described(result: Any) -> list[tuple[Any, ...]]:
+    """All that a tracer may rely on; a dimension of size 1 has no stride, real and fake empty_like differ there."""
+    tensors = result if isinstance(result, (tuple, list)) else [result]
+    strides = [[t.stride(dim) for dim in range(t.dim()) if t.shape[dim] != 1] for t in tensors]
+    return [(t.shape, strides.pop(0), t.dtype, t.device, t.storage_offset()) for t in tensors]
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "residual-relu"])
+@pytest.mark.parametrize("shape", [(2, 8, 6), SHAPE, (2, 8, 2, 3, 4), (1, 8, 4, 4), (3, 8, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", CASES[:1], ids=str)
+def test_fakes_have_the_strides_of_the_results(case, direction, layout, shape, relu, device):
+    call = arguments(case, direction, shape=shape, dtype=torch.bfloat16, layout=layout, relu=relu, device=device)
+    with FakeTensorMode() as mode:
+        fake = operator(case, direction)(*tree_map_only(Tensor, mode.from_tensor, call))
+    assert described(fake) == described(operator(case, direction)(*call))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_are_new_tensors_of_the_promised_kinds(case, device):
+    x, *_ = call = arguments(case, "forward", dtype=torch.bfloat16, relu=True, device=device)
+    y, mean = operator(case, "forward")(*call)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert (mean.shape, mean.dtype) == (SHAPE[:2], torch.float32)
+    torch.testing.assert_close(mean, x.float().mean((2, 3)))
+    assert torch.equal(operator(case, "infer")(*call), y)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "residual-relu"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradients_that_nobody_asked_for_are_empty(case, relu, device):
+    call = arguments(case, "backward", relu=relu, device=device)
+    _, x, _, _, *parameters, _ = call
+    grad_x, grad_residual, *grads = operator(case, "backward")(*call)
+    assert grad_x.shape == x.shape
+    assert grad_residual.shape == (x.shape if relu else (0,))
+    assert [g.shape for g in grads] == [(0,) if p is None else p.shape for p in parameters]
+
+
+@pytest.mark.parametrize("direction", ["infer", "forward"])
+@pytest.mark.parametrize("case", CASES[:3], ids=str)
+@pytest.mark.filterwarnings("ignore:.*autograd kernel was not registered")
+def test_raw_operators_give_no_gradient(case, direction, device):
+    """Why they are private: their output looks differentiable, and its gradient is None."""
+    x, *rest = arguments(case, direction, device=device)
+    x.requires_grad_()
+    result = operator(case, direction)(x, *rest)
+    y = result[0] if direction == "forward" else result
+    if y.requires_grad:
+        y.sum().backward()
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_raw_operators_refuse_bad_arguments_instead_of_reading_beyond_them(direction, device):
+    """Tersely: the functions say what was wrong."""
+    call = list(arguments(CASES[0], direction, device=device))
+    weight = 4 if direction == "backward" else 1
+    for bad in (torch.ones(1, 1, 4), torch.ones(5), torch.ones(1, 1, 5, dtype=torch.int64)):
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            operator(CASES[0], direction)(*call[:weight], bad.to(device), *call[weight + 1 :])

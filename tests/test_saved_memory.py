@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""Training keeps x, the parameters, one mean a channel and, for relu, y: no gate, no pooled map, no copy."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from cases import CASES, Case
+from layouts import LAYOUTS
+from torch import Tensor
+
+from eca_cuda.testing import make_x
+
+SHAPE = (2, 8, 3, 5)
+
+
+def saved_by(call: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The result of ``call`` and what it saved for backward."""
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        return call(), saved
+
+
+def new(saved: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
+    """What in ``saved`` lies in no memory of ``known``."""
+    pointers = {t.untyped_storage().data_ptr() for t in known}
+    return [t for t in saved if t.untyped_storage().data_ptr() not in pointers]
+
+
+def leaves(case: Case, dtype: torch.dtype, memory: str, device: str) -> tuple[Tensor, Tensor, list[Tensor]]:
+    x, parameters = case.inputs(SHAPE, dtype, device=device)
+    x, residual = LAYOUTS[memory](x), make_x(SHAPE, dtype, seed=2, device=device)
+    return x.requires_grad_(), residual.requires_grad_(), [p.requires_grad_() for p in parameters]
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype, wide", [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_mean_a_channel_is_kept(case, dtype, wide, memory, device):
+    x, residual, parameters = leaves(case, dtype, memory, device)
+    _, saved = saved_by(lambda: case.variant.function(x, *parameters, residual=residual, **case.options))
+    assert [(t.shape, t.dtype) for t in new(saved, [x, *parameters])] == [(SHAPE[:2], wide)]
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_relu_keeps_its_output_too(case, memory, device):
+    x, residual, parameters = leaves(case, torch.bfloat16, memory, device)
+    options = {"residual": residual, "activation": "relu", **case.options}
+    y, saved = saved_by(lambda: case.variant.function(x, *parameters, **options))
+    assert [(t.shape, t.dtype) for t in new(saved, [x, y, *parameters])] == [(SHAPE[:2], torch.float32)]
+    assert len(new(saved, [x, *parameters])) == 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nothing_is_kept_without_a_gradient(case, device):
+    x, parameters = case.inputs(SHAPE, device=device)
+    y, saved = saved_by(lambda: case.variant.function(x, *parameters, **case.options))
+    assert not saved and not y.requires_grad
+    with torch.no_grad():
+        y, saved = saved_by(lambda: case.variant.function(x.requires_grad_(), *parameters, **case.options))
+    assert not saved and not y.requires_grad
