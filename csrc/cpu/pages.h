@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// L1. Asks the operating system to back a large output by huge pages before its first touch.
+// L1. With ECA_CUDA_HUGE_PAGES=1, asks Linux to back a large output by huge pages before its first touch.
 //
-// A fresh tensor's pages are made one by one as they are first written, 4 KB at a time: on Linux that, not the memory,
-// bounds every operation with a large output (3 GB/s instead of 10 measured on one 2-core EPYC, docs/decisions.md).
-// An output is about to be written from end to end, so nothing is wasted. Where the system is set to "never", or has no
-// such call, nothing happens. ECA_CUDA_HUGE_PAGES=0 turns it off.
+// A fresh tensor's pages are made one by one as they are first written, 4 KB at a time: that, not the memory, bounds
+// every operation whose output glibc takes fresh from the system (above 32 MB). An output is about to be written from end to
+// end, so nothing is wasted. It is an option because the first touch of a huge page may be slow where a virtual
+// machine's host makes the memory behind it on demand. Measurements: docs/decisions.md.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -21,7 +21,7 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
   static const bool wanted = [] {
     const char* value = std::getenv("ECA_CUDA_HUGE_PAGES");
-    return !value || std::strcmp(value, "0") != 0;
+    return value && std::strcmp(value, "1") == 0;
   }();
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
