@@ -2,8 +2,8 @@
 // L1. With ECA_CUDA_HUGE_PAGES=1, asks Linux to back a large output by huge pages before its first touch.
 //
 // A fresh tensor's pages are made one by one as they are first written, 4 KB at a time: that, not the memory, bounds
-// every operation whose output glibc takes fresh from the system (above 32 MB). An output is about to be written from end to
-// end, so nothing is wasted. It is an option because the first touch of a huge page may be slow where a virtual
+// every operation whose output glibc takes fresh from the system (above 32 MB). An output is about to be written from
+// end to end, so nothing is wasted. It is an option because the first touch of a huge page may be slow where a virtual
 // machine's host makes the memory behind it on demand. Measurements: docs/decisions.md.
 #pragma once
 #include <cstdint>
