@@ -1,5 +1,5 @@
 # make test, make bench: everything from a fresh machine with python3 and g++; no other step.
-# VENV, TORCH and PYTHON may be given: make test TORCH="torch==2.13.0"
+# PYTHON, VENV and TORCH may be given; another TORCH wants another VENV.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
@@ -15,9 +15,8 @@ SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name 
 all: $(BUILD)
 
 $(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(TORCH)
-	$(BIN)/pip install -q "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format \
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format \
 		pytest hypothesis expecttest numpy rich matplotlib timm scikit-learn
 	touch $@
 
@@ -50,7 +49,7 @@ wheel: $(VENV)/.installed
 # The wheel serves every torch >= 2.10: tests of the operations under another one, with the source tree out of sight.
 test-wheel: wheel
 	rm -rf build/wheel-test && mkdir -p build/wheel-test && cp -r tests build/wheel-test/
-	test -x $(WHEEL_VENV)/bin/python || $(PYTHON) -m venv $(WHEEL_VENV)
+	test -x $(WHEEL_VENV)/bin/pip || $(PYTHON) -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/pip install -q $(WHEEL_TORCH) pytest hypothesis expecttest numpy
 	$(WHEEL_VENV)/bin/pip install -q --no-deps --force-reinstall dist/eca_cuda-*.whl
 	cd build/wheel-test && ../../$(WHEEL_VENV)/bin/python -m pytest -q -p no:cacheprovider $(addprefix tests/,$(WHEEL_TESTS))

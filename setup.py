@@ -11,11 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 ROOT = Path(__file__).parent
+NEEDED = "'setuptools>=77' 'pybind11>=3' ninja"
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one build serves that version and all later ones
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
@@ -47,7 +49,14 @@ except ImportError:
 try:
     import pybind11
 except ImportError:
-    stop("pybind11 is missing: pip install pybind11 ninja, then pip install --no-build-isolation .")
+    stop(f"pybind11 is missing: pip install {NEEDED}, then pip install --no-build-isolation .")
+if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 10):
+    stop(f"torch >= 2.10 is needed, found {torch.__version__}: upgrade torch")
+if int(setuptools.__version__.split(".")[0]) < 77 or int(pybind11.__version__.split(".")[0]) < 3:
+    found = f"setuptools {setuptools.__version__} and pybind11 {pybind11.__version__}"
+    stop(f"found {found}: pip install --upgrade {NEEDED}")
+if not Path(sysconfig.get_path("include"), "Python.h").exists():
+    stop("Python.h is missing: install Python's headers (Debian: apt install python3-dev)")
 
 
 def version() -> str:
@@ -60,8 +69,7 @@ def cuda_homes() -> list[Path]:
     if nvcc := shutil.which("nvcc"):
         homes.append(Path(nvcc).resolve().parent.parent)
     homes += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations if spec else []:
+    for root in getattr(importlib.util.find_spec("nvidia"), "submodule_search_locations", []):
         homes += sorted(Path(root).glob("cu[0-9]*"), reverse=True)
     return homes
 
@@ -76,8 +84,8 @@ def cuda_toolkit() -> tuple[Path, str]:
         packages = " ".join(f"'{p}=={torch.version.cuda}.*'" for p in ("cuda-toolkit[nvcc,crt,cccl]", "nvidia-nvvm"))
         raise LookupError(f"no nvcc found: set CUDA_HOME, or pip install {packages}")
     for home in homes:
-        text = subprocess.check_output([home / "bin/nvcc", "--version"], text=True)
-        found = re.search(r"release ([\d.]+)", text).group(1)
+        text = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
+        found = match[1] if (match := re.search(r"release ([\d.]+)", text)) else "of unknown version"
         if found.split(".")[0] == torch.version.cuda.split(".")[0]:
             return home, found
     raise LookupError(f"nvcc {found} does not fit torch's CUDA {torch.version.cuda}: the major versions must be equal")
@@ -91,9 +99,9 @@ def decide() -> tuple[tuple[Path, str] | None, str]:
     try:
         if wanted == "cpu":
             raise LookupError("ECA_CUDA_BUILD=cpu")
-        toolkit = cuda_toolkit()
         if not CUDA_SOURCES:
             raise LookupError("this version has no CUDA kernels yet")
+        toolkit = cuda_toolkit()
     except LookupError as reason:
         if wanted == "cuda":
             stop(f"ECA_CUDA_BUILD=cuda, but {reason}")
@@ -137,4 +145,6 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
 
 if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
     stop("no C++ compiler found: install g++ or set CXX")
-setup(ext_modules=[extension(*decide())], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)})
+setuptools.setup(
+    ext_modules=[extension(*decide())], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)}
+)

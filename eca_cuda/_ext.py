@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-_BUILD = "pip install --no-build-isolation . (with torch, pybind11, ninja and a C++ compiler installed)"
+_BUILD = "pip install --no-build-isolation . (with torch, setuptools>=77, pybind11>=3, ninja and a C++ compiler)"
 _MINIMUM_TORCH = (2, 10)
 
 

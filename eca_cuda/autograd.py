@@ -4,8 +4,8 @@
 infer      no gradient is wanted: the operator that saves nothing
 Fused      reverse mode, eager or compiled: the forward and the backward operator
 composite  the reference, plain torch operators: under torch.func transforms and forward-mode AD, which would
-           otherwise need extra Functions that cost every ordinary call; while exporting to ONNX, which then needs no
-           custom translation; and as the definition that second and higher derivatives come from
+           otherwise need extra Functions that cost every ordinary call; under torch.onnx.export(dynamo=True), which
+           then needs no custom translation; and as the definition that second and higher derivatives come from
 """
 
 from contextlib import nullcontext

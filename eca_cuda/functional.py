@@ -129,8 +129,8 @@ def bidirectional_eca(
 
 
 def _flags(padding_mode: PaddingMode, gate: Gate, activation: Activation) -> int:
-    flags = ops.FLAGS.get((padding_mode, gate, activation))
-    if flags is None:
+    try:
+        return ops.FLAGS[padding_mode, gate, activation]
+    except (KeyError, TypeError):
         check_options(padding_mode, gate, activation)
-        raise AssertionError("unreachable: check_options accepts what FLAGS lacks")
-    return flags
+        raise

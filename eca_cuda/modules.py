@@ -9,6 +9,9 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from . import functional
 from .functional import Activation, Gate, PaddingMode
@@ -50,9 +53,13 @@ class _ChannelAttention(nn.Module):
 
 
 def _refreshed(layer: nn.Module) -> Any:
-    """``layer`` after its pre-forward hooks, which is where pruning and the old ``weight_norm`` recompute weights."""
+    """``layer`` after the hooks that recompute its weights before a forward: pruning, old weight and spectral norm.
+
+    Other hooks of the submodules never fire, since their ``forward`` is never called.
+    """
     for hook in layer._forward_pre_hooks.values():
-        hook(layer, ())
+        if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
+            hook(layer, ())
     return layer
 
 

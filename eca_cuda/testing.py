@@ -103,7 +103,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 @dataclass
 class Evaluation:
-    """An output and the gradients of ``sum(y * grad_y)``, by name; both lists empty of what was not asked for."""
+    """An output and the gradients of ``sum(y * grad_y)``, by name; without ``grad_y`` the output alone."""
 
     results: dict[str, Tensor]
 

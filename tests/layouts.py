@@ -27,6 +27,14 @@ def cropped(x: Tensor) -> Tensor:
     return x.new_full((*outer, h + 2, w + 2), math.nan)[..., 1:-1, 1:-1].copy_(x)
 
 
+def _bordered(x: Tensor) -> tuple[int, ...]:
+    return (*x.shape[:-1], x.shape[-1] + 2)
+
+
+def _inside(x: Tensor) -> tuple[slice, ...]:
+    return (*(slice(None),) * (x.dim() - 1), slice(1, -1))
+
+
 def offset_by_one(x: Tensor, strides: tuple[int, ...] | None = None) -> Tensor:
     """Starts one element into its storage, so that no row is aligned for vector loads."""
     storage = x.new_full((x.numel() + 1,), math.nan)
@@ -47,6 +55,7 @@ LAYOUTS: dict[str, Layout] = {
     "sliced-channels": every_second(1),
     "sliced-space": every_second(2),
     "cropped": cropped,
+    "channels_last-cropped": lambda x: channels_last(x.new_full(_bordered(x), math.nan))[_inside(x)].copy_(x),
     "transposed-space": swapped(-1, -2),
     "channels-first": swapped(0, 1),
     "expanded-batch": lambda x: x[:1].expand_as(x),

@@ -42,15 +42,17 @@ def test_the_decision_is_printed_with_its_reason() -> None:
     ("environment", "prelude", "message"),
     [
         ({}, hide("torch"), "torch is missing: install torch >= 2.10 first"),
-        ({}, hide("pybind11"), "pybind11 is missing: pip install pybind11 ninja"),
+        ({}, hide("pybind11"), "pybind11 is missing: pip install 'setuptools>=77' 'pybind11>=3' ninja"),
         ({"PATH": "/nowhere", "CXX": "/nowhere/c++"}, "pass", r"no C\+\+ compiler found: install g\+\+ or set CXX"),
         ({"ECA_CUDA_BUILD": "gpu"}, "pass", "ECA_CUDA_BUILD: expected auto, cpu or cuda, got 'gpu'"),
-        ({"ECA_CUDA_BUILD": "cuda"}, "import torch; torch.version.cuda = None", "is a CPU-only build"),
+        ({"ECA_CUDA_BUILD": "cuda"}, "pass", "ECA_CUDA_BUILD=cuda, but this version has no CUDA kernels yet"),
+        ({}, "import torch; torch.__version__ = '2.9.0'", "torch >= 2.10 is needed, found 2.9.0: upgrade torch"),
         (
-            {"ECA_CUDA_BUILD": "cuda"},
-            "import torch; torch.version.cuda = '99.0'; torch.version.hip = None",
-            "does not fit torch's CUDA 99.0|no nvcc found",
+            {},
+            "import setuptools; setuptools.__version__ = '65.5'",
+            "found setuptools 65.5 and pybind11 3.*: pip install",
         ),
+        ({}, "import sysconfig; sysconfig.get_path = lambda name: '/nowhere'", "Python.h is missing: install"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(environment: dict[str, str], prelude: str, message: str) -> None:

@@ -28,6 +28,7 @@ const Kernels& choose() {
 #endif
       {kernels_baseline, true}};
   const char* wanted = std::getenv("ECA_CUDA_CPU");
+  if (wanted && !*wanted) wanted = nullptr;
   std::string names;
   for (const Candidate& candidate : candidates) {
     if (!candidate.runs) continue;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // L1. x86-64 with AVX2 and F16C: nearly every x86 processor since 2013.
 #if defined(__x86_64__)
+// All library headers come before the pragma: what they define inline must not be compiled for this instruction set.
 #include <immintrin.h>
 
 #include <cmath>

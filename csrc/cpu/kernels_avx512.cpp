@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // L1. x86-64 with AVX-512 F, BW, DQ and VL: server processors since 2017, AMD since Zen 4.
 #if defined(__x86_64__)
+// All library headers come before the pragma: what they define inline must not be compiled for this instruction set.
 #include <immintrin.h>
 
 #include <cmath>

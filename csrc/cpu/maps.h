@@ -49,7 +49,11 @@ struct Maps {
 
   static void put(T* p, P value, int n, bool streaming) {
     const bool whole = n == kLanes && reinterpret_cast<uintptr_t>(p) % (kLanes * sizeof(T)) == 0;
-    streaming&& whole ? store_streaming(p, value) : write(p, value, n);
+    if (streaming && whole) {
+      store_streaming(p, value);
+    } else {
+      write(p, value, n);
+    }
   }
 
   template <class Term>

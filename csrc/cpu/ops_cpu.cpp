@@ -63,9 +63,13 @@ class Maps {
     return batch(*made, *out_shape_);
   }
 
-  Tensor finish() {
-    if (out_.get() != result_.get()) torch::stable::copy_(result_, out_);
-    return result_;
+  // An output as the caller gets it: with the strides of torch.empty_like(x).
+  Tensor finish() const { return finish(out_); }
+  Tensor finish(const Tensor& computed) const {
+    if (out_.get() == result_.get()) return computed;
+    Tensor laid_out = empty_as(result_);
+    torch::stable::copy_(laid_out, computed);
+    return laid_out;
   }
 
   const MapShape shape;
@@ -175,6 +179,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   const Problem p = problem(x, maps, variant, parameters);
   run_backward(p, call, threads());
   gradients[0] = maps.finish();
+  if (grad_residual) gradients[1] = maps.finish(gradients[1]);
   for (int i = 0; i < parameters.facts.parameters; ++i) {
     gradients.push_back(tensors[i] ? parameter_gradient<A>(i, p, call, parameters.facts, *tensors[i])
                                    : empty_vector(x, 0, raw_dtype(*tensors[0])));

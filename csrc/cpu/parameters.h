@@ -116,8 +116,8 @@ class ParameterOutput {
       using T = decltype(zero);
       T* to = static_cast<T*>(tensor_.mutable_data_ptr());
       const int64_t taps = centre_ < 0 ? 1 : tensor_.size(2), centre = std::max<int64_t>(centre_, 0);
-      for (int64_t j = 0; j < tensor_.numel(); ++j)
-        to[j] = j % taps == centre ? static_cast<T>(values_[j / taps]) : zero;
+      const int64_t count = tensor_.numel();
+      for (int64_t j = 0; j < count; ++j) to[j] = j % taps == centre ? static_cast<T>(values_[j / taps]) : zero;
     });
     return tensor_;
   }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // L1. Pack<A>: 16 lanes of float or double, whatever the registers of the machine hold. Because the number of lanes,
 // the order in which they are added up and the rounding of every operation are the same for all instruction sets
-// (the build forbids contraction to fused multiply-add), results are bitwise equal on all of them.
+// (the build forbids contraction to fused multiply-add), results are bitwise equal on all of them; only exp of single
+// numbers and of float64 comes from libm, which may choose its own instructions by machine.
 //
 // Included by the kernels_*.cpp only, after ECA_TARGET, ECA_VECTOR_BYTES and, where they exist, ECA_F16C (hardware
-// float16 conversion) and ECA_MASKS (masked loads and stores) are set. Nothing of the C++ library is used here:
-// its inline functions have the same name in every instruction set, and the linker keeps one of them.
+// float16 conversion) and ECA_MASKS (masked loads and stores) are set. An inline function of the C++ library has the
+// same name in every instruction set, and the linker keeps one of them: the few headers that are needed are included by
+// those files before they set the instruction set, and no others may be.
 #pragma once
 #include <cstdint>
 #include <cstring>

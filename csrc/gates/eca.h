@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // L0. Efficient Channel Attention (Wang et al. 2020): z = conv1d_k(m) + bias across channels, g = squash(z).
-//   dz = dg * squash'(z)    dm = conv_transposed(dz)    dweight[j] = sum_nc dz[c] m[c + j - half]    dbias = sum_nc
-//   dz[c]
+//   dz = dg * squash'(z)    dm = conv_transposed(dz)
+//   dweight[j] = sum_nc dz[c] m[c + j - half]    dbias = sum_nc dz[c]
 // Parameters: weight [1, 1, k], bias [1] or absent.
 #pragma once
 #include "gate.h"

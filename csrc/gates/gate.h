@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // L0. What a gate is given and what it answers. Each gate is one file beside this one, a struct with
 //
-//   forward (x, mean, gate)                                       C means of one sample -> C gates
-//   backward(x, mean, grad_gate, gate, grad_mean, record, field)  dL/dgate -> dL/dmean, and what the parameters'
-//   gradients
-//                                                                  need to know of this sample
+//   forward (x, mean, gate)
+//       C means of one sample -> C gates
+//   backward(x, mean, grad_gate, gate, grad_mean, record, field)
+//       dL/dgate -> the gates anew, dL/dmean, and what the parameters' gradients need to know of this sample
 //
 // x is the executor: it owns the loop over channels (16 lanes at a time on the CPU, a thread each on a GPU), so a gate
 // is written once. It offers: each(f), load/store(p, c), sum(f), pad(slot, p, half, circular), window(padded, c, j),

@@ -2,8 +2,8 @@
 // L0. Dynamic multi-kernel gate: p = softmax(W m + b) mixes three branches, g = squash(z), z = sum_i p_i branch_i.
 //   as the original:  branch_i[c] = a_i[c] m[c], a_i the centre taps of depthwise kernels on a length-1 sequence
 //   cross_channel:    branch_i[c] = conv_{3,5,7}(m)[c] across channels
-//   dz = dg * squash'(z)   dp_i = sum_c dz branch_i   ds = softmax'(dp)   dm = sum_i p_i branch_i'(dz) + sum_i ds_i
-//   W[i]
+//   dz = dg * squash'(z)   dp_i = sum_c dz branch_i   ds = softmax'(dp)
+//   dm = sum_i p_i branch_i'(dz) + sum_i ds_i W[i]
 // Parameters: three times a [C] (or weight [1, 1, k]), W [3, C], b [3].
 #pragma once
 #include "gate.h"
