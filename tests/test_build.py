@@ -72,8 +72,10 @@ def copy_of_package(folder: Path, *, library: str | None) -> Path:
 
 
 def import_error(folder: Path, code: str = "import eca_cuda") -> str:
-    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {code}"],
-                          cwd=folder, capture_output=True, text=True)  # fmt: skip
+    # Without the finder of an editable install, which would find the library of this checkout.
+    prelude = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in getattr(f, '__name__', '')]"
+    command = [sys.executable, "-c", f"{prelude}; sys.path.insert(0, {str(folder)!r}); {code}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode != 0
     return done.stderr.strip().splitlines()[-1]
 
