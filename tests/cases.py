@@ -72,3 +72,21 @@ OPTIONS = (
 )
 
 CASES = DEFAULTS + OPTIONS
+
+# One shape per way in which a loop can end: no channel neighbours, fewer channels than taps, vectors of 4, 8 and 16
+# that do not divide a row, rows of one, nothing at all, one row that fills a cache, more rows than one core's share.
+SHAPES = {
+    "c1": (2, 1, 5, 7),
+    "c<k": (2, 3, 7, 7),
+    "7x7": (2, 20, 7, 7),
+    "1x1": (3, 17, 1, 1),
+    "1d": (2, 9, 13),
+    "3d": (2, 9, 3, 5, 7),
+    "batch1": (1, 40, 9, 11),
+    "batch37": (37, 5, 3, 5),
+    "many-small": (3, 300, 3, 3),
+    "few-large": (1, 2, 300, 301),
+    "large": (2, 24, 61, 67),
+    "n0": (0, 8, 4, 4),
+    "s0": (2, 8, 0, 4),
+}
