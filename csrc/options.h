@@ -3,6 +3,13 @@
 #pragma once
 #include <cstdint>
 
+// Functions that the host and the GPU share.
+#ifdef __CUDACC__
+#define ECA_HD __host__ __device__ __forceinline__
+#else
+#define ECA_HD inline
+#endif
+
 namespace eca {
 
 enum class Variant : int { kEca, kMultiKernel, kBidirectional };

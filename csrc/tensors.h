@@ -46,6 +46,13 @@ inline DType dtype_of(const Tensor& x) {
   return static_cast<DType>(found - known);
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  int32_t x, y;
+  check(aoti_torch_get_device_type(a.get(), &x), "reading a device");
+  check(aoti_torch_get_device_type(b.get(), &y), "reading a device");
+  return x == y && a.get_device_index() == b.get_device_index();
+}
+
 inline bool same_sizes(const Tensor& a, const Tensor& b) {
   const auto x = a.sizes(), y = b.sizes();
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());

@@ -51,6 +51,16 @@ struct Channels {
     return eca::sum(total);
   }
 
+  template <class Term>
+  void sums(int64_t rows, A* out, Term term) {
+    for (int64_t j = 0; j < rows; ++j) out[j] = sum([&](At c) { return term(j, c); });
+  }
+
+  template <class Body>
+  void times(int64_t numbers, Body body) {
+    for (int64_t j = 0; j < numbers; ++j) body(j);
+  }
+
   const A* pad(int slot, const A* values, int64_t half, bool circular) {
     A* out = padded[slot];
     std::memcpy(out + half, values, count * sizeof(A));

@@ -6,6 +6,7 @@
 // "A" is the accumulator: float, or double for float64.
 #pragma once
 #include "../gates/gate.h"
+#include "../tiling.h"
 
 namespace eca {
 inline namespace ECA_TARGET {
@@ -16,10 +17,6 @@ inline int64_t padded_size(int64_t channels, int64_t half) { return channels + 2
 inline int64_t gate_workspace(int64_t channels, int64_t half) { return 2 * padded_size(channels, half); }
 
 }  // namespace ECA_TARGET
-
-struct Tile {
-  int64_t c0, c1, s0, s1;
-};
 
 // One sample of a feature map: its first element, and the distance between planes (kPlanes) or rows (kRows).
 struct Map {

@@ -21,97 +21,21 @@ Tensor output_as(const Tensor& dense) {
   return output;
 }
 
-// The feature maps of one call: x, the output that lies like it, and the layout in which the kernels walk all of them.
-class Maps {
- public:
-  explicit Maps(const Tensor& given) : shape(given), x_(given), out_(given), result_(given) {
-    require(given.is_cpu(), "x");
-    const bool dense = shape.is_dense();
-    result_ = out_ = dense ? output_as(x_) : torch::stable::empty_like(x_);
-    out_shape_.emplace(out_);
-    if (shape.walks_like(*out_shape_)) {
-      // A map with one position or one channel has both layouts; rows vectorise the former better.
-      const Layout first = shape.s == 1 ? Layout::kRows : Layout::kPlanes;
-      const Layout second = shape.s == 1 ? Layout::kPlanes : Layout::kRows;
-      for (const Layout candidate : {first, second}) {
-        if (!shape.fits(candidate) || !out_shape_->fits(candidate)) continue;
-        layout = candidate;
-        return;
-      }
-    }
-    x_ = torch::stable::contiguous(x_);
-    out_ = torch::stable::empty_like(x_);
-    out_shape_.emplace(out_);
-  }
-
-  Batch x() { return batch(x_, MapShape(x_)); }
-  Batch out() { return batch(out_, *out_shape_); }
-
-  // Another map of the same sizes, by way of one dense copy if it does not lie like the output.
-  Batch another(const Tensor& map) {
-    const MapShape its(map);
-    if (its.fits(layout) && its.walks_like(*out_shape_)) return batch(map, its);
-    Tensor copy = empty_as(out_);
-    torch::stable::copy_(copy, map);
-    copies_.push_back(copy);
-    return batch(copy, *out_shape_);
-  }
-
-  // One more output.
-  Batch another_out(Tensor* made) {
-    *made = output_as(out_);
-    return batch(*made, *out_shape_);
-  }
-
-  // An output as the caller gets it: with the strides of torch.empty_like(x).
-  Tensor finish() const { return finish(out_); }
-  Tensor finish(const Tensor& computed) const {
-    if (out_.get() == result_.get()) return computed;
-    Tensor laid_out = empty_as(result_);
-    torch::stable::copy_(laid_out, computed);
-    return laid_out;
-  }
-
-  const MapShape shape;
-  Layout layout = Layout::kPlanes;
-
- private:
-  Batch batch(const Tensor& t, const MapShape& its) const {
-    return {t.data_ptr(), its.sample_stride(), its.run_stride(layout)};
-  }
-
-  Tensor x_, out_, result_;
-  std::optional<MapShape> out_shape_;
-  std::vector<Tensor> copies_;
-};
-
-void require_like(const Tensor& t, const Tensor& x, const char* argument) {
-  require(t.is_cpu() && raw_dtype(t) == raw_dtype(x) && same_sizes(t, x), argument);
+FeatureMaps maps_of(const Tensor& x) {
+  require(x.is_cpu(), "x");
+  return FeatureMaps(x, output_as);
 }
 
 template <class A>
-int32_t dtype_of_accumulator() {
-  return sizeof(A) == sizeof(double) ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-}
-
-template <class A>
-Problem problem(const Tensor& x, const Maps& maps, Variant variant, const Parameters<A>& parameters) {
-  const int64_t c = maps.shape.c(), half = parameters.args.kernel_size / 2;
-  return {maps.shape.n(),
-          c,
-          maps.shape.s,
-          dtype_of(x),
-          maps.layout,
-          variant,
-          parameters.args.flags,
-          &parameters.args,
-          gate_workspace(c, half) + parameters.facts.scratch_size};
+GateCall gate_call(const Parameters<A>& parameters) {
+  const GateArgs<A>& args = parameters.args;
+  return {&args, gate_workspace(args.channels, args.kernel_size / 2) + parameters.facts.scratch_size};
 }
 
 template <class A>
 Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors, const OptionalTensor& residual,
                   int64_t flags, OptionalTensor* mean) {
-  Maps maps(x);
+  FeatureMaps maps = maps_of(x);
   const Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags);
   ForwardCall call{maps.x(), {}, maps.out(), nullptr};
   if (residual) {
@@ -122,7 +46,7 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
     *mean = empty_matrix(x, maps.shape.n(), maps.shape.c(), dtype_of_accumulator<A>());
     call.mean = (*mean)->mutable_data_ptr();
   }
-  run_forward(problem(x, maps, variant, parameters), call, threads());
+  run_forward(problem_of(maps, dtype_of(x), variant, flags), gate_call(parameters), call, threads());
   return maps.finish();
 }
 
@@ -152,13 +76,12 @@ Tensor parameter_gradient(int i, const Problem& p, const BackwardCall& call, con
 template <class A>
 Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, const Tensor& mean,
                       const OptionalTensor& y, const ParameterList& tensors, int64_t flags) {
-  Maps maps(x);
+  FeatureMaps maps = maps_of(x);
   const int64_t n = maps.shape.n(), c = maps.shape.c();
-  const bool relu = (flags & kRelu) != 0, grad_residual = (flags & kGradResidual) != 0;
+  const bool grad_residual = (flags & kGradResidual) != 0;
   const Parameters<A> parameters(variant, tensors, x, c, flags);
   require_like(grad_y, x, "grad_y");
-  require(has_sizes(mean, {n, c}) && mean.is_contiguous() && raw_dtype(mean) == dtype_of_accumulator<A>(), "mean");
-  require(y.has_value() == relu && (relu || !grad_residual), "y");
+  require_saved<A>(mean, x, y, flags);
 
   const int64_t record_size = parameters.facts.record_size;
   const std::unique_ptr<A[]> memory(new A[n * (record_size + c) + 1]);
@@ -176,8 +99,8 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
     gradients[1] = empty_vector(x, 0, raw_dtype(x));
   }
 
-  const Problem p = problem(x, maps, variant, parameters);
-  run_backward(p, call, threads());
+  const Problem p = problem_of(maps, dtype_of(x), variant, flags);
+  run_backward(p, gate_call(parameters), call, threads());
   gradients[0] = maps.finish();
   if (grad_residual) gradients[1] = maps.finish(gradients[1]);
   for (int i = 0; i < parameters.facts.parameters; ++i) {

@@ -6,49 +6,9 @@
 
 #include <vector>
 
-#include "../gates/registry.h"
-#include "../operators.h"
+#include "../arguments.h"
 
 namespace eca {
-
-// Checks the parameters' shapes against C channels and the options, and fills kernel_size and hidden.
-template <class A>
-GateArgs<A> gate_arguments(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
-  const auto is_taps = [&](const Tensor& t) {
-    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1;
-  };
-  GateArgs<A> args{{}, c, 0, 0, flags};
-  if (variant == Variant::kEca) {
-    require(is_taps(*p[0]), "weight");
-    require(!p[1] || has_sizes(*p[1], {1}), "bias");
-    args.kernel_size = p[0]->size(2);
-  } else if (variant == Variant::kMultiKernel) {
-    const int64_t rows = (flags & kCrossChannel) ? 1 : c;
-    for (int i = 0; i < 3; ++i) require(has_sizes(*p[i], {rows, 1, 3 + 2 * i}), "weight");
-    require(has_sizes(*p[3], {3, c}) && has_sizes(*p[4], {3}), "mix_weight");
-    require((flags & kCrossChannel) || !(flags & kCircular), "padding_mode");
-    args.kernel_size = 7;
-  } else {
-    require(is_taps(*p[0]) && same_sizes(*p[0], *p[1]), "weight_forward");
-    require(p[2]->dim() == 2 && p[2]->size(1) == c, "hidden_weight");
-    args.kernel_size = p[0]->size(2);
-    args.hidden = p[2]->size(0);
-    require(has_sizes(*p[3], {args.hidden}), "hidden_bias");
-    require(has_sizes(*p[4], {2, args.hidden}) && has_sizes(*p[5], {2}), "mix_weight");
-  }
-  require(!args.circular() || args.kernel_size / 2 <= c, "weight");
-  return args;
-}
-
-// Depthwise kernels on a sequence of length 1 act through their centre taps alone; -1: the whole tensor counts.
-inline int64_t centre_tap(Variant variant, int64_t flags, const Tensor& t, int i) {
-  return variant == Variant::kMultiKernel && !(flags & kCrossChannel) && i < 3 ? t.size(2) / 2 : -1;
-}
-
-template <class A>
-bool holds(const Tensor& t) {
-  return dtype_of(t) == (sizeof(A) == sizeof(double) ? DType::kDouble : DType::kFloat);
-}
 
 // Calls f(T{}) with the C++ type of the parameter's elements.
 template <class A, class F>
@@ -67,9 +27,7 @@ template <class A>
 class Parameters {
  public:
   Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags) {
-    const int32_t dtype = raw_dtype(*tensors[0]);
-    require(dtype == raw_dtype(x) || holds<A>(*tensors[0]), "parameter");
-    for (const Tensor* t : tensors) require(!t || (t->is_cpu() && raw_dtype(*t) == dtype), "parameter");
+    require_parameters<A>(tensors, x);
     args = gate_arguments<A>(variant, tensors, c, flags);
     facts = gate_facts(variant, args);
     for (int i = 0; i < facts.parameters; ++i) {
@@ -104,7 +62,7 @@ class Parameters {
 template <class A>
 class ParameterOutput {
  public:
-  ParameterOutput(const Tensor& parameter, int64_t centre) : centre_(centre), tensor_(empty(parameter)) {
+  ParameterOutput(const Tensor& parameter, int64_t centre) : centre_(centre), tensor_(empty_gradient(parameter)) {
     if (centre >= 0 || !holds<A>(tensor_)) values_.resize(centre < 0 ? parameter.numel() : parameter.size(0));
   }
 
@@ -123,12 +81,6 @@ class ParameterOutput {
   }
 
  private:
-  static Tensor empty(const Tensor& t) {
-    int64_t strides[3], stride = 1;
-    for (int64_t d = t.dim(); d-- > 0; stride *= std::max<int64_t>(t.size(d), 1)) strides[d] = stride;
-    return empty_strided(t, t.dim(), t.sizes().data(), strides, raw_dtype(t));
-  }
-
   int64_t centre_;
   Tensor tensor_;
   std::vector<A> values_;

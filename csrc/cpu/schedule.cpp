@@ -19,41 +19,19 @@ constexpr int64_t kTileElements = 32768;
 constexpr int64_t kStreamedBytes = int64_t{8} << 20;  // outputs from this size on go past the caches
 constexpr int64_t kRowsAtOnce = 8;  // a tile of rows is a multiple of what cpu/reduce.h adds up in registers
 
-class Tiling {
- public:
-  explicit Tiling(const Problem& p) : p_(p) {
-    if (p.layout == Layout::kRows) {
-      per_tile_ = std::max(kRowsAtOnce, kTileElements / std::max<int64_t>(p.c, 1) / kRowsAtOnce * kRowsAtOnce);
-      count = blocks = std::max<int64_t>(1, (p.s + per_tile_ - 1) / per_tile_);
-    } else if (p.s > kTileElements) {
-      blocks = (p.s + kTileElements - 1) / kTileElements;
-      count = p.c * blocks;
-    } else {
-      per_tile_ = std::max<int64_t>(1, kTileElements / std::max<int64_t>(p.s, 1));
-      blocks = 1;
-      count = (p.c + per_tile_ - 1) / per_tile_;
-    }
-  }
-
-  Tile at(int64_t i) const {
-    if (p_.layout == Layout::kRows) return {0, p_.c, i * per_tile_, std::min(p_.s, (i + 1) * per_tile_)};
-    if (blocks > 1)
-      return {i / blocks, i / blocks + 1, block(i) * kTileElements, std::min(p_.s, (block(i) + 1) * kTileElements)};
-    return {i * per_tile_, std::min(p_.c, (i + 1) * per_tile_), 0, p_.s};
-  }
-  int64_t block(int64_t i) const { return i % blocks; }  // which of a channel's partial sums tile i computes
-
-  int64_t count, blocks;
-
- private:
-  const Problem& p_;
-  int64_t per_tile_ = 0;
-};
+Tiling tiling_of(const Problem& p) {
+  const int64_t c = std::max<int64_t>(p.c, 1);
+  if (p.layout == Layout::kRows)
+    return Tiling::of(p.c, p.s, c, std::max(kRowsAtOnce, kTileElements / c / kRowsAtOnce * kRowsAtOnce));
+  if (p.s > kTileElements) return Tiling::of(p.c, p.s, 1, kTileElements);
+  const int64_t s = std::max<int64_t>(p.s, 1);
+  return Tiling::of(p.c, p.s, kTileElements / s, s);
+}
 
 // pass offers reduce(n, tile, sums), gate(n, work), apply(n, tile, work); work is the memory of one sample.
 template <class A, class Pass>
 void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
-  const Tiling tiling(p);
+  const Tiling tiling = tiling_of(p);
   const int64_t size = tiling.blocks * p.c + pass.work_size();
   const auto sums = [&](A* work, int64_t tile) { return work + tiling.block(tile) * p.c; };
   const auto gate = [&](int64_t n, A* work) {
@@ -114,6 +92,7 @@ bool is_streamed(const Problem& p) { return p.n * p.c * p.s * item_size(p.dtype)
 template <class A>
 struct PassBase {
   const Problem& p;
+  const GateCall& gate_call;
   const MapKernels& maps = kernels().maps[static_cast<int>(p.dtype)][static_cast<int>(p.layout)];
   const GateKernels& gates = kernels().gates[static_cast<int>(p.variant)][sizeof(A) == sizeof(double)];
 };
@@ -124,12 +103,12 @@ struct ForwardPass : PassBase<A> {
   using PassBase<A>::p;
 
   // After the partial sums: gate [C], then the gate's scratch.
-  int64_t work_size() const { return p.c + p.gate_scratch; }
+  int64_t work_size() const { return p.c + this->gate_call.scratch; }
   void reduce(int64_t n, Tile tile, A* sums) const { this->maps.pool(sample(call.x, p, n), tile, sums); }
   void gate(int64_t n, A* sums, A* work) const {
     A* mean = call.mean ? static_cast<A*>(call.mean) + n * p.c : sums;
     for (int64_t c = 0; c < p.c; ++c) mean[c] = sums[c] / static_cast<A>(p.s);
-    this->gates.forward(p.gate_args, work + p.c, mean, work);
+    this->gates.forward(this->gate_call.args, work + p.c, mean, work);
   }
   void apply(int64_t n, Tile tile, A* work) const {
     this->maps.rescale({sample(call.x, p, n), sample(call.residual, p, n), sample(call.y, p, n), work,
@@ -144,14 +123,15 @@ struct BackwardPass : PassBase<A> {
   using PassBase<A>::p;
 
   // After the partial sums: gate [C], gradient of the means [C], then the gate's scratch.
-  int64_t work_size() const { return 2 * p.c + p.gate_scratch; }
+  int64_t work_size() const { return 2 * p.c + this->gate_call.scratch; }
   void reduce(int64_t n, Tile tile, A* sums) const {
     this->maps.dot(sample(call.grad_y, p, n), sample(call.x, p, n), sample(call.y, p, n), tile, sums);
   }
   void gate(int64_t n, A* sums, A* work) const {
     A* shift = work + p.c;
-    this->gates.backward(p.gate_args, work + 2 * p.c, static_cast<const A*>(call.mean) + n * p.c, sums, work, shift,
-                         static_cast<A*>(call.record) + n * call.record_size, static_cast<A*>(call.field) + n * p.c);
+    this->gates.backward(this->gate_call.args, work + 2 * p.c, static_cast<const A*>(call.mean) + n * p.c, sums, work,
+                         shift, static_cast<A*>(call.record) + n * call.record_size,
+                         static_cast<A*>(call.field) + n * p.c);
     for (int64_t c = 0; c < p.c; ++c) shift[c] /= static_cast<A>(p.s);
   }
   void apply(int64_t n, Tile tile, A* work) const {
@@ -162,24 +142,24 @@ struct BackwardPass : PassBase<A> {
 };
 
 template <template <class> class Pass, class Call>
-void run(const Problem& p, const Call& call, const Parallel& parallel) {
+void run(const Problem& p, const GateCall& gate, const Call& call, const Parallel& parallel) {
   if (p.n == 0 || p.c == 0) return;
   if (p.dtype == DType::kDouble) {
-    Pass<double> pass{{p}, call};
+    Pass<double> pass{{p, gate}, call};
     run_samples<double>(p, parallel, pass);
   } else {
-    Pass<float> pass{{p}, call};
+    Pass<float> pass{{p, gate}, call};
     run_samples<float>(p, parallel, pass);
   }
 }
 
 }  // namespace
 
-void run_forward(const Problem& p, const ForwardCall& call, const Parallel& parallel) {
-  run<ForwardPass>(p, call, parallel);
+void run_forward(const Problem& p, const GateCall& gate, const ForwardCall& call, const Parallel& parallel) {
+  run<ForwardPass>(p, gate, call, parallel);
 }
-void run_backward(const Problem& p, const BackwardCall& call, const Parallel& parallel) {
-  run<BackwardPass>(p, call, parallel);
+void run_backward(const Problem& p, const GateCall& gate, const BackwardCall& call, const Parallel& parallel) {
+  run<BackwardPass>(p, gate, call, parallel);
 }
 
 }  // namespace eca

@@ -33,7 +33,7 @@ struct BidirectionalGate {
     const Scratch s = scratch(x);
     const A* m = x.pad(0, mean, args.kernel_size / 2, args.circular());
     A p[2];
-    mixture(x, mean, s.hidden, p);
+    mixture(x, mean, s, p);
     x.each([&](auto c) {
       const auto u = mixed(x, m, s, p, c).u;
       x.store(gate, c, outer() ? squash(u, args.hard()) : u);
@@ -47,7 +47,7 @@ struct BidirectionalGate {
     const Scratch s = scratch(x);
     const A* m = x.pad(0, mean, k / 2, args.circular());
     A p[2], dl[2];
-    mixture(x, mean, s.hidden, p);
+    mixture(x, mean, s, p);
     x.each([&](auto c) {
       const auto at = mixed(x, m, s, p, c);
       const V g = outer() ? squash(at.u, args.hard()) : at.u;
@@ -69,21 +69,19 @@ struct BidirectionalGate {
     const A* back = x.pad(1, s.back, k / 2, args.circular());
     x.each(
         [&](auto c) { x.store(grad_mean, c, x.load(grad_mean, c) + convolve_transposed(x, s.flipped, k, back, c)); });
-    for (int64_t j = 0; j < k; ++j) {
-      x.keep(record + j, x.sum([&](auto c) { return x.load(s.ahead, c) * x.window(m, c, j); }));
-      x.keep(record + k + j, x.sum([&](auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); }));
-    }
+    x.sums(k, record, [&](int64_t j, auto c) { return x.load(s.ahead, c) * x.window(m, c, j); });
+    x.sums(k, record + k, [&](int64_t j, auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); });
 
     A* dh = s.grad_hidden;
     const A* w2 = args.parameters[4];
     for (int64_t i = 0; i < 2; ++i) x.keep(record + 2 * k + i, dl[i]);
-    for (int64_t j = 0; j < hidden; ++j) {
-      x.keep(record + 2 * k + 2 + j, dl[0] * s.hidden[j]);
-      x.keep(record + 2 * k + 2 + hidden + j, dl[1] * s.hidden[j]);
-      const A passed = select(s.hidden[j] <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]);
-      x.keep(dh + j, passed);
-      x.keep(record + 2 * k + 2 + 2 * hidden + j, passed);
-    }
+    x.times(hidden, [&](int64_t j) {
+      A* of_w2 = record + 2 * k + 2;
+      const A h = rectified(s, j);
+      of_w2[j] = dl[0] * h;
+      of_w2[hidden + j] = dl[1] * h;
+      of_w2[2 * hidden + j] = dh[j] = select(h <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]);
+    });
     const A* w1 = args.parameters[2];
     for (int64_t j = 0; j < hidden; j += 4) {  // four rows of W1 per visit of grad_mean
       const int64_t rows = hidden - j < 4 ? hidden - j : 4;
@@ -111,24 +109,29 @@ struct BidirectionalGate {
     const int64_t c = args.channels, k = args.kernel_size;
     A* p = x.scratch;
     const Scratch s{p, p + c, p + 2 * c, p + 2 * c + k, p + 2 * c + k + args.hidden};
-    for (int64_t j = 0; j < k; ++j) x.keep(s.flipped + j, args.parameters[1][k - 1 - j]);
+    x.times(k, [&](int64_t j) { s.flipped[j] = args.parameters[1][k - 1 - j]; });
     return s;
   }
 
   template <class X>
-  ECA_HD void mixture(X& x, const A* mean, A* h, A (&p)[2]) const {
-    const A *w1 = args.parameters[2], *b1 = args.parameters[3], *w2 = args.parameters[4], *b2 = args.parameters[5];
+  ECA_HD void mixture(X& x, const A* mean, const Scratch& s, A (&p)[2]) const {
+    const A *w1 = args.parameters[2], *w2 = args.parameters[4], *b2 = args.parameters[5];
+    x.sums(args.hidden, s.hidden,
+           [&](int64_t j, auto c) { return x.load(w1 + j * args.channels, c) * x.load(mean, c); });
     p[0] = b2[0];
     p[1] = b2[1];
     for (int64_t j = 0; j < args.hidden; ++j) {
-      const A* row = w1 + j * args.channels;
-      const A z = b1[j] + x.sum([&](auto c) { return x.load(row, c) * x.load(mean, c); });
-      const A value = select(z <= A(0), A(0), z);
-      x.keep(h + j, value);
-      p[0] += w2[j] * value;
-      p[1] += w2[args.hidden + j] * value;
+      const A h = rectified(s, j);
+      p[0] += w2[j] * h;
+      p[1] += w2[args.hidden + j] * h;
     }
     softmax(p);
+  }
+
+  // h[j] = relu(W1 m + b1)[j]; s.hidden holds W1 m.
+  ECA_HD A rectified(const Scratch& s, int64_t j) const {
+    const A z = args.parameters[3][j] + s.hidden[j];
+    return select(z <= A(0), A(0), z);
   }
 
   template <class X, class C>

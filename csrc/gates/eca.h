@@ -39,9 +39,7 @@ struct EcaGate {
     });
     const A* dz = x.pad(1, field, k / 2, args.circular());
     x.each([&](auto c) { x.store(grad_mean, c, convolve_transposed(x, weight, k, dz, c)); });
-    for (int64_t j = 0; j < k; ++j) {
-      x.keep(record + j, x.sum([&](auto c) { return x.load(field, c) * x.window(m, c, j); }));
-    }
+    x.sums(k, record, [&](int64_t j, auto c) { return x.load(field, c) * x.window(m, c, j); });
     x.keep(record + k, x.sum([&](auto c) { return x.load(field, c); }));
   }
 

@@ -6,9 +6,18 @@
 //   backward(x, mean, grad_gate, gate, grad_mean, record, field)
 //       dL/dgate -> the gates anew, dL/dmean, and what the parameters' gradients need to know of this sample
 //
-// x is the executor: it owns the loop over channels (16 lanes at a time on the CPU, a thread each on a GPU), so a gate
-// is written once. It offers: each(f), load/store(p, c), sum(f), pad(slot, p, half, circular), window(padded, c, j),
-// keep(p, value) and scratch.
+// x is the executor: it owns the loops (16 channels at a time on the CPU, one for each thread of a block on a GPU), so
+// a gate is written once. It offers
+//
+//   each(f)                          f(c) for all channels; c is passed on to load(p, c) and store(p, c, value)
+//   times(count, f)                  f(j) for the numbers j of [0, count), in any order
+//   sum(f)                           the sum of f(c) over the channels, known to all threads
+//   sums(count, out, f)              out[j] = sum of f(j, c) over the channels; out is scratch or the record
+//   pad(slot, p, half, circular)     a copy of p[C] with its neighbours, for window(padded, c, j) = padded[c + j]
+//   keep(p, value)                   *p = value, a number that all threads have computed
+//   scratch                          scratch_size numbers to use freely
+//
+// Each of them sees what those before it have stored; numbers stored by times and keep are read from the next one on.
 //
 // Gradients of parameters are sums over samples in the order of the samples. A gate leaves `record` (a few numbers) and
 // `field` (C numbers) per sample and says, per parameter, how they combine:

@@ -8,13 +8,10 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../options.h"
+
 #ifndef ECA_TARGET
 #define ECA_TARGET portable
-#endif
-#ifdef __CUDACC__
-#define ECA_HD __host__ __device__ __forceinline__
-#else
-#define ECA_HD inline
 #endif
 
 namespace eca {

@@ -14,18 +14,18 @@ inline namespace ECA_TARGET {
 template <class A>
 struct MultiKernelGate {
   const GateArgs<A>& args;
-  static constexpr int kTaps[3] = {3, 5, 7};
   static constexpr int64_t kAllTaps = 15, kHalf = 3;
 
-  static bool cross(const GateArgs<A>& a) { return (a.flags & kCrossChannel) != 0; }
+  ECA_HD static constexpr int64_t taps(int64_t i) { return 3 + 2 * i; }
+  ECA_HD static bool cross(const GateArgs<A>& a) { return (a.flags & kCrossChannel) != 0; }
   // record: what the three kernels need (their 15 taps, or p), then ds.
-  static int64_t kernels_size(const GateArgs<A>& a) { return cross(a) ? kAllTaps : 3; }
+  ECA_HD static int64_t kernels_size(const GateArgs<A>& a) { return cross(a) ? kAllTaps : 3; }
   static int64_t record_size(const GateArgs<A>& a) { return kernels_size(a) + 3; }
-  static int64_t scratch_size(const GateArgs<A>&) { return 0; }
+  static int64_t scratch_size(const GateArgs<A>&) { return 3; }
   static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
-    for (int i = 0, offset = 0; i < 3; offset += cross(a) ? kTaps[i] : 1, ++i) {
+    for (int64_t i = 0, offset = 0; i < 3; offset += cross(a) ? taps(i) : 1, ++i) {
       out[i] =
-          cross(a) ? ParameterGradient{Combine::kSum, offset, kTaps[i]} : ParameterGradient{Combine::kField, offset, 1};
+          cross(a) ? ParameterGradient{Combine::kSum, offset, taps(i)} : ParameterGradient{Combine::kField, offset, 1};
     }
     out[3] = {Combine::kMean, kernels_size(a), 3};
     out[4] = {Combine::kSum, kernels_size(a), 3};
@@ -52,14 +52,15 @@ struct MultiKernelGate {
       x.store(gate, c, g);
       x.store(field, c, squash_backward(x.load(grad_gate, c), z, g, args.hard()));  // dz
     });
-    for (int i = 0; i < 3; ++i) ds[i] = x.sum([&](auto c) { return x.load(field, c) * branch(x, i, mean, m, c); });
+    x.sums(3, x.scratch, [&](int64_t i, auto c) { return x.load(field, c) * branch(x, i, mean, m, c); });
+    for (int i = 0; i < 3; ++i) ds[i] = x.scratch[i];
     softmax_grad(p, ds);
     const A* dz = across ? x.pad(1, field, kHalf, args.circular()) : nullptr;
     const A* mix = args.parameters[3];
     x.each([&](auto c) {
       V dm = V(0);
       for (int i = 0; i < 3; ++i) {
-        const V back = across ? convolve_transposed(x, args.parameters[i], kTaps[i], dz + kHalf - kTaps[i] / 2, c)
+        const V back = across ? convolve_transposed(x, args.parameters[i], taps(i), dz + kHalf - taps(i) / 2, c)
                               : x.load(args.parameters[i], c) * x.load(field, c);
         dm = dm + V(p[i]) * back + V(ds[i]) * x.load(mix + i * args.channels, c);
       }
@@ -67,11 +68,10 @@ struct MultiKernelGate {
     });
     const int64_t kernels = kernels_size(args);
     if (across) {
-      for (int i = 0, at = 0; i < 3; ++i) {
-        for (int j = 0; j < kTaps[i]; ++j, ++at) {
-          const int64_t shift = kHalf - kTaps[i] / 2 + j;
-          x.keep(record + at, p[i] * x.sum([&](auto c) { return x.load(field, c) * x.window(m, c, shift); }));
-        }
+      for (int64_t i = 0, at = 0; i < 3; at += taps(i), ++i) {
+        const int64_t first = kHalf - taps(i) / 2;
+        x.sums(taps(i), record + at,
+               [&](int64_t j, auto c) { return V(p[i]) * x.load(field, c) * x.window(m, c, first + j); });
       }
     } else {
       for (int i = 0; i < 3; ++i) x.keep(record + i, p[i]);
@@ -88,17 +88,16 @@ struct MultiKernelGate {
 
   template <class X>
   ECA_HD void mixture(X& x, const A* mean, A (&p)[3]) const {
-    for (int i = 0; i < 3; ++i) {
-      const A* row = args.parameters[3] + i * args.channels;
-      p[i] = args.parameters[4][i] + x.sum([&](auto c) { return x.load(row, c) * x.load(mean, c); });
-    }
+    const A* rows = args.parameters[3];
+    x.sums(3, x.scratch, [&](int64_t i, auto c) { return x.load(rows + i * args.channels, c) * x.load(mean, c); });
+    for (int i = 0; i < 3; ++i) p[i] = args.parameters[4][i] + x.scratch[i];
     softmax(p);
   }
 
   template <class X, class C>
-  ECA_HD auto branch(X& x, int i, const A* mean, const A* m, C c) const {
+  ECA_HD auto branch(X& x, int64_t i, const A* mean, const A* m, C c) const {
     if (!cross(args)) return x.load(args.parameters[i], c) * x.load(mean, c);
-    return convolve(x, args.parameters[i], kTaps[i], m + kHalf - kTaps[i] / 2, c);
+    return convolve(x, args.parameters[i], taps(i), m + kHalf - taps(i) / 2, c);
   }
 
   template <class X, class C>

@@ -15,24 +15,28 @@ struct GateFacts {
   int parameters;
 };
 
-template <template <class> class Gate, class A>
-inline GateFacts facts_of(const GateArgs<A>& args) {
-  GateFacts facts{Gate<A>::record_size(args), Gate<A>::scratch_size(args), {}, 0};
-  facts.parameters = Gate<A>::gradients(args, facts.gradients);
-  return facts;
+// Calls f with the gate of the variant.
+template <class A, class F>
+ECA_HD void with_gate(Variant variant, const GateArgs<A>& args, F f) {
+  switch (variant) {
+    case Variant::kEca:
+      return f(EcaGate<A>{args});
+    case Variant::kMultiKernel:
+      return f(MultiKernelGate<A>{args});
+    case Variant::kBidirectional:
+      return f(BidirectionalGate<A>{args});
+  }
 }
 
 template <class A>
 inline GateFacts gate_facts(Variant variant, const GateArgs<A>& args) {
-  switch (variant) {
-    case Variant::kEca:
-      return facts_of<EcaGate>(args);
-    case Variant::kMultiKernel:
-      return facts_of<MultiKernelGate>(args);
-    case Variant::kBidirectional:
-      break;
-  }
-  return facts_of<BidirectionalGate>(args);
+  GateFacts facts{};
+  with_gate(variant, args, [&](auto gate) {
+    facts.record_size = gate.record_size(args);
+    facts.scratch_size = gate.scratch_size(args);
+    facts.parameters = gate.gradients(args, facts.gradients);
+  });
+  return facts;
 }
 
 }  // namespace ECA_TARGET

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+// L3. What the operators of every backend require of their arguments, and the parameters' shapes as the gates see them.
+#pragma once
+#include <algorithm>
+
+#include "feature_maps.h"
+#include "gates/registry.h"
+#include "operators.h"
+
+namespace eca {
+
+template <class A>
+int32_t dtype_of_accumulator() {
+  return sizeof(A) == sizeof(double) ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+}
+
+// Another feature map like x.
+inline void require_like(const Tensor& t, const Tensor& x, const char* argument) {
+  require(same_device(t, x) && raw_dtype(t) == raw_dtype(x) && same_sizes(t, x), argument);
+}
+
+// What backward is given besides feature maps and parameters.
+template <class A>
+void require_saved(const Tensor& mean, const Tensor& x, const OptionalTensor& y, int64_t flags) {
+  const bool relu = (flags & kRelu) != 0;
+  require(same_device(mean, x) && has_sizes(mean, {x.size(0), x.size(1)}) && mean.is_contiguous() &&
+              raw_dtype(mean) == dtype_of_accumulator<A>(),
+          "mean");
+  require(y.has_value() == relu && (relu || !(flags & kGradResidual)), "y");
+}
+
+// Checks the parameters' shapes against C channels and the options, and fills kernel_size and hidden.
+template <class A>
+GateArgs<A> gate_arguments(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
+  const auto is_taps = [&](const Tensor& t) {
+    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1;
+  };
+  GateArgs<A> args{{}, c, 0, 0, flags};
+  if (variant == Variant::kEca) {
+    require(is_taps(*p[0]), "weight");
+    require(!p[1] || has_sizes(*p[1], {1}), "bias");
+    args.kernel_size = p[0]->size(2);
+  } else if (variant == Variant::kMultiKernel) {
+    const int64_t rows = (flags & kCrossChannel) ? 1 : c;
+    for (int i = 0; i < 3; ++i) require(has_sizes(*p[i], {rows, 1, 3 + 2 * i}), "weight");
+    require(has_sizes(*p[3], {3, c}) && has_sizes(*p[4], {3}), "mix_weight");
+    require((flags & kCrossChannel) || !(flags & kCircular), "padding_mode");
+    args.kernel_size = 7;
+  } else {
+    require(is_taps(*p[0]) && same_sizes(*p[0], *p[1]), "weight_forward");
+    require(p[2]->dim() == 2 && p[2]->size(1) == c, "hidden_weight");
+    args.kernel_size = p[0]->size(2);
+    args.hidden = p[2]->size(0);
+    require(has_sizes(*p[3], {args.hidden}), "hidden_bias");
+    require(has_sizes(*p[4], {2, args.hidden}) && has_sizes(*p[5], {2}), "mix_weight");
+  }
+  require(!args.circular() || args.kernel_size / 2 <= c, "weight");
+  return args;
+}
+
+// Depthwise kernels on a sequence of length 1 act through their centre taps alone; -1: the whole tensor counts.
+inline int64_t centre_tap(Variant variant, int64_t flags, const Tensor& t, int i) {
+  return variant == Variant::kMultiKernel && !(flags & kCrossChannel) && i < 3 ? t.size(2) / 2 : -1;
+}
+
+template <class A>
+bool holds(const Tensor& t) {
+  return dtype_of(t) == (sizeof(A) == sizeof(double) ? DType::kDouble : DType::kFloat);
+}
+
+// All parameters are where x is, and all have the dtype of x or of the accumulator.
+template <class A>
+void require_parameters(const ParameterList& tensors, const Tensor& x) {
+  const int32_t dtype = raw_dtype(*tensors[0]);
+  require(dtype == raw_dtype(x) || holds<A>(*tensors[0]), "parameter");
+  for (const Tensor* t : tensors) require(!t || (same_device(*t, x) && raw_dtype(*t) == dtype), "parameter");
+}
+
+// The gradient of a parameter, to be filled: contiguous.
+inline Tensor empty_gradient(const Tensor& t) {
+  int64_t strides[3], stride = 1;
+  for (int64_t d = t.dim(); d-- > 0; stride *= std::max<int64_t>(t.size(d), 1)) strides[d] = stride;
+  return empty_strided(t, t.dim(), t.sizes().data(), strides, raw_dtype(t));
+}
+
+inline Problem problem_of(const FeatureMaps& maps, DType dtype, Variant variant, int64_t flags) {
+  return {maps.shape.n(), maps.shape.c(), maps.shape.s, dtype, maps.layout, variant, flags};
+}
+
+}  // namespace eca

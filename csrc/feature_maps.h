@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// L3. From tensors of any strides to maps that the kernels of every backend can walk.
+#pragma once
+#include <vector>
+
+#include "problem.h"
+#include "tensors.h"
+
+namespace eca {
+
+// The feature maps of one call: x, the output that lies like it, and the layout in which the kernels walk all of them.
+class FeatureMaps {
+ public:
+  // Makes an output with the sizes, strides and dtype of a dense tensor.
+  using Allocate = Tensor (*)(const Tensor& dense);
+
+  FeatureMaps(const Tensor& given, Allocate allocate)
+      : shape(given), allocate_(allocate), x_(given), out_(given), result_(given) {
+    const bool dense = shape.is_dense();
+    result_ = out_ = dense ? allocate_(x_) : torch::stable::empty_like(x_);
+    out_shape_.emplace(out_);
+    if (shape.walks_like(*out_shape_)) {
+      // A map with one position or one channel has both layouts; rows vectorise the former better.
+      const Layout first = shape.s == 1 ? Layout::kRows : Layout::kPlanes;
+      const Layout second = shape.s == 1 ? Layout::kPlanes : Layout::kRows;
+      for (const Layout candidate : {first, second}) {
+        if (!shape.fits(candidate) || !out_shape_->fits(candidate)) continue;
+        layout = candidate;
+        return;
+      }
+    }
+    x_ = torch::stable::contiguous(x_);
+    out_ = torch::stable::empty_like(x_);
+    out_shape_.emplace(out_);
+  }
+
+  Batch x() { return batch(x_, MapShape(x_)); }
+  Batch out() { return batch(out_, *out_shape_); }
+
+  // Another map of the same sizes, by way of one dense copy if it does not lie like the output.
+  Batch another(const Tensor& map) {
+    const MapShape its(map);
+    if (its.fits(layout) && its.walks_like(*out_shape_)) return batch(map, its);
+    Tensor copy = empty_as(out_);
+    torch::stable::copy_(copy, map);
+    copies_.push_back(copy);
+    return batch(copy, *out_shape_);
+  }
+
+  // One more output.
+  Batch another_out(Tensor* made) {
+    *made = allocate_(out_);
+    return batch(*made, *out_shape_);
+  }
+
+  // An output as the caller gets it: with the strides of torch.empty_like(x).
+  Tensor finish() const { return finish(out_); }
+  Tensor finish(const Tensor& computed) const {
+    if (out_.get() == result_.get()) return computed;
+    Tensor laid_out = empty_as(result_);
+    torch::stable::copy_(laid_out, computed);
+    return laid_out;
+  }
+
+  const MapShape shape;
+  Layout layout = Layout::kPlanes;
+
+ private:
+  Batch batch(const Tensor& t, const MapShape& its) const {
+    return {t.data_ptr(), its.sample_stride(), its.run_stride(layout)};
+  }
+
+  Allocate allocate_;
+  Tensor x_, out_, result_;
+  std::optional<MapShape> out_shape_;
+  std::vector<Tensor> copies_;
+};
+
+}  // namespace eca
