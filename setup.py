@@ -21,16 +21,8 @@ NEEDED = "'setuptools>=77' 'pybind11>=3' ninja"
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one build serves that version and all later ones
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
-CPU_SOURCES = [
-    "csrc/ops.cpp",
-    "csrc/cpu/kernels.cpp",
-    "csrc/cpu/kernels_avx2.cpp",
-    "csrc/cpu/kernels_avx512.cpp",
-    "csrc/cpu/kernels_baseline.cpp",
-    "csrc/cpu/ops_cpu.cpp",
-    "csrc/cpu/schedule.cpp",
-]
-CUDA_SOURCES: list[str] = []
+CPU_SOURCES = [str(p.relative_to(ROOT)) for d in ("", "cpu", "plan") for p in sorted((ROOT / "csrc" / d).glob("*.cpp"))]
+CUDA_SOURCES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/cuda").glob("*.c*")) if p.suffix != ".cuh"]
 
 
 def stop(message: str) -> None:
@@ -99,14 +91,17 @@ def decide() -> tuple[tuple[Path, str] | None, str]:
     try:
         if wanted == "cpu":
             raise LookupError("ECA_CUDA_BUILD=cpu")
-        if not CUDA_SOURCES:
-            raise LookupError("this version has no CUDA kernels yet")
         toolkit = cuda_toolkit()
     except LookupError as reason:
         if wanted == "cuda":
             stop(f"ECA_CUDA_BUILD=cuda, but {reason}")
         return None, f"CPU kernels only: {reason}"
     return toolkit, f"CPU and CUDA kernels with nvcc {toolkit[1]}"
+
+
+def visible_architectures() -> str:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ";".join(sorted({"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(count)}))
 
 
 def extension(toolkit: tuple[Path, str] | None, reason: str):
@@ -131,15 +126,17 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
         built = CppExtension("eca_cuda._C", CPU_SOURCES, extra_compile_args={"cxx": cxx}, **arguments)
     else:
         os.environ["CUDA_HOME"] = str(toolkit[0])
-        if not torch.cuda.is_available():
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-        flags = {"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": ["-O3", "-DUSE_CUDA", *defines]}
+        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", visible_architectures() or ARCHITECTURES)
+        say(f"for compute capabilities {architectures}")
+        cxx += ["-DUSE_CUDA", f'-DECA_CUDA_ARCHITECTURES="{architectures}"']
+        flags = {"cxx": cxx, "nvcc": ["-O3"]}
         built = CUDAExtension("eca_cuda._C", CPU_SOURCES + CUDA_SOURCES, extra_compile_args=flags, **arguments)
         # Static: the library then needs no particular libcudart, and PyPI's toolkits have no other one.
         built.libraries = ["cudart_static" if name == "cudart" else name for name in built.libraries]
         built.library_dirs += [str(d) for d in (toolkit[0] / "lib64", toolkit[0] / "lib") if d.is_dir()]
         built.extra_link_args += ["-lrt", "-ldl", "-lpthread"]
-    built.libraries = [name for name in built.libraries if name not in ("torch_python", "c10_cuda")]
+    # Nothing of torch's CUDA libraries: where torch is a CPU-only build, the library loads all the same.
+    built.libraries = [name for name in built.libraries if name not in ("torch_python", "c10_cuda", "torch_cuda")]
     return built
 
 

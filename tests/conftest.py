@@ -2,8 +2,10 @@
 """What every test shares: the devices, repeatable settings, and the record of how much of the error budget is used."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
+import emulated
 import pytest
 import torch
 
@@ -17,6 +19,9 @@ torch.backends.cudnn.allow_tf32 = False
 torch.backends.cuda.matmul.allow_tf32 = False
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+# What runs on the emulated device too (tests/emulator): all that reaches a kernel and can see a wrong result.
+EMULATED = ("amp", "backward", "determinism", "errors", "forward", "gradcheck", "nonfinite", "properties", "saved_memory")
+NO_EMULATOR = emulated.missing()
 SHARE = "share of the error budget"
 
 
@@ -26,10 +31,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error:There is a performance drop because we have not yet implemented")
 
 
-@pytest.fixture(scope="session", params=DEVICES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With ``DEVICES`` and ``EMULATED``, the one place that decides where the suite runs."""
+    if "device" in metafunc.fixturenames:
+        with_emulator = not NO_EMULATOR and metafunc.module.__name__.removeprefix("test_") in EMULATED
+        devices = DEVICES + ("emulated",) * with_emulator
+        metafunc.parametrize("device", devices, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    """Where the tensors live: with ``DEVICES``, the one place that decides where the suite runs."""
-    return request.param
+    """Where the tensors live."""
+    return "cpu" if request.param == "emulated" else request.param
+
+
+@pytest.fixture(autouse=True)
+def emulation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs the test on the emulated device if that is its device."""
+    callspec = getattr(request.node, "callspec", None)
+    wanted = callspec is not None and callspec.params.get("device") == "emulated"
+    with emulated.emulated() if wanted else nullcontext():
+        yield
 
 
 @pytest.fixture
@@ -73,6 +95,8 @@ def check(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     passed = terminalreporter.stats.get("passed", [])
+    if NO_EMULATOR:
+        terminalreporter.write_line(f"CUDA kernels were NOT run on the emulated device: {NO_EMULATOR}", yellow=True)
     shares = [(value, r.nodeid) for r in passed for name, value in r.user_properties if name == SHARE]
     if shares:
         worst, where = max(shares)

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT
+// L3. The operators' GPU backend (operators.h), registered for CUDA tensors by register_cuda.cpp and, with the
+// emulator, for CPU tensors by tests/emulator.
+#pragma once
+#include "../arguments.h"
+#include "torch_device.h"
+
+namespace eca {
+
+struct Cuda {
+  static Tensor forward(Variant variant, const Tensor& x, const ParameterList& tensors, const OptionalTensor& residual,
+                        int64_t flags, OptionalTensor* mean);
+  static Gradients backward(Variant variant, const Tensor& grad_y, const Tensor& x, const Tensor& mean,
+                            const OptionalTensor& y, const ParameterList& tensors, int64_t flags);
+};
+
+}  // namespace eca

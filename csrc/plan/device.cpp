@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: MIT
+// L0. Public figures of some GPUs. Copy rates: measured on an H100 and an H200 (shared/KERNELS.md section 1); for the
+// others about 85 % of the memory's nominal rate, an assumption for predictions that no measurement backs yet.
+#include "device.h"
+
+namespace eca {
+namespace {
+
+constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
+constexpr int64_t kShared = 48 * kKB;
+
+constexpr Device kDevices[] = {
+    {"a10", 86, 72, 1024, 1536, kShared, 100 * kKB, 6 * kMB, 0.51e12},
+    {"a100", 80, 108, 1024, 2048, kShared, 164 * kKB, 40 * kMB, 1.7e12},
+    {"b200", 100, 148, 1024, 2048, kShared, 228 * kKB, 126 * kMB, 6.8e12},
+    {"h100", 90, 132, 1024, 2048, kShared, 228 * kKB, 50 * kMB, 3.0e12},
+    {"h100-mig-1g", 90, 16, 1024, 2048, kShared, 228 * kKB, 6 * kMB, 0.4e12},
+    {"h200", 90, 132, 1024, 2048, kShared, 228 * kKB, 50 * kMB, 4.3e12},
+    {"l4", 89, 58, 1024, 1536, kShared, 100 * kKB, 48 * kMB, 0.25e12},
+    {"rtx4090", 89, 128, 1024, 1536, kShared, 100 * kKB, 72 * kMB, 0.86e12},
+    {"rtx5090", 120, 170, 1024, 1536, kShared, 100 * kKB, 96 * kMB, 1.5e12},
+    {"t4", 75, 40, 1024, 1024, kShared, 64 * kKB, 4 * kMB, 0.27e12},
+};
+
+}  // namespace
+
+const Device* known_devices(size_t* count) {
+  *count = sizeof kDevices / sizeof *kDevices;
+  return kDevices;
+}
+
+}  // namespace eca

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+// L0. What a launch plan must know of a GPU. At run time cuda/device.cu asks the driver; device.cpp knows some by name.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace eca {
+
+struct Device {
+  const char* name;
+  int capability;  // 90 for compute capability 9.0
+  int multiprocessors;
+  int max_threads;                 // of a block
+  int threads_per_multiprocessor;  // resident at once
+  int64_t shared_per_block;        // bytes without asking for more than every kernel may have
+  int64_t shared_per_multiprocessor;
+  int64_t l2;        // bytes
+  double copy_rate;  // bytes/s of a large device-to-device copy, read + write; for predictions only
+};
+
+// Devices that plans can be shown and tested for on any machine, in alphabetical order.
+const Device* known_devices(size_t* count);
+
+}  // namespace eca

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""The GPU backend on the emulated device, behind the same Python functions: the operators take CPU tensors and run the
+CUDA sources (``tests/emulator``), every call under several schedules, which must give the same bits."""
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from eca_cuda import ops
+
+ROOT = Path(__file__).parent.parent
+FLAVOUR = os.environ.get("ECA_CUDA_EMULATOR", "plain")  # "address" and "thread": under sanitizers
+
+# Blocks strictly one after another, and all at once in reverse order with copies as early as can be.
+SCHEDULES = (0, 1)
+
+
+def _build() -> ModuleType:
+    sys.path.insert(0, str(Path(__file__).parent / "emulator"))
+    try:
+        import build
+    finally:
+        sys.path.pop(0)
+    return build
+
+
+def missing() -> str | None:
+    """Why there is no emulated device here, or None."""
+    if not (ROOT / "csrc/cuda").is_dir():
+        return "the sources are not here"
+    reason: str | None = _build().missing()
+    return reason
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Builds and loads the operators; afterwards they are in ``torch.ops.eca_cuda_emulated``."""
+    csrc = ROOT / "csrc"
+    sources = [*sorted((csrc / "cuda").glob("*.cu")), csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp"]
+    sources += [csrc / "plan/plan.cpp", ROOT / "tests/emulator/operators.cpp"]
+    path = _build().build(
+        "eca_cuda_emulated",
+        sources,
+        FLAVOUR,
+        includes=[Path(p) for p in cpp_extension.include_paths()],
+        defines=["TORCH_TARGET_VERSION=0x020a000000000000", 'ECA_CUDA_ARCHITECTURES="emulated"'],
+        libraries=[Path(cpp_extension.library_paths()[0], name) for name in ("libtorch_cpu.so", "libc10.so")],
+    )
+    torch.ops.load_library(str(path))
+    return ctypes.CDLL(str(path))
+
+
+def set_device(
+    multiprocessors: int = 3,
+    threads: int = 64,
+    shared: int = 48 << 10,
+    l2: int = 64 << 10,
+    capability: int = 90,
+) -> None:
+    """Change the emulated device. The small defaults make small feature maps take many blocks and many tiles."""
+    library().emulator_set_device(multiprocessors, threads, shared, l2, capability)
+
+
+def launches() -> int:
+    """How many kernels have run so far."""
+    counter = library().emulator_launches
+    counter.restype = ctypes.c_long
+    return int(counter())
+
+
+def _bits(result: Any) -> list[Tensor]:
+    tensors = result if isinstance(result, (tuple, list)) else (result,)
+    return [t.contiguous().flatten().view(torch.uint8) for t in tensors]
+
+
+def _under(schedules: Sequence[int], operator: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        results = []
+        for schedule in schedules:
+            library().emulator_set_schedule(schedule)
+            results.append(operator(*args))
+        for schedule, result in zip(schedules[1:], results[1:], strict=True):
+            same = map(torch.equal, _bits(result), _bits(results[0]))
+            assert all(same), f"schedule {schedule} gives other bits than schedule {schedules[0]}"
+        return results[0]
+
+    return call
+
+
+@contextmanager
+def emulated(schedules: Sequence[int] = SCHEDULES) -> Iterator[None]:
+    """Inside, calls with CPU tensors run the CUDA kernels on the emulated device."""
+    library()
+    variants, infer = dict(ops.VARIANTS), dict(ops.INFER)
+    try:
+        for name in variants:
+            there = [getattr(torch.ops.eca_cuda_emulated, f"{name}_{d}").default for d in ops.Variant._fields]
+            wrapped = ops.Variant(*(_under(schedules, operator) for operator in there))
+            ops.VARIANTS[name], ops.INFER[name] = wrapped, wrapped.infer
+        yield
+    finally:
+        ops.VARIANTS.update(variants)
+        ops.INFER.update(infer)
