@@ -35,7 +35,7 @@ def say(message: str) -> None:
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+    from torch.utils import cpp_extension
 except ImportError:
     stop("torch is missing: install torch >= 2.10 first, then pip install --no-build-isolation .")
 try:
@@ -123,14 +123,14 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
         "extra_link_args": ["-Wl,--as-needed"] if sys.platform == "linux" else [],
     }
     if toolkit is None:
-        built = CppExtension("eca_cuda._C", CPU_SOURCES, extra_compile_args={"cxx": cxx}, **arguments)
+        built = cpp_extension.CppExtension("eca_cuda._C", CPU_SOURCES, extra_compile_args={"cxx": cxx}, **arguments)
     else:
-        os.environ["CUDA_HOME"] = str(toolkit[0])
+        cpp_extension.CUDA_HOME = str(toolkit[0])  # torch has guessed already, on import
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", visible_architectures() or ARCHITECTURES)
         say(f"for compute capabilities {architectures}")
         cxx += ["-DUSE_CUDA", f'-DECA_CUDA_ARCHITECTURES="{architectures}"']
         flags = {"cxx": cxx, "nvcc": ["-O3"]}
-        built = CUDAExtension("eca_cuda._C", CPU_SOURCES + CUDA_SOURCES, extra_compile_args=flags, **arguments)
+        built = cpp_extension.CUDAExtension("eca_cuda._C", CPU_SOURCES + CUDA_SOURCES, extra_compile_args=flags, **arguments)
         # Static: the library then needs no particular libcudart, and PyPI's toolkits have no other one.
         built.libraries = ["cudart_static" if name == "cudart" else name for name in built.libraries]
         built.library_dirs += [str(d) for d in (toolkit[0] / "lib64", toolkit[0] / "lib") if d.is_dir()]
@@ -143,5 +143,5 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
 if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
     stop("no C++ compiler found: install g++ or set CXX")
 setuptools.setup(
-    ext_modules=[extension(*decide())], cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)}
+    ext_modules=[extension(*decide())], cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)}
 )

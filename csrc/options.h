@@ -3,11 +3,13 @@
 #pragma once
 #include <cstdint>
 
-// Functions that the host and the GPU share.
+// Functions that the host and the GPU share, and loops in them that are not worth unrolling on the latter.
 #ifdef __CUDACC__
 #define ECA_HD __host__ __device__ __forceinline__
+#define ECA_ROLLED _Pragma("unroll 1")
 #else
 #define ECA_HD inline
+#define ECA_ROLLED
 #endif
 
 namespace eca {

@@ -26,6 +26,7 @@ struct Channels {
   template <class Body>
   __device__ void times(int64_t numbers, Body body) const {
     __syncthreads();
+#pragma unroll 1
     for (int64_t j = threadIdx.x; j < numbers; j += blockDim.x) body(j);
     __syncthreads();
   }
@@ -45,6 +46,7 @@ struct Channels {
   __device__ A sum(Term term) const {
     __syncthreads();
     A total = 0;
+#pragma unroll 1
     for (int64_t c = threadIdx.x; c < count; c += blockDim.x) total += term(c);
     return sum_of_block(total, warps);
   }
@@ -54,8 +56,10 @@ struct Channels {
   __device__ void sums(int64_t rows, A* out, Term term) const {
     __syncthreads();
     const int lane = threadIdx.x % kWarp;
+#pragma unroll 1
     for (int64_t j = threadIdx.x / kWarp; j < rows; j += blockDim.x / kWarp) {
       A total = 0;
+#pragma unroll 2
       for (int64_t c = lane; c < count; c += kWarp) total += term(j, c);
       total = sum_of_lanes(total, kWarp);
       if (lane == 0) out[j] = total;

@@ -12,7 +12,7 @@ namespace eca {
 // How many loads to issue before the first is used: as many as 64 registers per thread allow.
 template <class Loaded>
 __host__ __device__ constexpr int batch_of() {
-  return sizeof(Loaded) > 16 ? 2 : sizeof(Loaded) > 8 ? 4 : 8;
+  return sizeof(Loaded) > 16 ? 2 : sizeof(Loaded) > 2 ? 4 : 8;
 }
 
 template <class A, Layout L, int N>

@@ -83,7 +83,7 @@ struct BidirectionalGate {
       of_w2[2 * hidden + j] = dh[j] = select(h <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]);
     });
     const A* w1 = args.parameters[2];
-    for (int64_t j = 0; j < hidden; j += 4) {  // four rows of W1 per visit of grad_mean
+    ECA_ROLLED for (int64_t j = 0; j < hidden; j += 4) {  // four rows of W1 per visit of grad_mean
       const int64_t rows = hidden - j < 4 ? hidden - j : 4;
       x.each([&](auto c) {
         V dm = x.load(grad_mean, c);
@@ -120,7 +120,7 @@ struct BidirectionalGate {
            [&](int64_t j, auto c) { return x.load(w1 + j * args.channels, c) * x.load(mean, c); });
     p[0] = b2[0];
     p[1] = b2[1];
-    for (int64_t j = 0; j < args.hidden; ++j) {
+    ECA_ROLLED for (int64_t j = 0; j < args.hidden; ++j) {
       const A h = rectified(s, j);
       p[0] += w2[j] * h;
       p[1] += w2[args.hidden + j] * h;

@@ -52,7 +52,7 @@ struct ParameterGradient {
 template <class X, class A, class C>
 ECA_HD auto convolve(X& x, const A* w, int64_t kernel_size, const A* padded, C c) {
   auto z = x.window(padded, c, 0) * typename X::Value(w[0]);
-  for (int64_t j = 1; j < kernel_size; ++j) z = z + x.window(padded, c, j) * typename X::Value(w[j]);
+  ECA_ROLLED for (int64_t j = 1; j < kernel_size; ++j) z = z + x.window(padded, c, j) * typename X::Value(w[j]);
   return z;
 }
 
@@ -60,8 +60,8 @@ ECA_HD auto convolve(X& x, const A* w, int64_t kernel_size, const A* padded, C c
 template <class X, class A, class C>
 ECA_HD auto convolve_transposed(X& x, const A* w, int64_t kernel_size, const A* padded, C c) {
   auto dm = x.window(padded, c, kernel_size - 1) * typename X::Value(w[0]);
-  for (int64_t j = 1; j < kernel_size; ++j)
-    dm = dm + x.window(padded, c, kernel_size - 1 - j) * typename X::Value(w[j]);
+  ECA_ROLLED for (int64_t j = 1; j < kernel_size; ++j) dm =
+      dm + x.window(padded, c, kernel_size - 1 - j) * typename X::Value(w[j]);
   return dm;
 }
 
