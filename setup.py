@@ -18,8 +18,8 @@ import setuptools
 
 ROOT = Path(__file__).parent
 NEEDED = "'setuptools>=77' 'pybind11>=3' ninja"
+VERSION = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text())[1]
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one build serves that version and all later ones
-ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 CPU_SOURCES = [str(p.relative_to(ROOT)) for d in ("", "cpu", "plan") for p in sorted((ROOT / "csrc" / d).glob("*.cpp"))]
 CUDA_SOURCES = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/cuda").glob("*.c*")) if p.suffix != ".cuh"]
@@ -35,7 +35,7 @@ def say(message: str) -> None:
 
 try:
     import torch
-    from torch.utils import cpp_extension
+    import torch.utils.cpp_extension as extensions
 except ImportError:
     stop("torch is missing: install torch >= 2.10 first, then pip install --no-build-isolation .")
 try:
@@ -49,10 +49,6 @@ if int(setuptools.__version__.split(".")[0]) < 77 or int(pybind11.__version__.sp
     stop(f"found {found}: pip install --upgrade {NEEDED}")
 if not Path(sysconfig.get_path("include"), "Python.h").exists():
     stop("Python.h is missing: install Python's headers (Debian: apt install python3-dev)")
-
-
-def version() -> str:
-    return re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text()).group(1)
 
 
 def cuda_homes() -> list[Path]:
@@ -96,41 +92,47 @@ def decide() -> tuple[tuple[Path, str] | None, str]:
         if wanted == "cuda":
             stop(f"ECA_CUDA_BUILD=cuda, but {reason}")
         return None, f"CPU kernels only: {reason}"
-    return toolkit, f"CPU and CUDA kernels with nvcc {toolkit[1]}"
+    return toolkit, f"CPU and CUDA kernels with nvcc {toolkit[1]} for {architectures(toolkit[1])}"
 
 
-def visible_architectures() -> str:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return ";".join(sorted({"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(count)}))
+def is_recent(toolkit: str) -> bool:
+    return tuple(map(int, toolkit.split("."))) >= (12, 8)
+
+
+def architectures(toolkit: str) -> str:
+    """Those asked for, or those of the GPUs here, or all that the toolkit knows and the kernels were written for."""
+    here = {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
+    known = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX" if is_recent(toolkit) else "7.5;8.0;8.6;8.9;9.0+PTX"
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(sorted(here)) or known
 
 
 def extension(toolkit: tuple[Path, str] | None, reason: str):
     say(f"building {reason}")
-    debug = os.environ.get("ECA_CUDA_DEBUG") == "1"
     defines = [
         f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
-        f'-DECA_CUDA_VERSION="{version()}"',
+        f'-DECA_CUDA_VERSION="{VERSION}"',
         f'-DECA_CUDA_TORCH="{torch.__version__}"',
         f'-DECA_CUDA_TOOLKIT="{toolkit[1] if toolkit else ""}"',
         f'-DECA_CUDA_BUILT="{reason}"',
+        f'-DECA_CUDA_ARCHITECTURES="{architectures(toolkit[1]) if toolkit else ""}"',
     ]
     # -ffp-contract=off: the same roundings, so the same bits, on every instruction set (csrc/cpu/simd.h).
     cxx = ["-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", *defines]
-    cxx += ["-O0", "-g", "-Wall", "-Werror"] if debug else ["-O3", "-g0"]
+    cxx += ["-O0", "-g", "-Wall", "-Werror"] if os.environ.get("ECA_CUDA_DEBUG") == "1" else ["-O3", "-g0"]
     arguments = {
+        "name": "eca_cuda._C",
         # Before torch's headers: up to torch 2.13 they carry a pybind11 that refuses the stable ABI.
         "include_dirs": [pybind11.get_include()],
         "extra_link_args": ["-Wl,--as-needed"] if sys.platform == "linux" else [],
     }
     if toolkit is None:
-        built = cpp_extension.CppExtension("eca_cuda._C", CPU_SOURCES, extra_compile_args={"cxx": cxx}, **arguments)
+        built = extensions.CppExtension(sources=CPU_SOURCES, extra_compile_args={"cxx": cxx}, **arguments)
     else:
-        cpp_extension.CUDA_HOME = str(toolkit[0])  # torch has guessed already, on import
-        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", visible_architectures() or ARCHITECTURES)
-        say(f"for compute capabilities {architectures}")
-        cxx += ["-DUSE_CUDA", f'-DECA_CUDA_ARCHITECTURES="{architectures}"']
-        flags = {"cxx": cxx, "nvcc": ["-O3"]}
-        built = cpp_extension.CUDAExtension("eca_cuda._C", CPU_SOURCES + CUDA_SOURCES, extra_compile_args=flags, **arguments)
+        extensions.CUDA_HOME = str(toolkit[0])  # torch has guessed already, on import
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(toolkit[1])
+        compress = ["--compress-mode=size"] if is_recent(toolkit[1]) else []
+        flags = {"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": ["-O3", *compress]}
+        built = extensions.CUDAExtension(sources=CPU_SOURCES + CUDA_SOURCES, extra_compile_args=flags, **arguments)
         # Static: the library then needs no particular libcudart, and PyPI's toolkits have no other one.
         built.libraries = ["cudart_static" if name == "cudart" else name for name in built.libraries]
         built.library_dirs += [str(d) for d in (toolkit[0] / "lib64", toolkit[0] / "lib") if d.is_dir()]
@@ -143,5 +145,5 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
 if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
     stop("no C++ compiler found: install g++ or set CXX")
 setuptools.setup(
-    ext_modules=[extension(*decide())], cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)}
+    ext_modules=[extension(*decide())], cmdclass={"build_ext": extensions.BuildExtension.with_options(use_ninja=True)}
 )

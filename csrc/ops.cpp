@@ -28,6 +28,7 @@ PYBIND11_MODULE(_C, m) {
         info["torch"] = ECA_CUDA_TORCH;
         info["compiler"] = __VERSION__;
         info["cuda"] = ECA_CUDA_TOOLKIT;
+        info["architectures"] = ECA_CUDA_ARCHITECTURES;
         info["built"] = ECA_CUDA_BUILT;
         return info;
       },

@@ -5,6 +5,7 @@ CUDA sources (``tests/emulator``), every call under several schedules, which mus
 import ctypes
 import functools
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from eca_cuda import ops
 
 ROOT = Path(__file__).parent.parent
 FLAVOUR = os.environ.get("ECA_CUDA_EMULATOR", "plain")  # "address" and "thread": under sanitizers
+LIBRARY = os.environ.get("ECA_CUDA_EMULATED_LIBRARY")  # instead of one built from the sources here
 
 # Blocks strictly one after another, and all at once in reverse order with copies as early as can be.
 SCHEDULES = (0, 1)
@@ -44,15 +46,20 @@ def missing() -> str | None:
     return reason
 
 
-def library_path(flavour: str = FLAVOUR) -> Path:
-    """Builds the operators if they are not built."""
+def sources() -> list[Path]:
+    """The product's own, all but what asks torch about CUDA."""
     csrc = ROOT / "csrc"
-    sources = [*sorted((csrc / "cuda").glob("*.cu")), csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp"]
-    sources += [csrc / "plan/plan.cpp", ROOT / "tests/emulator/operators.cpp"]
+    host = [csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp", csrc / "plan/plan.cpp"]
+    return [*sorted((csrc / "cuda").glob("*.cu")), *host, ROOT / "tests/emulator/operators.cpp"]
+
+
+def build_library(flavour: str = FLAVOUR, name: str = "eca_cuda_emulated", files: Sequence[Path] = ()) -> Path:
+    """Builds the operators if they are not built, from ``files`` or the product's sources."""
     path: Path = build_tools().build(
-        "eca_cuda_emulated",
-        sources,
+        name,
+        files or sources(),
         flavour,
+        objects="eca_cuda_emulated",
         includes=[Path(p) for p in cpp_extension.include_paths()],
         defines=["TORCH_TARGET_VERSION=0x020a000000000000", 'ECA_CUDA_ARCHITECTURES="emulated"'],
         libraries=[Path(cpp_extension.library_paths()[0], name) for name in ("libtorch_cpu.so", "libc10.so")],
@@ -63,7 +70,7 @@ def library_path(flavour: str = FLAVOUR) -> Path:
 @functools.cache
 def library() -> ctypes.CDLL:
     """Builds and loads the operators; afterwards they are in ``torch.ops.eca_cuda_emulated``."""
-    path = library_path()
+    path = LIBRARY or build_library()
     torch.ops.load_library(str(path))
     return ctypes.CDLL(str(path))
 
@@ -121,3 +128,24 @@ def emulated(schedules: Sequence[int] = SCHEDULES) -> Iterator[None]:
     finally:
         ops.VARIANTS.update(variants)
         ops.INFER.update(infer)
+
+
+def run_sanitized_tests(flavour: str, library: Path, only: str = "", timeout: float = 540) -> tuple[int, str]:
+    """The exit status and the output of the marked tests (those whose names match ``only``), in a process of their own
+    that a sanitizer may end."""
+    tools = build_tools()
+    environment = {**os.environ, **tools.preload(flavour)}
+    environment |= {"ECA_CUDA_EMULATOR": flavour, "ECA_CUDA_EMULATED_LIBRARY": str(library)}
+    # -s: what a sanitizer prints before it ends the process is not captured.
+    command = [*tools.wrapper(flavour), sys.executable, "-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider"]
+    command += [
+        "-p",
+        "no:xdist",
+        "-m",
+        "sanitized",
+        "-k",
+        only,
+        str(Path(__file__).with_name("test_emulated_kernels.py")),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    return done.returncode, done.stdout + done.stderr

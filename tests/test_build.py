@@ -45,7 +45,7 @@ def test_the_decision_is_printed_with_its_reason() -> None:
         ({}, hide("pybind11"), "pybind11 is missing: pip install 'setuptools>=77' 'pybind11>=3' ninja"),
         ({"PATH": "/nowhere", "CXX": "/nowhere/c++"}, "pass", r"no C\+\+ compiler found: install g\+\+ or set CXX"),
         ({"ECA_CUDA_BUILD": "gpu"}, "pass", "ECA_CUDA_BUILD: expected auto, cpu or cuda, got 'gpu'"),
-        ({"ECA_CUDA_BUILD": "cuda"}, "pass", "ECA_CUDA_BUILD=cuda, but this version has no CUDA kernels yet"),
+        ({"ECA_CUDA_BUILD": "cuda"}, "import torch; torch.version.cuda = None", "but torch .* is a CPU-only build"),
         ({}, "import torch; torch.__version__ = '2.9.0'", "torch >= 2.10 is needed, found 2.9.0: upgrade torch"),
         (
             {},

@@ -25,7 +25,8 @@ PYTHON_LAYERS = {
     "autograd": {"ops", "reference"},
     "functional": {"autograd", "checks", "ops"},
     "modules": {"functional"},
-    "info": {"_ext", "_version"},
+    "plan_report": {"_ext", "modules"},
+    "info": {"_ext", "_version", "plan_report"},
     "testing": {"functional", "modules", "reference"},
     "__init__": {"reference", "_version", "functional", "modules"},
 }

@@ -118,6 +118,7 @@ __global__ void __launch_bounds__(256, 4) two_phase(const __grid_constant__ type
   const unsigned tiles = static_cast<unsigned>(args.tiling.count);
 
   for (;;) {
+    // The turn before had a barrier after each use of shared memory but its last sums, which wait for the one below.
     if (threadIdx.x == 0)
       turn->ticket = Shared<unsigned long long>(*args.next_ticket).fetch_add(1, cuda::memory_order_relaxed);
     __syncthreads();
@@ -143,7 +144,6 @@ __global__ void __launch_bounds__(256, 4) two_phase(const __grid_constant__ type
       __syncthreads();
       pass.apply(n, tile);
     }
-    __syncthreads();  // shared memory is free for the next turn
   }
 }
 

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+// What the device API (device/) asks of the runtime (runtime/).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <stdexcept>
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+// The caller's file and line, as a function's last parameter.
+#define EMULATOR_HERE emulator::Where where = emulator::Where::current()
+
+namespace emulator {
+
+using Where = std::source_location;
+
+// A misuse of the device that the emulator noticed: thrown by the launch, never returned.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+[[noreturn]] void fault(const char* problem, Where);
+
+cudaError_t launch(const cudaLaunchConfig_t&, const void* kernel, const std::function<void()>& body);
+
+// Lets others run; not to be called again before they did.
+void poll(const char* what, Where);
+
+// Returns for how many threads of the block the predicate is true.
+int syncthreads(bool predicate, Where);
+void syncwarp(unsigned mask, Where);
+struct Lanes {
+  unsigned valid;  // those that took part
+  unsigned self;
+  uint64_t value[32];
+};
+Lanes exchange(unsigned mask, uint64_t value, Where);
+
+void cluster_arrive(Where);
+void cluster_wait(Where);
+unsigned cluster_rank();
+unsigned cluster_size();
+void* map_shared(const void* address, unsigned rank, Where);
+
+void fence();
+void before_atomic(const void*);
+void after_atomic(const void*);
+
+void mbarrier_init(uint64_t*, unsigned count, Where);
+uint64_t mbarrier_arrive(uint64_t*, unsigned count, unsigned transaction_bytes, Where);
+bool mbarrier_test(uint64_t*, unsigned parity, Where);
+bool mbarrier_wait(uint64_t*, unsigned parity, Where);
+void bulk_load(void* shared, const void* source, unsigned bytes, uint64_t* mbarrier, Where);
+void bulk_store(void* global, const void* shared, unsigned bytes, Where);
+void bulk_commit();
+void bulk_wait(unsigned groups_left, Where);
+void fence_proxy_async();
+
+}  // namespace emulator
+
+// For ctypes. Schedules: 0 runs clusters one after another in index order, 1 all at once in reverse, any
+// other number in an order drawn from it. `shared_bytes_per_block` is the limit that needs opting in to.
+#pragma GCC visibility push(default)
+extern "C" {
+void emulator_set_schedule(unsigned schedule);
+void emulator_set_device(int multiprocessors, int max_threads_per_block, int shared_bytes_per_block, int l2_bytes,
+                         int compute_capability);
+long emulator_launches();
+}
+#pragma GCC visibility pop

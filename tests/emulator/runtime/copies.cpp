@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// mbarriers and bulk copies. Loads are performed as late as can be, or (schedule 1) at once; stores when waited for.
+#include "machine.h"
+#include "schedule.h"
+
+namespace emulator {
+
+namespace {
+
+Mbarrier& find(uint64_t* address, const Where& where) {
+  auto& all = self->block->cluster->mbarriers;
+  const auto found = all.find(address);
+  if (found == all.end()) fault("an mbarrier that was never initialized", where);
+  return found->second;
+}
+
+void check_bulk(const void* destination, const void* source, unsigned bytes, const Where& where) {
+  if (reinterpret_cast<uintptr_t>(destination) % 16 || reinterpret_cast<uintptr_t>(source) % 16 || bytes % 16)
+    fault("bulk copies need addresses and sizes in multiples of 16 bytes", where);
+  if (poisoned(source, bytes)) fault("a bulk copy from outside its source", where);
+  if (poisoned(destination, bytes)) fault("a bulk copy to outside its destination", where);
+}
+
+void settle(Mbarrier& barrier) {
+  if (barrier.pending || barrier.bytes) return;
+  ++barrier.phase;
+  barrier.pending = barrier.expected;
+}
+
+}  // namespace
+
+void perform(const Copy& copy, Edge& ordered_after) {
+  copy.issuer->hardware.act([&] {
+    ordered_after.acquire();
+    unpoison(copy.destination, copy.bytes);
+    emulator::copy(copy.destination, copy.source, copy.bytes);
+    if (!copy.mbarrier) return copy.issuer->issue.release();
+    Mbarrier& barrier = copy.issuer->cluster->mbarriers.at(copy.mbarrier);
+    barrier.edges[barrier.phase & 1].release();
+    barrier.bytes -= copy.bytes;
+    settle(barrier);
+  });
+}
+
+void mbarrier_init(uint64_t* address, unsigned count, Where where) {
+  const Trap trap;
+  if (!self->block->shared.contains(address, 8)) fault("an mbarrier outside shared memory", where);
+  self->block->cluster->mbarriers.insert_or_assign(address, Mbarrier{count, count});
+}
+
+uint64_t mbarrier_arrive(uint64_t* address, unsigned count, unsigned bytes, Where where) {
+  const Trap trap;
+  Mbarrier& barrier = find(address, where);
+  if (barrier.pending < count) fault("more arrivals than the mbarrier expects", where);
+  const unsigned phase = barrier.phase;
+  barrier.edges[phase & 1].release();
+  barrier.bytes += bytes;
+  barrier.pending -= count;
+  settle(barrier);
+  return phase;
+}
+
+bool mbarrier_wait(uint64_t* address, unsigned parity, Where where) {
+  const Trap trap;
+  Mbarrier& barrier = find(address, where);
+  wait_until([&, parity] { return (barrier.phase & 1) != parity; }, "an mbarrier", where);
+  barrier.edges[parity].acquire();
+  return true;
+}
+
+bool mbarrier_test(uint64_t* address, unsigned parity, Where where) {
+  const Trap trap;
+  Mbarrier& barrier = find(address, where);
+  if ((barrier.phase & 1) == parity) poll("mbarrier_test_wait (polling)", where);
+  if ((barrier.phase & 1) == parity) return false;
+  barrier.edges[parity].acquire();
+  return true;
+}
+
+void bulk_load(void* shared, const void* source, unsigned bytes, uint64_t* mbarrier, Where where) {
+  const Trap trap;
+  Block& block = *self->block;
+  check_bulk(shared, source, bytes, where);
+  find(mbarrier, where);
+  block.issue.release();
+  // The destination is nobody's until the mbarrier's phase ends.
+  block.hardware.act([&] {
+    block.issue.acquire();
+    fill(shared, bytes);
+    poison(shared, bytes);
+  });
+  const Copy copy{shared, source, bytes, mbarrier, &block};
+  if (schedule().reversed())
+    perform(copy, block.issue);
+  else
+    running->copies.push_back(copy);
+}
+
+void bulk_store(void* global, const void* shared, unsigned bytes, Where where) {
+  const Trap trap;
+  check_bulk(global, shared, bytes, where);
+  self->uncommitted.push_back({global, shared, bytes, nullptr, self->block});
+}
+
+void bulk_commit() {
+  const Trap trap;
+  self->committed.push_back(std::move(self->uncommitted));
+  self->uncommitted.clear();
+}
+
+// A store reads what a proxy fence has released to it, and no more.
+void bulk_wait(unsigned groups_left, Where where) {
+  const Trap trap;
+  if (!self->uncommitted.empty()) fault("bulk stores waited for before they are committed", where);
+  while (self->committed.size() > groups_left) {
+    for (const Copy& copy : self->committed.front()) perform(copy, self->block->proxy);
+    self->committed.erase(self->committed.begin());
+  }
+  self->block->issue.acquire();
+}
+
+void fence_proxy_async() { self->block->proxy.release(); }
+
+}  // namespace emulator

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Bugs planted in the product's own kernels are caught: each is one edit of a copy of the sources, and the tests that
+run under the sanitizers must then fail, in the build that is named, for the reason that is named.
+
+``test_emulator.py`` shows the same of the emulator's own little kernels.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulated
+import pytest
+
+pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")
+
+
+@dataclass(frozen=True)
+class Bug:
+    """``old`` becomes ``new`` once in a file of csrc; the build ``flavour`` must report ``caught``."""
+
+    file: str
+    old: str
+    new: str
+    flavour: str
+    caught: str
+    tests: str = "float32"  # pytest -k
+
+
+WRONG = r"is \d+\.\d+ of its budget|NaN or Inf not where|other bits than schedule"
+RACE = "WARNING: ThreadSanitizer: data race"
+ONE = "(clean and eca-torch and float32) or (smaller and float32)"  # ThreadSanitizer is slow
+
+BUGS = {
+    # Memory order between blocks
+    "partial sums are published without release": Bug(
+        "cuda/two_phase.cuh", "cuda::memory_order_acq_rel", "cuda::memory_order_relaxed", "thread", RACE, ONE
+    ),
+    "the gate's flag is raised without release": Bug(
+        "cuda/two_phase.cuh", "cuda::memory_order_release", "cuda::memory_order_relaxed", "thread", RACE, ONE
+    ),
+    "the gate's flag is read without acquire": Bug(
+        "cuda/two_phase.cuh", "cuda::memory_order_acquire", "cuda::memory_order_relaxed", "thread", RACE, ONE
+    ),
+    # Barriers of a block
+    "a tile is counted before all its sums are written": Bug(
+        "cuda/two_phase.cuh",
+        "      __syncthreads();\n      if (threadIdx.x == 0) turn->completes",
+        "      if (threadIdx.x == 0) turn->completes",
+        "thread",
+        RACE,
+        ONE,
+    ),
+    "a ticket is read before it is there": Bug(
+        "cuda/two_phase.cuh",
+        "    __syncthreads();\n    const int64_t ticket",
+        "    const int64_t ticket",
+        "thread",
+        RACE,
+        ONE,
+    ),
+    "a sum over the block does not wait for all warps": Bug(
+        "cuda/block.cuh",
+        "  __syncthreads();\n  A total = warps[0];",
+        "  A total = warps[0];",
+        "plain",
+        WRONG,
+        "(bidirectional or eca) and float32",
+    ),
+    "a step of the gate does not wait for the one before": Bug(
+        "cuda/channels.cuh",
+        "    __syncthreads();\n#pragma unroll 1\n    for (int64_t j = threadIdx.x; j < numbers",
+        "#pragma unroll 1\n    for (int64_t j = threadIdx.x; j < numbers",
+        "thread",
+        RACE,
+        ONE,
+    ),
+    # Order of work
+    "the second visits come before the first ones are due": Bug(
+        "plan/plan.cpp",
+        "plan.lag = std::min(",
+        "plan.lag = 1 + 0 * std::min(",
+        "plain",
+        r"deadlock:\s+.*two_phase\.cuh:\d+",
+        "smaller and float32",
+    ),
+    "a sample waits for one tile too many": Bug(
+        "cuda/two_phase.cuh",
+        "<= tiles) __nanosleep",
+        "<= tiles + 1) __nanosleep",
+        "plain",
+        r"deadlock:\s+.*__nanosleep",
+    ),
+    # Indices
+    "the halo is off by one": Bug(
+        "gates/math.h",
+        "return i < 0 ? i + count : i - count;",
+        "return i < 0 ? i + count - 1 : i - count;",
+        "plain",
+        WRONG,
+    ),
+    "the last vectors of a plane are left out": Bug(
+        "cuda/reduce.cuh",
+        "    for (; v < vectors; v += lanes) term.add",
+        "    for (; v < vectors - 1; v += lanes) term.add",
+        "plain",
+        WRONG,
+    ),
+    "a plane is read one vector too far": Bug(
+        "cuda/reduce.cuh",
+        "    for (; v < vectors; v += lanes) term.add",
+        "    for (; v <= vectors; v += lanes) term.add",
+        "address",
+        r"AddressSanitizer: heap-buffer-overflow.*",
+    ),
+    "shared memory is too small for the sums": Bug(
+        "plan/plan.cpp",
+        "layout.sums + sums * a",
+        "layout.sums + sums * a / 2",
+        "address",
+        "AddressSanitizer: use-after-poison",
+    ),
+    "a sample is left out of the parameters' gradients": Bug(
+        "cuda/parameters.cu",
+        "for (int64_t n = threadIdx.x; n < args.samples;",
+        "for (int64_t n = threadIdx.x + 1; n < args.samples;",
+        "plain",
+        WRONG,
+    ),
+}
+
+
+def mutated(name: str, bug: Bug, folder: Path) -> list[Path]:
+    """The sources, the one with the bug first: of the functions that several hold, the linker keeps the first. Kernels
+    that the tests don't run are taken from where they are, and so compiled once for all bugs."""
+    text = (emulated.ROOT / "csrc" / bug.file).read_text()
+    assert text.count(bug.old) == 1, f"{name}: {bug.file} has changed"
+    shutil.copytree(emulated.ROOT / "csrc", folder / "csrc", dirs_exist_ok=True)
+    (folder / "csrc" / bug.file).write_text(text.replace(bug.old, bug.new))
+    edited = bug.file if bug.file.endswith((".cu", ".cpp")) else "cuda/two_phase_float.cu"
+    others = [s for s in emulated.sources() if s.name != Path(edited).name]
+    return [folder / "csrc" / edited, *others]
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_bug_is_caught(name: str) -> None:
+    bug, mutant = BUGS[name], f"mutant-{list(BUGS).index(name)}"
+    folder = emulated.ROOT / "build/emulator" / mutant
+    library = emulated.build_library(bug.flavour, mutant, mutated(name, bug, folder))
+    status, output = emulated.run_sanitized_tests(bug.flavour, library, bug.tests)
+    assert status != 0, f"nobody noticed: {name}"
+    assert re.search(bug.caught, output, re.DOTALL), output[-4000:]
