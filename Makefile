@@ -6,9 +6,12 @@ TORCH ?= torch torchvision
 WHEEL_VENV ?= .venv-wheel
 WHEEL_TORCH ?= torch==2.13.0
 WHEEL_TESTS ?= test_reference.py test_forward.py test_backward.py test_gradcheck.py test_errors.py test_modules.py
+JOBS ?= auto
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.built
 SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: all test bench lint format wheel test-wheel clean
 
@@ -17,7 +20,7 @@ all: $(BUILD)
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format \
-		pytest hypothesis expecttest numpy rich matplotlib timm scikit-learn
+		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn
 	touch $@
 
 $(BUILD): $(VENV)/.installed $(SOURCES)
@@ -26,7 +29,7 @@ $(BUILD): $(VENV)/.installed $(SOURCES)
 	touch $@
 
 test: $(BUILD)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 bench: $(BUILD)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -35,12 +38,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter csrc/%,$(SOURCES))
+	$(BIN)/clang-format -i $(FORMATTED)
 
 wheel: $(VENV)/.installed
 	rm -rf dist

@@ -9,6 +9,7 @@ import emulated
 import pytest
 import torch
 
+from eca_cuda._ext import _C
 from eca_cuda.testing import check_against_reference
 
 # Waking threads for small tensors takes longer than the work; test_determinism carries the results over to several.
@@ -30,6 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # A gradient that silently is None, and a batching rule that silently is a loop, are bugs here.
     config.addinivalue_line("filterwarnings", "error:.*autograd kernel was not registered")
     config.addinivalue_line("filterwarnings", "error:There is a performance drop because we have not yet implemented")
+
+
+def pytest_report_header() -> str:
+    return f"eca_cuda: built {_C.build_info()['built']}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -122,13 +122,24 @@ def test_launches_are_few(shape, forward, backward):
         assert emulated.launches() - before == forward + backward
 
 
-def test_a_failed_launch_says_what_was_launched():
+def launch_error(**device: int) -> str:
     x, parameters = DEFAULTS[0].inputs((2, 5, 3, 3))
-    emulated.set_device(threads=16)  # fewer than a warp: no plan fits
+    emulated.set_device(**device)
     try:
         with emulated.emulated(), pytest.raises(RuntimeError) as error:
             ECA.function(x, *parameters)
     finally:
         emulated.set_device()
-    message = str(error.value)
+    return str(error.value)
+
+
+def test_a_failed_launch_says_what_was_launched():
+    message = launch_error(threads=16)  # fewer than a warp: no plan fits
     assert "eca forward of [2, 5, 9]" in message and "widen_parameters" in message and "blocks of 32 threads" in message
+    assert "invalid configuration argument" in message
+
+
+def test_a_missing_architecture_says_so_in_one_line():
+    message = launch_error(capability=61)
+    assert "this build has kernels for emulated: rebuild with TORCH_CUDA_ARCH_LIST" in message
+    assert "no kernel image" in message and "\n" not in message

@@ -84,6 +84,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorInvalidClusterSize:
       return "cluster misconfiguration";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
     case cudaErrorNotSupported:
       return "operation not supported";
     default:
