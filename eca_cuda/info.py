@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``python -m eca_cuda.info [--json]``: what is built, from what, and what runs where. Paste it into bug reports."""
+"""``python -m eca_cuda.info [--json]``: what is built, from what, and what runs where. Paste it into bug reports.
+
+With ``--plan`` instead: how the CUDA kernels would do a call (``plan_report``).
+"""
 
 import argparse
 import json
@@ -9,6 +12,7 @@ from typing import Any
 
 import torch
 
+from . import plan_report
 from ._ext import _C
 from ._version import __version__
 
@@ -56,8 +60,19 @@ def _cuda(toolkit: str) -> str:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m eca_cuda.info", description="What is built, and what runs where.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    plan_report.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    if options.plan is not None:
+        try:
+            print(plan_report.report(options))
+        except ValueError as error:
+            parser.error(str(error))
+        return 0
+    for name in plan_report.OPTIONS:
+        if getattr(options, name):
+            parser.error(f"--{name}: expected together with --plan, got no --plan")
     facts = collect()
-    if parser.parse_args(arguments).json:
+    if options.json:
         print(json.dumps(facts, indent=2))
         return 0
     for key, value in facts.items():

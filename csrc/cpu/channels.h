@@ -33,7 +33,6 @@ struct Channels {
   Value load(const A* p, At c) const { return read(p + c.index, c.lanes); }
   void store(A* p, At c, Value value) const { write(p + c.index, value, c.lanes); }
   Value window(const A* p, At c, int64_t j) const { return eca::load(p + c.index + j); }
-  void keep(A* p, A value) const { *p = value; }
 
   template <class Term>
   A sum(Term term) {
@@ -59,6 +58,15 @@ struct Channels {
   template <class Body>
   void times(int64_t numbers, Body body) {
     for (int64_t j = 0; j < numbers; ++j) body(j);
+  }
+
+  template <class Number>
+  void keep(int64_t numbers, A* p, Number number) {
+    for (int64_t j = 0; j < numbers; ++j) p[j] = number(j);
+  }
+  template <class Term>
+  void keep_sums(int64_t rows, A* p, Term term) {
+    sums(rows, p, term);
   }
 
   const A* pad(int slot, const A* values, int64_t half, bool circular) {

@@ -38,9 +38,6 @@ struct Channels {
   __device__ A load(const A* p, int64_t c) const { return p[c]; }
   __device__ void store(A* p, int64_t c, A value) const { p[c] = value; }
   __device__ A window(const A* p, int64_t c, int64_t j) const { return p[c + j]; }
-  __device__ void keep(A* p, A value) const {
-    if (threadIdx.x == 0) *p = value;
-  }
 
   template <class Term>
   __device__ A sum(Term term) const {
@@ -65,6 +62,15 @@ struct Channels {
       if (lane == 0) out[j] = total;
     }
     __syncthreads();
+  }
+
+  template <class Number>
+  __device__ void keep(int64_t numbers, A* p, Number number) const {
+    times(numbers, [&](int64_t j) { p[j] = number(j); });
+  }
+  template <class Term>
+  __device__ void keep_sums(int64_t rows, A* p, Term term) const {
+    sums(rows, p, term);
   }
 
   __device__ const A* pad(int slot, const A* values, int64_t half, bool circular) const {

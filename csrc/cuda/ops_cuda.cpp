@@ -103,6 +103,9 @@ struct Launch {
   Plan plan = make_plan(request, device.device());
   Workspace workspace{};
 
+  // Of the small kernels before and after the large one.
+  int small_threads() const { return std::clamp(device.device().max_threads / 32 * 32, 32, 256); }
+
   // Fills in everything but args.call, and launches; more(workspace) may take memory of its own and place(workspace)
   // complete the call.
   template <class More, class Place>
@@ -115,7 +118,8 @@ struct Launch {
     const int64_t partial = workspace.take(per_channel * plan.tiling.blocks);
     const int64_t gate = workspace.take(per_channel);
     const int64_t shifts = workspace.take(shift ? per_channel : 0);
-    const int64_t gates = workspace.take(memory ? plan.blocks * plan.gate_numbers * int64_t{sizeof(A)} : 0);
+    const int64_t pieces = memory ? std::min(p.n, plan.blocks) : 0;
+    const int64_t gates = workspace.take(pieces * plan.gate_numbers * int64_t{sizeof(A)});
     parameters.take(workspace);
     more(workspace);
     workspace.allocate(x);
@@ -142,7 +146,7 @@ struct Launch {
     place(workspace, args);
     if (plan.path == Path::kNothing) return;
     const cudaStream_t stream = device.stream();
-    require_launched(launch_widen(sizeof(A) == 8, plan.threads, widen, stream), "widen_parameters", request, plan);
+    require_launched(launch_widen(sizeof(A) == 8, small_threads(), widen, stream), "widen_parameters", request, plan);
     require_launched(launch_two_phase(plan, args, stream), "two_phase", request, plan);
   }
 };
@@ -236,8 +240,8 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
     gradients.push_back(tensors[i] ? empty_gradient(*tensors[i]) : empty_vector(x, 0, raw_dtype(*tensors[0])));
     if (tensors[i]) combine.to[i] = Parameters<A>::view(gradients.back(), centre_tap(variant, flags, *tensors[i], i));
   }
-  require_launched(launch_combine(sizeof(A) == 8, launch.plan.threads, combine, device.stream()), "combine_gradients",
-                   launch.request, launch.plan);
+  require_launched(launch_combine(sizeof(A) == 8, launch.small_threads(), combine, device.stream()),
+                   "combine_gradients", launch.request, launch.plan);
   return gradients;
 }
 

@@ -15,7 +15,7 @@
 
 #include "gate.cuh"
 #include "maps.cuh"
-#include "two_phase.h"
+#include "two_phase_args.h"
 #include "walk.cuh"
 
 namespace eca {
@@ -54,6 +54,7 @@ struct ForwardPass : PassBase<T, L, N, ForwardCall> {
   using Base = PassBase<T, L, N, ForwardCall>;
   using A = typename Base::A;
   using Base::args;
+  static constexpr Direction kDirection = Direction::kForward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     this->sums(tile, Pool<T, N>{Map<T>(args.call.x, n)}, out);
@@ -77,6 +78,7 @@ struct BackwardPass : PassBase<T, L, N, BackwardCall> {
   using Base = PassBase<T, L, N, BackwardCall>;
   using A = typename Base::A;
   using Base::args;
+  static constexpr Direction kDirection = Direction::kBackward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     const BackwardCall& call = args.call;
@@ -104,7 +106,8 @@ template <class T>
 using Shared = cuda::atomic_ref<T, cuda::thread_scope_device>;
 
 template <class Pass>
-__global__ void __launch_bounds__(256, 4) two_phase(const __grid_constant__ typename Pass::Args args) {
+__global__ void __launch_bounds__(256, resident_blocks(Pass::kDirection))
+    two_phase(const __grid_constant__ typename Pass::Args args) {
   using A = typename Pass::A;
   const Pass pass{{args}};
   struct Turn {
@@ -112,9 +115,6 @@ __global__ void __launch_bounds__(256, 4) two_phase(const __grid_constant__ type
     int completes_sample;
   };
   Turn* const turn = shared_at<Turn>(args.shared.ticket);
-  A* const memory =
-      args.shared.gate < 0 ? args.memory + blockIdx.x * args.gate_numbers : shared_at<A>(args.shared.gate);
-  const Channels<A> channels(args.problem.c, args.gate_args.kernel_size / 2, shared_at<A>(args.shared.warps), memory);
   const unsigned tiles = static_cast<unsigned>(args.tiling.count);
 
   for (;;) {
@@ -134,7 +134,12 @@ __global__ void __launch_bounds__(256, 4) two_phase(const __grid_constant__ type
       if (threadIdx.x == 0) turn->completes_sample = arrived.fetch_add(1, cuda::memory_order_acq_rel) + 1 == tiles;
       __syncthreads();
       if (turn->completes_sample) {
-        pass.gate(n, channels);
+        // In global memory, if shared memory is too small: a piece per sample or per block, whichever are fewer.
+        const int64_t piece = args.problem.n < gridDim.x ? n : blockIdx.x;
+        A* const memory =
+            args.shared.gate < 0 ? args.memory + piece * args.gate_numbers : shared_at<A>(args.shared.gate);
+        pass.gate(n,
+                  Channels<A>(args.problem.c, args.gate_args.kernel_size / 2, shared_at<A>(args.shared.warps), memory));
         __syncthreads();
         if (threadIdx.x == 0) arrived.store(tiles + 1, cuda::memory_order_release);
       }

@@ -1,31 +1,13 @@
 // SPDX-License-Identifier: MIT
-// L2. What the two-phase kernel is given (two_phase.cuh says what it does), and its launch.
+// L2. The launch of the two-phase kernel.
 #pragma once
 #include <cuda_runtime.h>
 
 #include <type_traits>
 
-#include "../gates/gate.h"
-#include "../plan/plan.h"
+#include "two_phase_args.h"
 
 namespace eca {
-
-// call is a ForwardCall or a BackwardCall. All pointers but those in it are to the workspace.
-template <class A, class Call>
-struct TwoPhaseArgs {
-  Problem problem;
-  Call call;
-  Tiling tiling;
-  SharedLayout shared;
-  int lanes;
-  int64_t tickets, lag;
-  GateArgs<A> gate_args;
-  int64_t gate_numbers;  // per block, in `memory` if they are not in shared memory
-  unsigned long long* next_ticket;
-  unsigned* arrived;         // [N]: tiles whose first visit is over; one more when the gate is there
-  A *partial, *mean;         // [N, blocks, C], [N, C]
-  A *gate, *shift, *memory;  // [N, C], [N, C] (backward), [grid, gate_numbers]
-};
 
 template <DType D>
 using AccumulatorFor = std::conditional_t<D == DType::kDouble, double, float>;

@@ -4,6 +4,7 @@
 #pragma once
 #include "launch.cuh"
 #include "two_phase.cuh"
+#include "two_phase.h"
 
 namespace eca {
 

@@ -69,19 +69,19 @@ struct BidirectionalGate {
     const A* back = x.pad(1, s.back, k / 2, args.circular());
     x.each(
         [&](auto c) { x.store(grad_mean, c, x.load(grad_mean, c) + convolve_transposed(x, s.flipped, k, back, c)); });
-    x.sums(k, record, [&](int64_t j, auto c) { return x.load(s.ahead, c) * x.window(m, c, j); });
-    x.sums(k, record + k, [&](int64_t j, auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); });
+    x.keep_sums(k, record, [&](int64_t j, auto c) { return x.load(s.ahead, c) * x.window(m, c, j); });
+    x.keep_sums(k, record + k, [&](int64_t j, auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); });
 
     A* dh = s.grad_hidden;
     const A* w2 = args.parameters[4];
-    for (int64_t i = 0; i < 2; ++i) x.keep(record + 2 * k + i, dl[i]);
-    x.times(hidden, [&](int64_t j) {
-      A* of_w2 = record + 2 * k + 2;
-      const A h = rectified(s, j);
-      of_w2[j] = dl[0] * h;
-      of_w2[hidden + j] = dl[1] * h;
-      of_w2[2 * hidden + j] = dh[j] = select(h <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]);
-    });
+    x.times(hidden,
+            [&](int64_t j) { dh[j] = select(rectified(s, j) <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]); });
+    x.keep(2, record + 2 * k, [&](int64_t i) { return dl[i]; });
+    A* of_layers = record + 2 * k + 2;
+    for (int64_t i = 0; i < 2; ++i) {
+      x.keep(hidden, of_layers + i * hidden, [&](int64_t j) { return dl[i] * rectified(s, j); });
+    }
+    x.keep(hidden, of_layers + 2 * hidden, [&](int64_t j) { return dh[j]; });
     const A* w1 = args.parameters[2];
     ECA_ROLLED for (int64_t j = 0; j < hidden; j += 4) {  // four rows of W1 per visit of grad_mean
       const int64_t rows = hidden - j < 4 ? hidden - j : 4;

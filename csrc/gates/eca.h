@@ -39,8 +39,8 @@ struct EcaGate {
     });
     const A* dz = x.pad(1, field, k / 2, args.circular());
     x.each([&](auto c) { x.store(grad_mean, c, convolve_transposed(x, weight, k, dz, c)); });
-    x.sums(k, record, [&](int64_t j, auto c) { return x.load(field, c) * x.window(m, c, j); });
-    x.keep(record + k, x.sum([&](auto c) { return x.load(field, c); }));
+    x.keep_sums(k, record, [&](int64_t j, auto c) { return x.load(field, c) * x.window(m, c, j); });
+    x.keep_sums(1, record + k, [&](int64_t, auto c) { return x.load(field, c); });
   }
 
  private:

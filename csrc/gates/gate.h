@@ -12,12 +12,14 @@
 //   each(f)                          f(c) for all channels; c is passed on to load(p, c) and store(p, c, value)
 //   times(count, f)                  f(j) for the numbers j of [0, count), in any order
 //   sum(f)                           the sum of f(c) over the channels, known to all threads
-//   sums(count, out, f)              out[j] = sum of f(j, c) over the channels; out is scratch or the record
+//   sums(count, out, f)              out[j] = sum of f(j, c) over the channels; out is scratch
 //   pad(slot, p, half, circular)     a copy of p[C] with its neighbours, for window(padded, c, j) = padded[c + j]
-//   keep(p, value)                   *p = value, a number that all threads have computed
+//   keep(count, p, f)                p[j] = f(j); p is the record
+//   keep_sums(count, p, f)           p[j] = sum of f(j, c) over the channels; p is the record
 //   scratch                          scratch_size numbers to use freely
 //
-// Each of them sees what those before it have stored; numbers stored by times and keep are read from the next one on.
+// Each of them sees what those before it have stored. The channels may be shared out among several blocks, each of
+// which has scratch of its own, and sees numbers per channel of its own channels only, but for those that pad returns.
 //
 // Gradients of parameters are sums over samples in the order of the samples. A gate leaves `record` (a few numbers) and
 // `field` (C numbers) per sample and says, per parameter, how they combine:

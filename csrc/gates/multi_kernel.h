@@ -70,14 +70,14 @@ struct MultiKernelGate {
     if (across) {
       for (int64_t i = 0, at = 0; i < 3; at += taps(i), ++i) {
         const int64_t first = kHalf - taps(i) / 2;
-        x.sums(taps(i), record + at,
-               [&](int64_t j, auto c) { return V(p[i]) * x.load(field, c) * x.window(m, c, first + j); });
+        x.keep_sums(taps(i), record + at,
+                    [&](int64_t j, auto c) { return V(p[i]) * x.load(field, c) * x.window(m, c, first + j); });
       }
     } else {
-      for (int i = 0; i < 3; ++i) x.keep(record + i, p[i]);
+      x.keep(3, record, [&](int64_t i) { return p[i]; });
       x.each([&](auto c) { x.store(field, c, x.load(field, c) * x.load(mean, c)); });  // da_i[c] = sum_n p_i dz m
     }
-    for (int i = 0; i < 3; ++i) x.keep(record + kernels + i, ds[i]);
+    x.keep(3, record + kernels, [&](int64_t i) { return ds[i]; });
   }
 
  private:

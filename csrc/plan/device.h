@@ -15,7 +15,8 @@ struct Device {
   int64_t shared_per_block;        // bytes without asking for more than every kernel may have
   int64_t shared_per_multiprocessor;
   int64_t l2;        // bytes
-  double copy_rate;  // bytes/s of a large device-to-device copy, read + write; for predictions only
+  double copy_rate;  // bytes/s of a large device-to-device copy, read + write; for predictions only; 0: not known
+  bool measured;     // the copy rate is, and not taken from a data sheet
 };
 
 // Devices that plans can be shown and tested for on any machine, in alphabetical order.

@@ -12,6 +12,10 @@ namespace eca {
 
 enum class Direction : int { kForward, kBackward };
 
+// Blocks of 256 threads that fit a multiprocessor: what the kernels' launch bounds promise, and so how many registers a
+// thread has. Backward holds more pointers and numbers at a time.
+constexpr int resident_blocks(Direction direction) { return direction == Direction::kForward ? 4 : 3; }
+
 // What decides a plan.
 struct Request {
   Problem problem;
@@ -49,8 +53,10 @@ struct Plan {
   SharedLayout shared;
   int64_t gate_numbers;  // numbers of A that the gate's executor needs per block
 
-  int64_t floor_bytes;  // what must move: each map once
-  int64_t l2_bytes;     // what moves between L2 and the multiprocessors
+  // Predictions; nothing is decided by them. The times are 0 where the device's copy rate is not known.
+  int64_t floor_bytes;   // what must move: each map once
+  int64_t memory_bytes;  // what moves between memory and L2
+  int64_t l2_bytes;      // what moves between L2 and the multiprocessors
   double floor_us, predicted_us;
 };
 

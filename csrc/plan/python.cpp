@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// L3. See python.h. The dictionaries have the names and the nesting of the structs.
+#include "python.h"
+
+#include <string>
+#include <utility>
+
+#include "../gates/registry.h"
+#include "plan.h"
+
+namespace eca {
+namespace {
+
+namespace py = pybind11;
+
+constexpr int64_t kMostElements = int64_t{1} << 40;  // of a map, far beyond any device, so that nothing overflows
+
+[[noreturn]] void refuse(const std::string& argument, const std::string& expected, const std::string& got) {
+  throw py::value_error(argument + ": expected " + expected + ", got " + got);
+}
+
+struct Name {
+  const char* name;
+  int value;
+};
+constexpr Name kDTypeNames[] = {{"float32", static_cast<int>(DType::kFloat)},
+                                {"float64", static_cast<int>(DType::kDouble)},
+                                {"float16", static_cast<int>(DType::kHalf)},
+                                {"bfloat16", static_cast<int>(DType::kBFloat16)}};
+constexpr Name kLayoutNames[] = {{"contiguous", static_cast<int>(Layout::kPlanes)},
+                                 {"channels_last", static_cast<int>(Layout::kRows)}};
+constexpr Name kDirectionNames[] = {{"forward", static_cast<int>(Direction::kForward)},
+                                    {"backward", static_cast<int>(Direction::kBackward)}};
+constexpr Name kVariantNames[] = {{"eca", static_cast<int>(Variant::kEca)},
+                                  {"multi_kernel_eca", static_cast<int>(Variant::kMultiKernel)},
+                                  {"bidirectional_eca", static_cast<int>(Variant::kBidirectional)}};
+
+template <class E, size_t Count>
+E named(const char* argument, const std::string& name, const Name (&names)[Count]) {
+  std::string all;
+  for (const Name& known : names) {
+    if (name == known.name) return static_cast<E>(known.value);
+    all += std::string(all.empty() ? "" : ", ") + known.name;
+  }
+  refuse(argument, "one of " + all, "'" + name + "'");
+}
+
+py::dict to_dict(const Device& d) {
+  using namespace py::literals;
+  return py::dict("name"_a = d.name, "capability"_a = d.capability, "multiprocessors"_a = d.multiprocessors,
+                  "max_threads"_a = d.max_threads, "threads_per_multiprocessor"_a = d.threads_per_multiprocessor,
+                  "shared_per_block"_a = d.shared_per_block,
+                  "shared_per_multiprocessor"_a = d.shared_per_multiprocessor, "l2"_a = d.l2,
+                  "copy_rate"_a = d.copy_rate, "measured"_a = d.measured);
+}
+
+template <class T>
+T number(const py::dict& d, const char* key, T least) {
+  if (!d.contains(key)) refuse("device", std::string("a dict with '") + key + "'", "one without");
+  const T value = d[key].cast<T>();
+  if (value < least) refuse("device", std::string(key) + " >= " + std::to_string(least), std::to_string(value));
+  return value;
+}
+
+Device from_dict(const py::dict& d) {
+  return {"",
+          number(d, "capability", 0),
+          number(d, "multiprocessors", 1),
+          number(d, "max_threads", 32),
+          number(d, "threads_per_multiprocessor", 32),
+          number<int64_t>(d, "shared_per_block", 16 << 10),
+          number<int64_t>(d, "shared_per_multiprocessor", 16 << 10),
+          number<int64_t>(d, "l2", 0),
+          number<double>(d, "copy_rate", 0),
+          false};
+}
+
+Device device_of(const py::object& given) {
+  if (py::isinstance<py::dict>(given)) return from_dict(given);
+  if (!py::isinstance<py::str>(given)) refuse("device", "a name or a dict", py::repr(given));
+  const std::string name = given.cast<std::string>();
+  std::string all;
+  size_t count = 0;
+  const Device* const devices = known_devices(&count);
+  for (size_t i = 0; i < count; ++i) {
+    if (name == devices[i].name) return devices[i];
+    all += std::string(i ? ", " : "") + devices[i].name;
+  }
+  refuse("device", "one of " + all, "'" + name + "'");
+}
+
+// The layout that FeatureMaps finds for dense maps.
+Layout walked(Layout given, int64_t c, int64_t s) {
+  return s == 1 || (given == Layout::kRows && c != 1) ? Layout::kRows : Layout::kPlanes;
+}
+
+int64_t alignment_of_dense(const Problem& p) {
+  const bool rows = p.layout == Layout::kRows;
+  return alignment_of(p, {reinterpret_cast<void*>(256), p.c * p.s, rows ? p.c : p.s});
+}
+
+py::dict to_dict(const Plan& p, Layout layout, int64_t alignment) {
+  using namespace py::literals;
+  const py::dict tiling("channels"_a = p.tiling.channels, "positions"_a = p.tiling.positions,
+                        "blocks"_a = p.tiling.blocks, "count"_a = p.tiling.count);
+  const py::dict shared("ticket"_a = p.shared.ticket, "warps"_a = p.shared.warps, "sums"_a = p.shared.sums,
+                        "gate"_a = p.shared.gate, "total"_a = p.shared.total);
+  return py::dict("path"_a = p.path == Path::kNothing ? "nothing" : "two-phase", "reason"_a = p.reason,
+                  "layout"_a = layout == Layout::kRows ? "rows" : "planes", "alignment"_a = alignment,
+                  "vector"_a = p.vector, "threads"_a = p.threads, "lanes"_a = p.lanes, "tiling"_a = tiling,
+                  "tickets"_a = p.tickets, "lag"_a = p.lag, "blocks"_a = p.blocks, "shared"_a = shared,
+                  "gate_numbers"_a = p.gate_numbers, "floor_bytes"_a = p.floor_bytes, "memory_bytes"_a = p.memory_bytes,
+                  "l2_bytes"_a = p.l2_bytes, "floor_us"_a = p.floor_us, "predicted_us"_a = p.predicted_us);
+}
+
+py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const std::string& layout,
+              const std::string& variant, const std::string& direction, const py::object& device, bool relu,
+              bool residual, int64_t kernel_size, int64_t hidden, bool cross_channel, int64_t alignment) {
+  const std::pair<const char*, int64_t> sizes[] = {{"n", n}, {"c", c}, {"s", s}, {"hidden", hidden}};
+  for (const auto& [name, size] : sizes)
+    if (size < 0 || size > kMostElements) refuse(name, "a size from 0 to 2^40", std::to_string(size));
+  if (static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) > static_cast<double>(kMostElements))
+    refuse("n * c * s", "at most 2^40 elements", "more");
+  if (kernel_size < 1 || kernel_size % 2 == 0 || kernel_size > kMostElements)
+    refuse("kernel_size", "a positive odd number", std::to_string(kernel_size));
+
+  Problem p{n,
+            c,
+            s,
+            named<DType>("dtype", dtype, kDTypeNames),
+            Layout::kPlanes,
+            named<Variant>("variant", variant, kVariantNames),
+            (relu ? kRelu : int64_t{0}) | (cross_channel ? kCrossChannel : int64_t{0})};
+  p.layout = walked(named<Layout>("layout", layout, kLayoutNames), c, s);
+  const int64_t dense = alignment_of_dense(p);
+  if (alignment == 0) alignment = dense;
+  if (alignment < item_size(p.dtype) || dense % alignment != 0)
+    refuse("alignment", "a power of two from the size of an element to " + std::to_string(dense) + " bytes",
+           std::to_string(alignment));
+
+  const GateArgs<float> args{{}, c, kernel_size, hidden, p.flags};
+  const Request request{p,           named<Direction>("direction", direction, kDirectionNames),
+                        residual,    alignment,
+                        kernel_size, gate_facts(p.variant, args).scratch_size};
+  return to_dict(make_plan(request, device_of(device)), p.layout, alignment);
+}
+
+}  // namespace
+
+void bind_plan(py::module_& m) {
+  using namespace py::literals;
+  m.def(
+      "devices",
+      [] {
+        size_t count = 0;
+        const Device* const devices = known_devices(&count);
+        py::list all;
+        for (size_t i = 0; i < count; ++i) all.append(to_dict(devices[i]));
+        return all;
+      },
+      "The devices that plan knows by name, with the figures that a plan depends on.");
+  m.def(
+      "plan", plan, "n"_a, "c"_a, "s"_a, "dtype"_a, "layout"_a, "variant"_a, "direction"_a, "device"_a, py::kw_only(),
+      "relu"_a = false, "residual"_a = false, "kernel_size"_a = 3, "hidden"_a = 0, "cross_channel"_a = false,
+      "alignment"_a = 0,
+      "How the CUDA kernels would do a call with maps [n, c, s]: csrc/plan/plan.h as a dict. device: a name, or a dict "
+      "like those of devices(). alignment: 0 for that of dense maps.");
+}
+
+}  // namespace eca
