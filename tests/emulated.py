@@ -49,7 +49,7 @@ def missing() -> str | None:
 def sources() -> list[Path]:
     """The product's own, all but what asks torch about CUDA."""
     csrc = ROOT / "csrc"
-    host = [csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp", csrc / "plan/plan.cpp"]
+    host = [csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp", csrc / "plan/plan.cpp", csrc / "plan/resident.cpp"]
     return [*sorted((csrc / "cuda").glob("*.cu")), *host, ROOT / "tests/emulator/operators.cpp"]
 
 
@@ -138,14 +138,8 @@ def run_sanitized_tests(flavour: str, library: Path, only: str = "", timeout: fl
     environment |= {"ECA_CUDA_EMULATOR": flavour, "ECA_CUDA_EMULATED_LIBRARY": str(library)}
     # -s: what a sanitizer prints before it ends the process is not captured.
     command = [*tools.wrapper(flavour), sys.executable, "-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider"]
-    command += [
-        "-p",
-        "no:xdist",
-        "-m",
-        "sanitized",
-        "-k",
-        only,
-        str(Path(__file__).with_name("test_emulated_kernels.py")),
-    ]
+    here = Path(__file__).parent
+    tests = [str(here / name) for name in ("test_emulated_kernels.py", "test_emulated_resident.py")]
+    command += ["-p", "no:xdist", "-m", "sanitized", "-k", only, *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
     return done.returncode, done.stdout + done.stderr

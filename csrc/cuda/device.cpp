@@ -19,6 +19,7 @@ cudaError_t query_device(Device* device) {
   device->threads_per_multiprocessor = ask(cudaDevAttrMaxThreadsPerMultiProcessor);
   device->shared_per_block = ask(cudaDevAttrMaxSharedMemoryPerBlock);
   device->shared_per_multiprocessor = ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  device->shared_opt_in = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device->l2 = ask(cudaDevAttrL2CacheSize);
   device->copy_rate = 0;  // nothing is decided by it
   return error;

@@ -4,7 +4,10 @@
 // CUDA graph.
 #include "ops_cuda.h"
 
+#include <cstdlib>
+
 #include "parameters.h"
+#include "resident.h"
 #include "two_phase.h"
 
 namespace eca {
@@ -56,18 +59,21 @@ class Parameters {
     return {t.data_ptr(), dtype_of(t), t.numel() / step, step, std::max<int64_t>(centre, 0)};
   }
 
-  // Takes and then fills in the places of what must be widened.
+  // Takes and then fills in the places of what must be widened; whether there is anything.
   void take(Workspace& workspace) {
     for (int i = 0; i < facts.parameters; ++i)
       if (views[i].data && !args.parameters[i]) offsets_[i] = workspace.take(views[i].count * int64_t{sizeof(A)});
   }
-  void place(const Workspace& workspace, WidenArgs& widen) {
+  bool place(const Workspace& workspace, WidenArgs& widen) {
+    bool any = false;
     for (int i = 0; i < facts.parameters; ++i) {
       if (!views[i].data || args.parameters[i]) continue;
       widen.from[i] = views[i];
       widen.to[i] = workspace.at<A>(offsets_[i]);
       args.parameters[i] = workspace.at<A>(offsets_[i]);
+      any = true;
     }
+    return any;
   }
 
   GateArgs<A> args;
@@ -79,13 +85,13 @@ class Parameters {
   int64_t offsets_[kMaxParameters] = {};
 };
 
-void require_launched(cudaError_t error, const char* kernel, const Request& request, const Plan& plan) {
+void require_launched(cudaError_t error, const char* kernel, const Request& request, const std::string& plan) {
   if (error == cudaSuccess) return;
   const Problem& p = request.problem;
   const char* const direction = request.direction == Direction::kForward ? "forward" : "backward";
   std::string what = std::string("eca_cuda: ") + variant_name(p.variant) + " " + direction + " of [" +
                      std::to_string(p.n) + ", " + std::to_string(p.c) + ", " + std::to_string(p.s) +
-                     "] could not launch " + kernel + " (" + describe(plan) + "): " + cudaGetErrorString(error);
+                     "] could not launch " + kernel + " (" + plan + "): " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice)
     what += "; this build has kernels for " ECA_CUDA_ARCHITECTURES
             ": rebuild with TORCH_CUDA_ARCH_LIST naming this device's compute capability";
@@ -93,43 +99,99 @@ void require_launched(cudaError_t error, const char* kernel, const Request& requ
   throw std::runtime_error(what);
 }
 
-// A call on its way: what both directions share.
+// ECA_CUDA_TWO_PHASE=1: never the resident kernels, to compare the two.
+bool resident_is_allowed() {
+  static const bool allowed = [] {
+    const char* const value = std::getenv("ECA_CUDA_TWO_PHASE");
+    return !value || std::string(value) != "1";
+  }();
+  return allowed;
+}
+
+// A call on its way: what both directions share. `more` takes memory of a workspace, `place` then completes the call.
 template <class A, class Call>
 struct Launch {
   const OnDeviceOf& device;
   const Tensor& x;
   Parameters<A>& parameters;
   Request request;
-  Plan plan = make_plan(request, device.device());
-  Workspace workspace{};
+  Batch kept;  // the map that the resident kernel keeps
+  Device facts = device.device();
+  cudaStream_t stream = device.stream();
 
   // Of the small kernels before and after the large one.
-  int small_threads() const { return std::clamp(device.device().max_threads / 32 * 32, 32, 256); }
+  int small_threads() const { return std::clamp(facts.max_threads / 32 * 32, 32, 256); }
 
-  // Fills in everything but args.call, and launches; more(workspace) may take memory of its own and place(workspace)
-  // complete the call.
   template <class More, class Place>
   void run(const Call& call, More more, Place place) {
+    if (request.problem.n == 0 || request.problem.c == 0) {
+      Workspace workspace;
+      more(workspace);
+      workspace.allocate(x);
+      place(workspace, call);
+      return;
+    }
+    if constexpr (std::is_same_v<A, float>) {
+      if (resident_is_allowed() && run_resident(call, more, place)) return;
+    }
+    run_two_phase(call, more, place);
+  }
+
+ private:
+  void widen(WidenArgs& args, const std::string& plan) {
+    require_launched(launch_widen(sizeof(A) == 8, small_threads(), args, stream), "widen_parameters", request, plan);
+  }
+
+  // Whether it could be launched: not where samples don't fit, or clusters have no room.
+  template <class More, class Place>
+  bool run_resident(const Call& call, More more, Place place) {
     const Problem& p = request.problem;
-    TwoPhaseArgs<A, Call> args{};
+    const Exchanges& exchanges = parameters.facts.exchanges[request.direction == Direction::kBackward];
+    const ResidentPlan plan =
+        make_resident_plan({request, is_dense(p, kept), exchanges.padded, exchanges.per_block}, facts);
+    if (!plan.possible) return false;
+    Workspace workspace;
+    parameters.take(workspace);
+    more(workspace);
+    workspace.allocate(x);
+    WidenArgs widened{};
+    Parameters<A> placed = parameters;
+    if (placed.place(workspace, widened)) widen(widened, describe(plan));
+    const ResidentArgs<A, Call> args{p, place(workspace, call), plan, placed.args};
+    const cudaError_t error = launch_resident(args, stream);
+    if (error == cudaErrorInvalidClusterSize) {
+      cudaGetLastError();
+      return false;
+    }
+    require_launched(error, "resident", request, describe(plan));
+    return true;
+  }
+
+  template <class More, class Place>
+  void run_two_phase(const Call& call, More more, Place place) {
+    const Problem& p = request.problem;
+    const Plan plan = make_plan(request, facts);
+    const bool backward = request.direction == Direction::kBackward;
     const int64_t counter_bytes = 8 + (p.n + 1) / 2 * 8, per_channel = p.n * p.c * int64_t{sizeof(A)};
-    const bool shift = request.direction == Direction::kBackward, memory = plan.shared.gate < 0;
+    const int64_t pieces = plan.shared.gate < 0 ? std::min(p.n, plan.blocks) : 0;
+    Workspace workspace;
     const int64_t counters = workspace.take(counter_bytes);
     const int64_t partial = workspace.take(per_channel * plan.tiling.blocks);
+    const int64_t mean = workspace.take(backward ? 0 : per_channel);
     const int64_t gate = workspace.take(per_channel);
-    const int64_t shifts = workspace.take(shift ? per_channel : 0);
-    const int64_t pieces = memory ? std::min(p.n, plan.blocks) : 0;
-    const int64_t gates = workspace.take(pieces * plan.gate_numbers * int64_t{sizeof(A)});
+    const int64_t shift = workspace.take(backward ? per_channel : 0);
+    const int64_t memory = workspace.take(pieces * plan.gate_numbers * int64_t{sizeof(A)});
     parameters.take(workspace);
     more(workspace);
     workspace.allocate(x);
 
-    WidenArgs widen{};
-    parameters.place(workspace, widen);
-    widen.counters = workspace.at<void>(counters);
-    widen.counter_bytes = counter_bytes;
+    WidenArgs widened{};
+    parameters.place(workspace, widened);
+    widened.counters = workspace.at<void>(counters);
+    widened.counter_bytes = counter_bytes;
+    TwoPhaseArgs<A, Call> args{};
     args.problem = p;
-    args.call = call;
+    args.call = place(workspace, call);
     args.tiling = plan.tiling;
     args.shared = plan.shared;
     args.lanes = plan.lanes;
@@ -140,14 +202,15 @@ struct Launch {
     args.next_ticket = workspace.at<unsigned long long>(counters);
     args.arrived = workspace.at<unsigned>(counters + 8);
     args.partial = workspace.at<A>(partial);
+    args.mean = workspace.at<A>(mean);
+    if constexpr (std::is_same_v<Call, ForwardCall>) {
+      if (call.mean) args.mean = static_cast<A*>(call.mean);
+    }
     args.gate = workspace.at<A>(gate);
-    args.shift = workspace.at<A>(shifts);
-    args.memory = workspace.at<A>(gates);
-    place(workspace, args);
-    if (plan.path == Path::kNothing) return;
-    const cudaStream_t stream = device.stream();
-    require_launched(launch_widen(sizeof(A) == 8, small_threads(), widen, stream), "widen_parameters", request, plan);
-    require_launched(launch_two_phase(plan, args, stream), "two_phase", request, plan);
+    args.shift = workspace.at<A>(shift);
+    args.memory = workspace.at<A>(memory);
+    widen(widened, describe(plan));
+    require_launched(launch_two_phase(plan, args, stream), "two_phase", request, describe(plan));
   }
 };
 
@@ -177,13 +240,9 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
                                 x,
                                 parameters,
                                 {p, Direction::kForward, residual.has_value(), alignment, parameters.args.kernel_size,
-                                 parameters.facts.scratch_size}};
-  int64_t means = 0;
-  launch.run(
-      call, [&](Workspace& workspace) { means = workspace.take(call.mean ? 0 : p.n * p.c * int64_t{sizeof(A)}); },
-      [&](const Workspace& workspace, auto& args) {
-        args.mean = call.mean ? static_cast<A*>(call.mean) : workspace.at<A>(means);
-      });
+                                 parameters.facts.scratch_size},
+                                call.x};
+  launch.run(call, [](Workspace&) {}, [](const Workspace&, ForwardCall complete) { return complete; });
   return maps.finish();
 }
 
@@ -215,21 +274,25 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
       device,
       x,
       parameters,
-      {p, Direction::kBackward, grad_residual, alignment, parameters.args.kernel_size, parameters.facts.scratch_size}};
+      {p, Direction::kBackward, grad_residual, alignment, parameters.args.kernel_size, parameters.facts.scratch_size},
+      call.grad_y};
   int64_t record = 0, field = 0;
   CombineArgs combine{};
+  std::optional<Workspace> kept;
   launch.run(
       call,
       [&](Workspace& workspace) {
         record = workspace.take(p.n * call.record_size * int64_t{sizeof(A)});
         field = workspace.take(p.n * p.c * int64_t{sizeof(A)});
       },
-      [&](const Workspace& workspace, auto& args) {
-        combine.record = args.call.record = workspace.at<A>(record);
-        combine.field = args.call.field = workspace.at<A>(field);
+      [&](const Workspace& workspace, BackwardCall complete) {
+        combine.record = complete.record = workspace.at<A>(record);
+        combine.field = complete.field = workspace.at<A>(field);
+        kept = workspace;
+        return complete;
       });
 
-  combine.samples = launch.plan.path == Path::kNothing ? 0 : p.n;
+  combine.samples = p.c == 0 ? 0 : p.n;
   combine.channels = p.c;
   combine.mean = call.mean;
   combine.record_size = call.record_size;
@@ -240,8 +303,8 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
     gradients.push_back(tensors[i] ? empty_gradient(*tensors[i]) : empty_vector(x, 0, raw_dtype(*tensors[0])));
     if (tensors[i]) combine.to[i] = Parameters<A>::view(gradients.back(), centre_tap(variant, flags, *tensors[i], i));
   }
-  require_launched(launch_combine(sizeof(A) == 8, launch.small_threads(), combine, device.stream()),
-                   "combine_gradients", launch.request, launch.plan);
+  const cudaError_t error = launch_combine(sizeof(A) == 8, launch.small_threads(), combine, launch.stream);
+  require_launched(error, "combine_gradients", launch.request, "one block of numbers per parameter");
   return gradients;
 }
 

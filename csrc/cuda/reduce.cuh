@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // L1. Sums over the positions of a tile, per channel, by all threads of a block. A term offers
 //   Loaded load(run, i)    N elements of a run from i on, where a run is a plane (kPlanes) or a row (kRows)
-//   add(loaded, A total[N])
+//   add(run, i, loaded, A total[N])
 // Loads are issued a batch at a time before any of them is used.
 #pragma once
 #include "../tiling.h"
@@ -53,9 +53,12 @@ struct Reduce<A, Layout::kPlanes, N> {
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) loaded[b] = term.load(run, s0 + int64_t{v + b * lanes} * N);
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) term.add(loaded[b], total[b % kTotals]);
+      for (int b = 0; b < kBatch; ++b) term.add(run, s0 + int64_t{v + b * lanes} * N, loaded[b], total[b % kTotals]);
     }
-    for (; v < vectors; v += lanes) term.add(term.load(run, s0 + int64_t{v} * N), total[0]);
+    for (; v < vectors; v += lanes) {
+      const int64_t i = s0 + int64_t{v} * N;
+      term.add(run, i, term.load(run, i), total[0]);
+    }
     A sum = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -84,9 +87,9 @@ struct Reduce<A, Layout::kRows, N> {
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) loaded[b] = term.load(s + b * groups, c);
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) term.add(loaded[b], total);
+        for (int b = 0; b < kBatch; ++b) term.add(s + b * groups, c, loaded[b], total);
       }
-      for (; s < tile.s1; s += groups) term.add(term.load(s, c), total);
+      for (; s < tile.s1; s += groups) term.add(s, c, term.load(s, c), total);
 #pragma unroll
       for (int i = 0; i < N; ++i) shared[group * channels + column * N + i] = total[i];
     }

@@ -59,7 +59,7 @@ struct ForwardPass : PassBase<T, L, N, ForwardCall> {
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     this->sums(tile, Pool<T, N>{Map<T>(args.call.x, n)}, out);
   }
-  __device__ void gate(int64_t n, const Channels<A>& x) const {
+  __device__ void gate(int64_t n, Channels<A>& x) const {
     A *const sums = this->partial(n), *const mean = this->of_sample(args.mean, n);
     add_partials(sums, x.count, args.tiling.blocks);
     for (int64_t c = threadIdx.x; c < x.count; c += blockDim.x) mean[c] = sums[c] / static_cast<A>(args.problem.s);
@@ -82,9 +82,9 @@ struct BackwardPass : PassBase<T, L, N, BackwardCall> {
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     const BackwardCall& call = args.call;
-    this->sums(tile, Dot<T, N>{Map<T>(call.grad_y, n), Map<T>(call.x, n), Map<T>(call.y, n)}, out);
+    this->sums(tile, Dot<T, N>{Map<T>(call.grad_y, n), Map<T>(call.x, n), Map<T>(call.y, n), {}}, out);
   }
-  __device__ void gate(int64_t n, const Channels<A>& x) const {
+  __device__ void gate(int64_t n, Channels<A>& x) const {
     const BackwardCall& call = args.call;
     A *const sums = this->partial(n), *const shift = this->of_sample(args.shift, n);
     add_partials(sums, x.count, args.tiling.blocks);
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(256, resident_blocks(Pass::kDirection))
         const int64_t piece = args.problem.n < gridDim.x ? n : blockIdx.x;
         A* const memory =
             args.shared.gate < 0 ? args.memory + piece * args.gate_numbers : shared_at<A>(args.shared.gate);
-        pass.gate(n,
-                  Channels<A>(args.problem.c, args.gate_args.kernel_size / 2, shared_at<A>(args.shared.warps), memory));
+        Channels<A> channels(args.problem.c, args.gate_args.kernel_size / 2, shared_at<A>(args.shared.warps), memory);
+        pass.gate(n, channels);
         __syncthreads();
         if (threadIdx.x == 0) arrived.store(tiles + 1, cuda::memory_order_release);
       }

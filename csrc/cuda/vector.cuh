@@ -71,14 +71,22 @@ struct Vector {
     for (int i = 0; i < N; ++i) out[i] = widen(values[i]);
   }
 
-  // Writes past the caches: nobody reads it soon.
+  // To global memory, past the caches: nobody reads it soon.
   __device__ __forceinline__ static void store(T* p, const A (&values)[N]) {
+    __stcs(reinterpret_cast<Raw*>(p), packed(values));
+  }
+  // To any memory.
+  __device__ __forceinline__ static void put(T* p, const A (&values)[N]) {
+    *reinterpret_cast<Raw*>(p) = packed(values);
+  }
+
+  __device__ __forceinline__ static Raw packed(const A (&values)[N]) {
     T narrowed[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) narrow(values[i], &narrowed[i]);
     Raw raw;
     memcpy(&raw, narrowed, sizeof raw);
-    __stcs(reinterpret_cast<Raw*>(p), raw);
+    return raw;
   }
 };
 

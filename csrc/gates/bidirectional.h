@@ -17,6 +17,10 @@ struct BidirectionalGate {
   // record: dwf [k], dwb [k], dl [2], dW2 [2, hidden], dh [hidden]
   static int64_t record_size(const GateArgs<A>& a) { return 2 * a.kernel_size + 2 + 3 * a.hidden; }
   static int64_t scratch_size(const GateArgs<A>& a) { return 2 * a.channels + 2 * a.kernel_size + 2 * a.hidden; }
+  static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
+    const int64_t padded = a.channels + a.kernel_size - 1;
+    return backward ? Exchanges{3 * padded, a.hidden + 1 + 2 * a.kernel_size} : Exchanges{padded, a.hidden};
+  }
   static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
     const int64_t k = a.kernel_size, hidden = a.hidden;
     out[0] = {Combine::kSum, 0, k};

@@ -15,6 +15,10 @@ struct EcaGate {
 
   static int64_t record_size(const GateArgs<A>& a) { return a.kernel_size + 1; }
   static int64_t scratch_size(const GateArgs<A>&) { return 0; }
+  static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
+    const int64_t padded = a.channels + a.kernel_size - 1;
+    return backward ? Exchanges{2 * padded, a.kernel_size + 1} : Exchanges{padded, 0};
+  }
   static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
     out[0] = {Combine::kSum, 0, a.kernel_size};
     out[1] = {Combine::kSum, a.kernel_size, 1};

@@ -43,6 +43,11 @@ struct GateArgs {
   ECA_HD bool hard() const { return (flags & kHardSigmoid) != 0; }
 };
 
+// Numbers that blocks which share out a sample's channels tell each other: those of pad, and those of sums per block.
+struct Exchanges {
+  int64_t padded, per_block;
+};
+
 enum class Combine : int { kSum, kMean, kField };
 
 struct ParameterGradient {

@@ -22,6 +22,10 @@ struct MultiKernelGate {
   ECA_HD static int64_t kernels_size(const GateArgs<A>& a) { return cross(a) ? kAllTaps : 3; }
   static int64_t record_size(const GateArgs<A>& a) { return kernels_size(a) + 3; }
   static int64_t scratch_size(const GateArgs<A>&) { return 3; }
+  static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
+    const int64_t padded = cross(a) ? a.channels + 2 * kHalf : 0;
+    return backward ? Exchanges{2 * padded, 6 + kAllTaps} : Exchanges{padded, 3};
+  }
   static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
     for (int64_t i = 0, offset = 0; i < 3; offset += cross(a) ? taps(i) : 1, ++i) {
       out[i] =

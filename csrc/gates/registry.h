@@ -11,6 +11,7 @@ inline namespace ECA_TARGET {
 // What a backend must allocate for a gate, and how the gradients of its parameters come about.
 struct GateFacts {
   int64_t record_size, scratch_size;
+  Exchanges exchanges[2];  // forward, backward
   ParameterGradient gradients[kMaxParameters];
   int parameters;
 };
@@ -34,6 +35,7 @@ inline GateFacts gate_facts(Variant variant, const GateArgs<A>& args) {
   with_gate(variant, args, [&](auto gate) {
     facts.record_size = gate.record_size(args);
     facts.scratch_size = gate.scratch_size(args);
+    for (int backward = 0; backward < 2; ++backward) facts.exchanges[backward] = gate.exchanges(args, backward);
     facts.parameters = gate.gradients(args, facts.gradients);
   });
   return facts;

@@ -10,16 +10,16 @@ constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
 constexpr int64_t kShared = 48 * kKB;
 
 constexpr Device kDevices[] = {
-    {"a10", 86, 72, 1024, 1536, kShared, 100 * kKB, 6 * kMB, 0.51e12, false},
-    {"a100", 80, 108, 1024, 2048, kShared, 164 * kKB, 40 * kMB, 1.7e12, false},
-    {"b200", 100, 148, 1024, 2048, kShared, 228 * kKB, 126 * kMB, 6.8e12, false},
-    {"h100", 90, 132, 1024, 2048, kShared, 228 * kKB, 50 * kMB, 3.0e12, true},
-    {"h100-mig-1g", 90, 16, 1024, 2048, kShared, 228 * kKB, 6 * kMB, 0.4e12, false},
-    {"h200", 90, 132, 1024, 2048, kShared, 228 * kKB, 60 * kMB, 4.3e12, true},
-    {"l4", 89, 58, 1024, 1536, kShared, 100 * kKB, 48 * kMB, 0.25e12, false},
-    {"rtx4090", 89, 128, 1024, 1536, kShared, 100 * kKB, 72 * kMB, 0.86e12, false},
-    {"rtx5090", 120, 170, 1024, 1536, kShared, 100 * kKB, 96 * kMB, 1.5e12, false},
-    {"t4", 75, 40, 1024, 1024, kShared, 64 * kKB, 4 * kMB, 0.27e12, false},
+    {"a10", 86, 72, 1024, 1536, kShared, 100 * kKB, 6 * kMB, 0.51e12, false, 99 * kKB},
+    {"a100", 80, 108, 1024, 2048, kShared, 164 * kKB, 40 * kMB, 1.7e12, false, 163 * kKB},
+    {"b200", 100, 148, 1024, 2048, kShared, 228 * kKB, 126 * kMB, 6.8e12, false, 227 * kKB},
+    {"h100", 90, 132, 1024, 2048, kShared, 228 * kKB, 50 * kMB, 3.0e12, true, 227 * kKB},
+    {"h100-mig-1g", 90, 16, 1024, 2048, kShared, 228 * kKB, 6 * kMB, 0.4e12, false, 227 * kKB},
+    {"h200", 90, 132, 1024, 2048, kShared, 228 * kKB, 60 * kMB, 4.3e12, true, 227 * kKB},
+    {"l4", 89, 58, 1024, 1536, kShared, 100 * kKB, 48 * kMB, 0.25e12, false, 99 * kKB},
+    {"rtx4090", 89, 128, 1024, 1536, kShared, 100 * kKB, 72 * kMB, 0.86e12, false, 99 * kKB},
+    {"rtx5090", 120, 170, 1024, 1536, kShared, 100 * kKB, 96 * kMB, 1.5e12, false, 99 * kKB},
+    {"t4", 75, 40, 1024, 1024, kShared, 64 * kKB, 4 * kMB, 0.27e12, false, 64 * kKB},
 };
 
 }  // namespace

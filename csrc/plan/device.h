@@ -17,6 +17,7 @@ struct Device {
   int64_t l2;        // bytes
   double copy_rate;  // bytes/s of a large device-to-device copy, read + write; for predictions only; 0: not known
   bool measured;     // the copy rate is, and not taken from a data sheet
+  int64_t shared_opt_in = 0;  // bytes of shared memory that a block can have by asking for it
 };
 
 // Devices that plans can be shown and tested for on any machine, in alphabetical order.

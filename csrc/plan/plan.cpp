@@ -37,22 +37,10 @@ int64_t part_of(int64_t total, int64_t most, int64_t unit) {
   return align(ceil_divide(total, ceil_divide(total, most)), unit);
 }
 
-int maps_moved(const Request& r) {
-  const bool relu = (r.problem.flags & kRelu) != 0;
-  if (r.direction == Direction::kForward) return 2 + r.residual;
-  return 3 + relu + (relu && r.residual);
-}
-
 // The second phase reads again what the first one has read, less x in backward and plus the residual in forward.
 int maps_read_again(const Request& r) {
   const bool relu = (r.problem.flags & kRelu) != 0;
   return r.direction == Direction::kForward ? 1 : 1 + relu;
-}
-
-int vector_of(const Problem& p, int64_t alignment) {
-  for (const int elements : widths_of(p.dtype).elements)
-    if (elements * item_size(p.dtype) <= alignment) return elements;
-  return 1;
 }
 
 int most_threads(const Device& d) {
@@ -158,6 +146,18 @@ void predict(const Request& r, const Device& d, Plan& plan) {
 
 }  // namespace
 
+int maps_moved(const Request& r) {
+  const bool relu = (r.problem.flags & kRelu) != 0;
+  if (r.direction == Direction::kForward) return 2 + r.residual;
+  return 3 + relu + (relu && r.residual);
+}
+
+int vector_of(const Problem& p, int64_t alignment) {
+  for (const int elements : widths_of(p.dtype).elements)
+    if (elements * item_size(p.dtype) <= alignment) return elements;
+  return 1;
+}
+
 int64_t alignment_of(const Problem& p, const Batch& map) {
   if (!map.data) return 16;
   const int64_t e = item_size(p.dtype);
@@ -166,6 +166,14 @@ int64_t alignment_of(const Problem& p, const Batch& map) {
   if (p.n > 1) all |= static_cast<uint64_t>(map.sample_stride * e);
   if ((rows ? p.s : p.c) > 1) all |= static_cast<uint64_t>(map.run_stride * e);
   return power_of_two_in(static_cast<int64_t>(all));
+}
+
+bool is_dense(const Problem& p, const Batch& map) {
+  const int64_t e = item_size(p.dtype), length = p.layout == Layout::kRows ? p.c : p.s;
+  const int64_t runs = p.layout == Layout::kRows ? p.s : p.c;
+  const bool follow = runs == 1 || map.run_stride == length;
+  const bool aligned = reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && p.c * p.s * e % 16 == 0;
+  return follow && aligned && (p.n == 1 || map.sample_stride * e % 16 == 0);
 }
 
 Widths widths_of(DType dtype) {

@@ -64,11 +64,18 @@ struct Plan {
 // Maps that are absent (null) fit anything.
 int64_t alignment_of(const Problem& problem, const Batch& map);
 
+// Whether the runs of a map follow each other without gaps, samples beginning at multiples of 16 bytes.
+bool is_dense(const Problem& problem, const Batch& map);
+
 // Vector widths that kernels exist for, in elements, widest first, closed by 1.
 struct Widths {
   int elements[3];
 };
 Widths widths_of(DType dtype);
+int vector_of(const Problem& problem, int64_t alignment);  // elements
+
+// How many feature maps must move between memory and multiprocessors.
+int maps_moved(const Request& request);
 
 // For messages and reports.
 const char* variant_name(Variant variant);

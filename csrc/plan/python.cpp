@@ -51,7 +51,7 @@ py::dict to_dict(const Device& d) {
                   "max_threads"_a = d.max_threads, "threads_per_multiprocessor"_a = d.threads_per_multiprocessor,
                   "shared_per_block"_a = d.shared_per_block,
                   "shared_per_multiprocessor"_a = d.shared_per_multiprocessor, "l2"_a = d.l2,
-                  "copy_rate"_a = d.copy_rate, "measured"_a = d.measured);
+                  "copy_rate"_a = d.copy_rate, "measured"_a = d.measured, "shared_opt_in"_a = d.shared_opt_in);
 }
 
 template <class T>
@@ -72,7 +72,8 @@ Device from_dict(const py::dict& d) {
           number<int64_t>(d, "shared_per_multiprocessor", 16 << 10),
           number<int64_t>(d, "l2", 0),
           number<double>(d, "copy_rate", 0),
-          false};
+          false,
+          d.contains("shared_opt_in") ? number<int64_t>(d, "shared_opt_in", 0) : 0};
 }
 
 Device device_of(const py::object& given) {

@@ -51,6 +51,23 @@ inline bool mbarrier_test_wait_parity(uint64_t* barrier, uint32_t parity, EMULAT
   return emulator::mbarrier_test(barrier, parity & 1, where);
 }
 
+template <dot_scope S>
+bool mbarrier_try_wait_parity(sem_acquire_t, scope_t<S>, uint64_t* barrier, uint32_t parity, EMULATOR_HERE) {
+  return mbarrier_try_wait_parity(barrier, parity, where);
+}
+
+// Addresses are those that map_shared_rank gives.
+template <typename T>
+void st_async(T* address, const T& value, uint64_t* remote_barrier, EMULATOR_HERE) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  emulator::push(address, &value, sizeof value, remote_barrier, where);
+}
+
+// The relaxed arrival orders nothing but the arrivals themselves; here it orders as the others do.
+inline void barrier_cluster_arrive(sem_relaxed_t, EMULATOR_HERE) { emulator::cluster_arrive(where); }
+inline void barrier_cluster_arrive(sem_release_t, EMULATOR_HERE) { emulator::cluster_arrive(where); }
+inline void barrier_cluster_wait(sem_acquire_t, EMULATOR_HERE) { emulator::cluster_wait(where); }
+
 inline void fence_proxy_async() { emulator::fence_proxy_async(); }
 template <dot_space S>
 void fence_proxy_async(space_t<S>) {

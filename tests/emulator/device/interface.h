@@ -55,6 +55,7 @@ void mbarrier_init(uint64_t*, unsigned count, Where);
 uint64_t mbarrier_arrive(uint64_t*, unsigned count, unsigned transaction_bytes, Where);
 bool mbarrier_test(uint64_t*, unsigned parity, Where);
 bool mbarrier_wait(uint64_t*, unsigned parity, Where);
+void push(void* shared, const void* value, unsigned bytes, uint64_t* mbarrier, Where);
 void bulk_load(void* shared, const void* source, unsigned bytes, uint64_t* mbarrier, Where);
 void bulk_store(void* global, const void* shared, unsigned bytes, Where);
 void bulk_commit();

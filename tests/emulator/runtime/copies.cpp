@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // mbarriers and bulk copies. Loads are performed as late as can be, or (schedule 1) at once; stores when waited for.
+#include <cstring>
+
 #include "machine.h"
 #include "schedule.h"
 
@@ -33,7 +35,10 @@ void perform(const Copy& copy, Edge& ordered_after) {
   copy.issuer->hardware.act([&] {
     ordered_after.acquire();
     unpoison(copy.destination, copy.bytes);
-    emulator::copy(copy.destination, copy.source, copy.bytes);
+    if (copy.source)
+      emulator::copy(copy.destination, copy.source, copy.bytes);
+    else
+      write(copy.destination, copy.value, copy.bytes);
     if (!copy.mbarrier) return copy.issuer->issue.release();
     Mbarrier& barrier = copy.issuer->cluster->mbarriers.at(copy.mbarrier);
     barrier.edges[barrier.phase & 1].release();
@@ -92,6 +97,21 @@ void bulk_load(void* shared, const void* source, unsigned bytes, uint64_t* mbarr
   const Copy copy{shared, source, bytes, mbarrier, &block};
   if (schedule().reversed())
     perform(copy, block.issue);
+  else
+    running->copies.push_back(copy);
+}
+
+// st.async: a number for a block of the cluster, which arrives whenever it does.
+void push(void* shared, const void* value, unsigned bytes, uint64_t* mbarrier, Where where) {
+  const Trap trap;
+  if (reinterpret_cast<uintptr_t>(shared) % bytes) fault("a push to a misaligned address", where);
+  if (poisoned(shared, bytes)) fault("a push to outside its destination", where);
+  find(mbarrier, where);
+  Copy copy{shared, nullptr, bytes, mbarrier, self->block};
+  memcpy(copy.value, value, bytes);
+  self->block->issue.release();
+  if (schedule().reversed())
+    perform(copy, self->block->issue);
   else
     running->copies.push_back(copy);
 }

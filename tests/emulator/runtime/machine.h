@@ -25,6 +25,7 @@ struct Copy {
   unsigned bytes;
   uint64_t* mbarrier;  // none: a store
   Block* issuer;
+  unsigned char value[16] = {};  // of a push, which has no source
 };
 
 struct Thread {

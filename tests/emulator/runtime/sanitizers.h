@@ -98,6 +98,10 @@ inline void fill(void* p, size_t n) {
   if (__tsan_write_range) __tsan_write_range(p, n);
   std::memset(p, kPoison, n);
 }
+inline void write(void* destination, const void* value, size_t n) {
+  if (__tsan_write_range) __tsan_write_range(destination, n);
+  std::memcpy(destination, value, n);
+}
 inline void copy(void* destination, const void* source, size_t n) {
   if (__tsan_read_range) {
     __tsan_read_range(const_cast<void*>(source), n);

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+// L2. The launch of the resident kernel.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "resident_args.h"
+
+namespace eca {
+
+// resident_<dtype>.cu holds one of these each, for both kinds of call. cudaErrorInvalidClusterSize, with nothing
+// launched, where the device has no room for a cluster of that size.
+template <DType D, class Call>
+cudaError_t launch_resident_of(const ResidentArgs<float, Call>& args, cudaStream_t stream);
+
+template <class Call>
+cudaError_t launch_resident(const ResidentArgs<float, Call>& args, cudaStream_t stream) {
+  switch (args.problem.dtype) {
+    case DType::kHalf:
+      return launch_resident_of<DType::kHalf, Call>(args, stream);
+    case DType::kBFloat16:
+      return launch_resident_of<DType::kBFloat16, Call>(args, stream);
+    default:
+      return launch_resident_of<DType::kFloat, Call>(args, stream);
+  }
+}
+
+}  // namespace eca
