@@ -85,6 +85,7 @@ def find_device(name: Optional[str]) -> tuple[dict[str, Any], str]:
         "shared_per_block": here.shared_memory_per_block,
         "shared_per_multiprocessor": here.shared_memory_per_multiprocessor,
         "l2": here.L2_cache_size,
+        "shared_opt_in": getattr(here, "shared_memory_per_block_optin", 0),
         "copy_rate": 0.0,
         "measured": False,
     }
@@ -119,7 +120,20 @@ def text(facts: dict[str, Any]) -> str:
             f"{star['predicted_us']}, {plan['share_of_copy_rate']:.1%}{star['share_of_copy_rate']} of the copy rate"
         )
         lines["*"] = "a prediction that no measurement backs; it counts bytes and waiting, not instructions"
+    lines |= _resident(plan["resident"], star)
     return "\n".join(f"{name + ':':15}{line}" for name, line in lines.items())
+
+
+def _resident(resident: dict[str, Any], star: dict[str, str]) -> dict[str, str]:
+    """What comes first: the path above is taken where this one can't be."""
+    if not resident["possible"]:
+        return {"resident": f"no: {resident['reason']}"}
+    lines = {"resident": f"yes, and so instead of the path above: {resident['text'].removeprefix('resident, ')}"}
+    if resident["predicted_us"]:
+        share = resident["floor_us"] / resident["predicted_us"]
+        mark = star["predicted_us"]
+        lines["resident time"] = f"the call {resident['predicted_us']:.1f} us{mark}, {share:.1%}{mark} of the copy rate"
+    return lines
 
 
 def _work(call: dict[str, Any], plan: dict[str, Any]) -> dict[str, str]:

@@ -101,7 +101,7 @@ def test_resnet_layer1_half_planes() -> None:
 
 
 def test_resnet_layer4_single_rows_backward() -> None:
-    # Rows of 8 KB. 25 MiB for 3 * 132 tiles of 3 maps: 22066 bytes, 5516 floats: all 49 positions of 112 channels, or 28
+    # Rows of 8 KB. 25 MiB for 3 * 132 tiles of 3 maps: 22066 bytes, 5516 floats: all 49 positions of 112 channels or 28
     # vectors; 24 of them are whole lines, 384 bytes, and 22 strips of those make 2048 channels.
     got = plan(32, 2048, 49, "float32", "channels_last", "backward", kernel_size=7)
     assert (got["layout"], got["alignment"], got["vector"], got["lanes"]) == ("rows", 16, 4, 1)
@@ -275,7 +275,7 @@ def test_the_report_names_what_is_predicted_and_the_assumed_device(capsys: pytes
     assert {name: line.strip() for name, line in lines.items()} == {
         "call": "eca forward of [256, 256, 56, 56] float16 contiguous",
         "device": "h100, by its public figures, because no GPU is visible here",
-        "path": "two-phase: the only path of this version",
+        "path": "two-phase: for any shape, dtype and stride",
         "tiles": "86 a sample, of 3 channels x 3136 positions, 18.8 KB; partial sums of a channel: 1",
         "grid": "528 blocks of 256 threads, 64 of them to a plane",
         "order": "44032 visits of tiles; before the first second one 614 first ones",

@@ -30,6 +30,7 @@ class Bug:
 
 WRONG = r"is \d+\.\d+ of its budget|NaN or Inf not where|other bits than schedule"
 RACE = "WARNING: ThreadSanitizer: data race"
+RESIDENT = "resident and eca and clusters and contiguous"
 ONE = "(clean and eca-torch and float32) or (smaller and float32)"  # ThreadSanitizer is slow
 
 BUGS = {
@@ -128,6 +129,69 @@ BUGS = {
         "plain",
         WRONG,
     ),
+    # Resident kernels
+    "a slab is read before it is loaded": Bug(
+        "cuda/resident.cuh",
+        "!ptx::mbarrier_try_wait_parity(ptx::sem_acquire, ptx::scope_cta",
+        "false && !ptx::mbarrier_try_wait_parity(ptx::sem_acquire, ptx::scope_cta",
+        "address",
+        "AddressSanitizer: use-after-poison",
+        RESIDENT,
+    ),
+    "a slab is loaded over while it is read": Bug(
+        "cuda/resident.cuh",
+        "    __syncthreads();\n    const int64_t next",
+        "    const int64_t next",
+        "thread",
+        RACE,
+        RESIDENT,
+    ),
+    "blocks push before the others are ready": Bug(
+        "cuda/resident.cuh", "  ptx::barrier_cluster_wait(ptx::sem_acquire);\n", "", "thread", RACE, RESIDENT
+    ),
+    "an exchange is not awaited": Bug(
+        "cuda/cluster.cuh",
+        "while (!ptx::mbarrier_try_wait_parity(",
+        "while (false && !ptx::mbarrier_try_wait_parity(",
+        "thread",
+        RACE + "|bulk copy into its shared memory under way",
+        RESIDENT,
+    ),
+    "an exchange waits for the wrong phase": Bug(
+        "cuda/cluster.cuh",
+        "barrier, sample / 2 % 2)) {",
+        "barrier, (sample / 2 + 1) % 2)) {",
+        "plain",
+        WRONG + "|deadlock|more arrivals than the mbarrier expects|bulk copy into its shared memory under way",
+        RESIDENT,
+    ),
+    "all samples are exchanged in one place": Bug(
+        "cuda/cluster.cuh", "memory + sample % 2 * memory_size + used", "memory + used", "thread", RACE, RESIDENT
+    ),
+    "an exchange expects nothing": Bug(
+        "cuda/cluster.cuh",
+        "static_cast<uint32_t>(expected * sizeof(A))",
+        "static_cast<uint32_t>(0 * expected)",
+        "thread",
+        RACE + "|bulk copy into its shared memory under way",
+        RESIDENT,
+    ),
+    "the halo of a cluster is off by one": Bug(
+        "cuda/cluster.cuh",
+        "padded[half + c];",
+        "padded[half + (c + 1) % count];",
+        "plain",
+        WRONG,
+        "circular and float32",
+    ),
+    "blocks leave while others wait for them": Bug(
+        "cuda/resident.cuh",
+        "  for (int64_t n = cluster; n < p.n;",
+        "  if (rank == ranks - 1 && ranks > 1) return;\n  for (int64_t n = cluster; n < p.n;",
+        "plain",
+        "deadlock|bulk copy into its shared memory under way",
+        RESIDENT,
+    ),
 }
 
 
@@ -138,7 +202,9 @@ def mutated(name: str, bug: Bug, folder: Path) -> list[Path]:
     assert text.count(bug.old) == 1, f"{name}: {bug.file} has changed"
     shutil.copytree(emulated.ROOT / "csrc", folder / "csrc", dirs_exist_ok=True)
     (folder / "csrc" / bug.file).write_text(text.replace(bug.old, bug.new))
-    edited = bug.file if bug.file.endswith((".cu", ".cpp")) else "cuda/two_phase_float.cu"
+    resident = bug.file in ("cuda/resident.cuh", "cuda/cluster.cuh")
+    instance = "cuda/resident_float.cu" if resident else "cuda/two_phase_float.cu"
+    edited = bug.file if bug.file.endswith((".cu", ".cpp")) else instance
     others = [s for s in emulated.sources() if s.name != Path(edited).name]
     return [folder / "csrc" / edited, *others]
 

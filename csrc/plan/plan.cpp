@@ -210,7 +210,7 @@ Plan make_plan(const Request& r, const Device& d) {
     return plan;
   }
   plan.path = Path::kTwoPhase;
-  plan.reason = "the only path of this version";
+  plan.reason = "for any shape, dtype and stride";
   plan.tickets = 2 * p.n * plan.tiling.count;
   plan.blocks = std::min(plan.tickets, int64_t{blocks_per_multiprocessor(r, d, plan.threads)} * d.multiprocessors);
   plan.lag = std::min(p.n * plan.tiling.count, plan.tiling.count + plan.blocks);

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "../gates/registry.h"
-#include "plan.h"
+#include "resident.h"
 
 namespace eca {
 namespace {
@@ -114,6 +114,16 @@ py::dict to_dict(const Plan& p, Layout layout, int64_t alignment) {
                   "l2_bytes"_a = p.l2_bytes, "floor_us"_a = p.floor_us, "predicted_us"_a = p.predicted_us);
 }
 
+py::dict to_dict(const ResidentPlan& p) {
+  using namespace py::literals;
+  if (!p.possible) return py::dict("possible"_a = false, "reason"_a = p.reason);
+  return py::dict("possible"_a = true, "ranks"_a = p.ranks, "stages"_a = p.stages, "threads"_a = p.threads,
+                  "vector"_a = p.vector, "lanes"_a = p.lanes, "runs"_a = p.runs, "channels"_a = p.channels,
+                  "clusters"_a = p.clusters, "slab_bytes"_a = p.slab_bytes, "shared_bytes"_a = p.shared.total,
+                  "exchange_numbers"_a = p.exchange_numbers, "floor_us"_a = p.floor_us,
+                  "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
+}
+
 py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const std::string& layout,
               const std::string& variant, const std::string& direction, const py::object& device, bool relu,
               bool residual, int64_t kernel_size, int64_t hidden, bool cross_channel, int64_t alignment) {
@@ -140,10 +150,16 @@ py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const s
            std::to_string(alignment));
 
   const GateArgs<float> args{{}, c, kernel_size, hidden, p.flags};
+  const GateFacts facts = gate_facts(p.variant, args);
   const Request request{p,           named<Direction>("direction", direction, kDirectionNames),
                         residual,    alignment,
-                        kernel_size, gate_facts(p.variant, args).scratch_size};
-  return to_dict(make_plan(request, device_of(device)), p.layout, alignment);
+                        kernel_size, facts.scratch_size};
+  const Exchanges& exchanges = facts.exchanges[request.direction == Direction::kBackward];
+  const Device on = device_of(device);
+  const bool is_kept = is_dense(p, {reinterpret_cast<void*>(256), c * s, p.layout == Layout::kRows ? c : s});
+  py::dict made = to_dict(make_plan(request, on), p.layout, alignment);
+  made["resident"] = to_dict(make_resident_plan({request, is_kept, exchanges.padded, exchanges.per_block}, on));
+  return made;
 }
 
 }  // namespace

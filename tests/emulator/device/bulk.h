@@ -60,6 +60,7 @@ bool mbarrier_try_wait_parity(sem_acquire_t, scope_t<S>, uint64_t* barrier, uint
 template <typename T>
 void st_async(T* address, const T& value, uint64_t* remote_barrier, EMULATOR_HERE) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  static_cast<void>(*static_cast<volatile uint64_t*>(remote_barrier));
   emulator::push(address, &value, sizeof value, remote_barrier, where);
 }
 
