@@ -2,6 +2,10 @@
 // L2. See device.h.
 #include "device.h"
 
+#include <map>
+#include <mutex>
+#include <tuple>
+
 namespace eca {
 
 cudaError_t query_device(Device* device) {
@@ -22,6 +26,22 @@ cudaError_t query_device(Device* device) {
   device->shared_opt_in = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device->l2 = ask(cudaDevAttrL2CacheSize);
   device->copy_rate = 0;  // nothing is decided by it
+  return error;
+}
+
+cudaError_t resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int ranks, int* clusters) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, int, unsigned, size_t, unsigned>, int> known;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto key = std::make_tuple(device, kernel, ranks, config.blockDim.x, config.dynamicSmemBytes, config.gridDim.x);
+  if (const auto found = known.find(key); found != known.end()) {
+    *clusters = found->second;
+    return cudaSuccess;
+  }
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+  if (error == cudaSuccess) known[key] = *clusters;
   return error;
 }
 

@@ -10,4 +10,8 @@ namespace eca {
 // cudaSuccess and the facts, or the first error. It asks the driver each time: keep the answer.
 cudaError_t query_device(Device* device);
 
+// How many clusters of the configuration run at once on the current device. The driver is asked once per kernel and
+// configuration: it takes longer to answer than a small kernel to run, and may not be asked at all times.
+cudaError_t resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int ranks, int* clusters);
+
 }  // namespace eca

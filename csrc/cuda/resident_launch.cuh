@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "device.h"
 #include "launch.cuh"
 #include "resident.cuh"
 #include "resident.h"
@@ -43,7 +44,7 @@ cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t
   config.attrs = &cluster;
   config.numAttrs = 1;
   int room = 0;
-  error = cudaOccupancyMaxActiveClusters(&room, kernel, &config);
+  error = resident_clusters(reinterpret_cast<const void*>(kernel), config, plan.ranks, &room);
   if (error != cudaSuccess) return error;
   if (room < 1) return cudaErrorInvalidClusterSize;
   config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(plan.clusters, room) * plan.ranks);
