@@ -10,19 +10,20 @@ import torch
 
 _BUILD = "pip install --no-build-isolation . (with torch, setuptools>=77, pybind11>=3, ninja and a C++ compiler)"
 _MINIMUM_TORCH = (2, 10)
+_NAME = f"{__package__}._C"  # the package may run under another name, as from Hugging Face's kernels
 
 
 def _load() -> ModuleType:
     installed = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if installed < _MINIMUM_TORCH:
         raise ImportError(f"eca_cuda needs torch >= 2.10, found {torch.__version__}: upgrade torch")
-    if "eca_cuda._C" not in sys.modules and _another_copy_is_loaded():
+    if _NAME not in sys.modules and _another_copy_is_loaded():
         # A second registration of the same operators would end the process.
         raise ImportError("eca_cuda: another copy of the library is loaded in this process: import only one of them")
     try:
-        return importlib.import_module("eca_cuda._C")
+        return importlib.import_module(_NAME)
     except ModuleNotFoundError as error:
-        if error.name != "eca_cuda._C":
+        if error.name != _NAME:
             raise
         present = sorted(path.name for path in Path(__file__).parent.glob("_C*.so"))
         if present:

@@ -5,17 +5,18 @@ infer      no gradient is wanted: the operator that saves nothing
 Fused      reverse mode, eager or compiled: the forward and the backward operator
 composite  the reference, plain torch operators: under torch.func transforms and forward-mode AD, which would
            otherwise need extra Functions that cost every ordinary call; under torch.onnx.export(dynamo=True), which
-           then needs no custom translation; and as the definition that second and higher derivatives come from
+           then needs no custom translation; compiled under compile_mode("inline"); and as the definition that
+           second and higher derivatives come from
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops, reference
+from . import checks, compiling, ops, reference, sharding
 
 _functorch_is_active = torch._C._are_functorch_transforms_active
 
@@ -31,8 +32,43 @@ def apply(
             return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
         return ops.INFER[name](x, *parameters, residual, flags)
     except Exception as error:
+        if sharding.are_missing(error):
+            return apply(name, x, parameters, residual, flags)
         ops.check(name, x, parameters, residual, flags, error)
         raise
+
+
+def apply_to_lengths(
+    name: str,
+    x: Tensor,
+    parameters: tuple[Optional[Tensor], ...],
+    residual: Optional[Tensor],
+    flags: int,
+    lengths: Tensor,
+) -> Tensor:
+    """The same with the means of the first ``lengths[n]`` positions: the composite, as no kernel does that."""
+    ops.check(name, x, parameters, residual, flags)
+    has_values = not (_functorch_is_active() or torch.compiler.is_compiling())
+    checks.check_lengths(lengths, x, has_values)
+    conv = compiling.shifted_conv if torch.compiler.is_compiling() and compiling.is_inline() else reference.channel_conv
+    return composite(name, x, parameters, residual, flags, conv, lengths)
+
+
+def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) -> Tensor:
+    """ECA written over ``x``, without a second feature map; refused where a gradient is wanted."""
+    ops.check("eca", x, (weight, bias), None, flags)
+    wanted = {"x": x, "weight": weight, "bias": bias}
+    if torch.is_grad_enabled():
+        for name, t in wanted.items():
+            if t is not None and t.requires_grad:
+                raise ValueError(
+                    f"{name}: expected no gradient to be wanted, got requires_grad=True: use torch.no_grad()"
+                )
+    options = ops.options("eca", flags)
+    with _without_autocast(x):
+        g = reference.eca_gate(x, weight, bias, options["padding_mode"], options["gate"]).to(x.dtype)
+    x.mul_(g.reshape(g.shape + (1,) * (x.dim() - 2)))
+    return x.relu_() if options["activation"] == "relu" else x
 
 
 def _transformed(
@@ -42,6 +78,9 @@ def _transformed(
     if _functorch_is_active() or forward_ad._current_level >= 0 or torch.onnx.is_in_onnx_export():
         ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags)
+    if compiling.is_inline():
+        ops.check(name, x, parameters, residual, flags)
+        return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
     if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
         return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
@@ -55,13 +94,24 @@ def _any_requires_grad(*tensors: Optional[Tensor]) -> bool:
 
 
 def composite(
-    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
+    name: str,
+    x: Tensor,
+    parameters: tuple[Optional[Tensor], ...],
+    residual: Optional[Tensor],
+    flags: int,
+    conv: reference.ChannelConv = reference.channel_conv,
+    lengths: Optional[Tensor] = None,
 ) -> Tensor:
     """The same by the reference. As the operators do, it ignores autocast: ``y`` has the dtype of ``x``."""
-    has_autocast = torch.amp.is_autocast_available(x.device.type)
-    with torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext():
-        y: Tensor = getattr(reference, name)(x, *parameters, residual=residual, **ops.options(name, flags))
+    with _without_autocast(x):
+        options = ops.options(name, flags) | {"residual": residual, "lengths": lengths, "conv": conv}
+        y: Tensor = getattr(reference, name)(x, *parameters, **options)
     return y
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    has_autocast = torch.amp.is_autocast_available(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext()
 
 
 class _Fused(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch import Tensor
 PADDING_MODES = ("zeros", "circular")
 GATES = ("sigmoid", "hard_sigmoid")
 ACTIVATIONS = (None, "relu")
+LENGTH_DTYPES = (torch.int32, torch.int64)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The parameters of each variant in the order of its function's arguments.
@@ -71,6 +72,21 @@ def check_device(device: torch.device, cuda_toolkit: str) -> None:
         )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"x: expected a CPU or CUDA tensor, got {device}")
+
+
+def check_lengths(lengths: object, x: Tensor, has_values: bool) -> None:
+    """Raise TypeError or ValueError unless these are lengths of the samples of ``x``."""
+    lengths = _check_tensor("lengths", lengths)
+    if x.dim() != 3:
+        _refuse("lengths", "x of shape [N, C, L]", f"x of shape {tuple(x.shape)}")
+    if lengths.dtype not in LENGTH_DTYPES:
+        raise TypeError(f"lengths: expected int32 or int64, got {lengths.dtype}")
+    _check_shape("lengths", lengths, (x.shape[0],))
+    _check_device("lengths", lengths, x)
+    if has_values and lengths.device.type == "cpu" and lengths.numel():
+        least, most = (int(t) for t in lengths.aminmax())
+        if least < 0 or most > x.shape[2]:
+            _refuse("lengths", f"values in [0, {x.shape[2]}]", f"values in [{least}, {most}]")
 
 
 def _check_eca(x: Tensor, p: dict[str, Tensor], circular: bool, _: bool) -> None:

@@ -12,16 +12,21 @@ activation, ``y``. Differentiable to any order, in forward mode and under ``torc
 
 from typing import Literal, Optional
 
+import torch.fx
 from torch import Tensor
 
 from . import autograd, ops
 from .checks import check_options
 
-__all__ = ["Activation", "Gate", "PaddingMode", "bidirectional_eca", "check_options", "eca", "multi_kernel_eca"]
+__all__ = ["Activation", "Gate", "PaddingMode", "bidirectional_eca", "check_options", "eca", "eca_", "multi_kernel_eca"]
 
 PaddingMode = Literal["zeros", "circular"]
 Gate = Literal["sigmoid", "hard_sigmoid"]
 Activation = Optional[Literal["relu"]]
+
+# torch.fx.symbolic_trace, and what builds on it (feature extractors), record these calls and do not look inside.
+for _name in ("eca", "multi_kernel_eca", "bidirectional_eca"):
+    torch.fx.wrap(_name)
 
 
 def eca(
@@ -33,6 +38,7 @@ def eca(
     gate: Gate = "sigmoid",
     residual: Optional[Tensor] = None,
     activation: Activation = None,
+    lengths: Optional[Tensor] = None,
 ) -> Tensor:
     """Efficient Channel Attention: scale every channel by a gate computed from its neighbouring channels.
 
@@ -46,6 +52,9 @@ def eca(
         gate: ``"sigmoid"`` or ``"hard_sigmoid"``.
         residual: added after scaling; same shape and dtype as ``x``.
         activation: None or ``"relu"``, applied last.
+        lengths: ``[N]`` integers, for ``x [N, C, L]``: the mean of a sample is that of its first ``lengths[n]``
+            positions; the gate applies to all. Plain PyTorch operators, at eager's speed. A length of 0 gives NaN, as
+            the mean of nothing does; on the CPU, lengths that are not in [0, L] are refused.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -53,7 +62,33 @@ def eca(
     Source: Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
     section 3.2.
     """
-    return autograd.apply("eca", x, (weight, bias), residual, _flags(padding_mode, gate, activation))
+    flags = _flags(padding_mode, gate, activation)
+    if lengths is not None:
+        return autograd.apply_to_lengths("eca", x, (weight, bias), residual, flags, lengths)
+    return autograd.apply("eca", x, (weight, bias), residual, flags)
+
+
+def eca_(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor] = None,
+    *,
+    padding_mode: PaddingMode = "zeros",
+    gate: Gate = "sigmoid",
+    activation: Activation = None,
+) -> Tensor:
+    """:func:`eca` for inference that overwrites ``x`` and returns it, so that no second feature map is needed.
+
+    Plain PyTorch operators, which read ``x`` twice: it saves memory, and time only where fresh memory is slow.
+
+    Args:
+        x: ``[N, C, *spatial]``, overwritten.
+        weight, bias, padding_mode, gate, activation: as in :func:`eca`.
+
+    Raises:
+        TypeError, ValueError: as :func:`eca`, and if a gradient is wanted: backward would need the ``x`` that is gone.
+    """
+    return autograd.eca_in_place(x, weight, bias, _flags(padding_mode, gate, activation))
 
 
 def multi_kernel_eca(
@@ -69,6 +104,7 @@ def multi_kernel_eca(
     gate: Gate = "sigmoid",
     residual: Optional[Tensor] = None,
     activation: Activation = None,
+    lengths: Optional[Tensor] = None,
 ) -> Tensor:
     """Channel attention by three kernels that a softmax over the channel means mixes per sample.
 
@@ -82,13 +118,15 @@ def multi_kernel_eca(
         cross_channel: convolve across channels. Without it only the centre taps act, as in the original module, and
             the other taps get a gradient of exactly zero.
         padding_mode: ``"circular"`` needs ``cross_channel``.
-        gate, residual, activation: as in :func:`eca`.
+        gate, residual, activation, lengths: as in :func:`eca`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     flags = _flags(padding_mode, gate, activation) + ops.CROSS_CHANNEL * bool(cross_channel)
     parameters = (weight3, weight5, weight7, mix_weight, mix_bias)
+    if lengths is not None:
+        return autograd.apply_to_lengths("multi_kernel_eca", x, parameters, residual, flags, lengths)
     return autograd.apply("multi_kernel_eca", x, parameters, residual, flags)
 
 
@@ -106,6 +144,7 @@ def bidirectional_eca(
     gate: Gate = "sigmoid",
     residual: Optional[Tensor] = None,
     activation: Activation = None,
+    lengths: Optional[Tensor] = None,
 ) -> Tensor:
     """Channel attention by two convolutions, one over the reversed channels, that a small network mixes per sample.
 
@@ -118,13 +157,15 @@ def bidirectional_eca(
         hidden_weight, hidden_bias: ``[hidden, C]`` and ``[hidden]``; hidden may be 0.
         mix_weight, mix_bias: ``[2, hidden]`` and ``[2]``.
         final_sigmoid: False leaves the outer ``gate(u)`` out, so that gates reach (0, 1) instead of (0.5, 0.731).
-        padding_mode, gate, residual, activation: as in :func:`eca`.
+        padding_mode, gate, residual, activation, lengths: as in :func:`eca`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     flags = _flags(padding_mode, gate, activation) + ops.SINGLE_SIGMOID * (not final_sigmoid)
     parameters = (weight_forward, weight_backward, hidden_weight, hidden_bias, mix_weight, mix_bias)
+    if lengths is not None:
+        return autograd.apply_to_lengths("bidirectional_eca", x, parameters, residual, flags, lengths)
     return autograd.apply("bidirectional_eca", x, parameters, residual, flags)
 
 

@@ -52,13 +52,18 @@ class _ChannelAttention(nn.Module):
         return ", ".join([str(self.channels), *shown])
 
 
-def _refreshed(layer: nn.Module) -> Any:
-    """``layer`` after the hooks that recompute its weights before a forward: pruning, old weight and spectral norm.
+def recomputes_weights(hook: Any) -> bool:
+    """Whether a forward pre-hook is one of torch's own that compute a weight: pruning, old weight and spectral norm."""
+    return isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm))
+
+
+def refreshed(layer: nn.Module) -> Any:
+    """``layer`` after the hooks that recompute its weights before a forward.
 
     Other hooks of the submodules never fire, since their ``forward`` is never called.
     """
     for hook in layer._forward_pre_hooks.values():
-        if isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm)):
+        if recomputes_weights(hook):
             hook(layer, ())
     return layer
 
@@ -101,10 +106,16 @@ class EfficientChannelAttention(_ChannelAttention):
             raise ValueError(f"kernel_size: expected an odd number of at least 1, got {k}")
         self.conv1 = _channel_conv(k, padding_mode, bias, {"device": device, "dtype": dtype})
 
-    def forward(self, x: Tensor, residual: Optional[Tensor] = None, activation: Activation = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Optional[Tensor] = None,
+        activation: Activation = None,
+        lengths: Optional[Tensor] = None,
+    ) -> Tensor:
         conv = self.conv1
         if conv._forward_pre_hooks:
-            _refreshed(conv)
+            refreshed(conv)
         return functional.eca(
             x,
             conv.weight,
@@ -113,6 +124,7 @@ class EfficientChannelAttention(_ChannelAttention):
             gate=self.gate_function,
             residual=residual,
             activation=activation,
+            lengths=lengths,
         )
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -169,13 +181,19 @@ class DynamicMultiKernelECA(_ChannelAttention):
         self.conv3, self.conv5, self.conv7 = branch(3), branch(5), branch(7)
         self.weight_net = nn.Sequential(nn.Linear(c, 3, **factory), nn.Softmax(dim=1))
 
-    def forward(self, x: Tensor, residual: Optional[Tensor] = None, activation: Activation = None) -> Tensor:
-        mix = _refreshed(self.weight_net[0])
+    def forward(
+        self,
+        x: Tensor,
+        residual: Optional[Tensor] = None,
+        activation: Activation = None,
+        lengths: Optional[Tensor] = None,
+    ) -> Tensor:
+        mix = refreshed(self.weight_net[0])
         return functional.multi_kernel_eca(
             x,
-            _refreshed(self.conv3).weight,
-            _refreshed(self.conv5).weight,
-            _refreshed(self.conv7).weight,
+            refreshed(self.conv3).weight,
+            refreshed(self.conv5).weight,
+            refreshed(self.conv7).weight,
             mix.weight,
             mix.bias,
             cross_channel=self.cross_channel,
@@ -183,6 +201,7 @@ class DynamicMultiKernelECA(_ChannelAttention):
             gate=self.gate_function,
             residual=residual,
             activation=activation,
+            lengths=lengths,
         )
 
     def extra_repr(self) -> str:
@@ -228,12 +247,18 @@ class BidirectionalECA(_ChannelAttention):
             nn.Linear(c, hidden, **factory), nn.ReLU(), nn.Linear(hidden, 2, **factory), nn.Softmax(dim=1)
         )
 
-    def forward(self, x: Tensor, residual: Optional[Tensor] = None, activation: Activation = None) -> Tensor:
-        hidden, mix = _refreshed(self.gate[0]), _refreshed(self.gate[2])
+    def forward(
+        self,
+        x: Tensor,
+        residual: Optional[Tensor] = None,
+        activation: Activation = None,
+        lengths: Optional[Tensor] = None,
+    ) -> Tensor:
+        hidden, mix = refreshed(self.gate[0]), refreshed(self.gate[2])
         return functional.bidirectional_eca(
             x,
-            _refreshed(self.conv_forward).weight,
-            _refreshed(self.conv_backward).weight,
+            refreshed(self.conv_forward).weight,
+            refreshed(self.conv_backward).weight,
             hidden.weight,
             hidden.bias,
             mix.weight,
@@ -243,6 +268,7 @@ class BidirectionalECA(_ChannelAttention):
             gate=self.gate_function,
             residual=residual,
             activation=activation,
+            lengths=lengths,
         )
 
     def extra_repr(self) -> str:

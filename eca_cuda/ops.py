@@ -70,6 +70,12 @@ def options(name: str, flags: int) -> dict[str, Any]:
     return known
 
 
+def cuda_toolkit() -> str:
+    """The version that the CUDA kernels were built with; empty without them."""
+    version: str = _C.build_info()["cuda"]
+    return version
+
+
 def check(
     name: str,
     x: Tensor,
@@ -82,7 +88,7 @@ def check(
     try:
         checks.check(name, x, parameters, residual, bool(flags & CIRCULAR), bool(flags & CROSS_CHANNEL))
         if isinstance(error, NotImplementedError):
-            checks.check_device(x.device, _C.build_info()["cuda"])
+            checks.check_device(x.device, cuda_toolkit())
     except (TypeError, ValueError) as exact:
         raise exact from None
 

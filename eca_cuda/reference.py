@@ -8,14 +8,28 @@ Each is pool -> gate -> rescale. ``x`` is ``[N, C, *spatial]`` with one to three
     y       = activation(x * g + residual)
 
 The gate is computed in the wider of the dtypes of ``x`` and of the parameters, ``y`` has the dtype of ``x``.
+With ``lengths [N]``, for ``x [N, C, L]`` only, the mean of a sample is that of its first ``lengths[n]`` positions; the
+gate applies to all. ``conv`` is how the convolution across channels is computed, for code that needs another form.
 This file imports nothing of ours, runs on every device and is differentiable to any order.
 """
 
+from collections.abc import Callable
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ChannelConv = Callable[[Tensor, Tensor, Optional[Tensor], str], Tensor]
+
+
+def channel_conv(m: Tensor, weight: Tensor, bias: Optional[Tensor], padding_mode: str) -> Tensor:
+    """The convolution of ``m [N, C]`` across channels."""
+    half = weight.shape[-1] // 2
+    sequence = m.unsqueeze(1)
+    if padding_mode == "circular":
+        sequence, half = F.pad(sequence, (half, half), mode="circular"), 0
+    return F.conv1d(sequence, weight, bias, padding=half).squeeze(1)
 
 
 def eca(
@@ -27,11 +41,25 @@ def eca(
     gate: str = "sigmoid",
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
+    lengths: Optional[Tensor] = None,
+    conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """ECA (Wang et al., CVPR 2020, section 3.2): ``g = gate(conv1d_k(m))`` across channels; weight ``[1, 1, k]``."""
-    m = _pool(x, weight)
-    g = _squash(_channel_conv(m, weight, bias, padding_mode), gate)
+    g = eca_gate(x, weight, bias, padding_mode, gate, lengths, conv)
     return _rescale(x, g, residual, activation)
+
+
+def eca_gate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    padding_mode: str,
+    gate: str,
+    lengths: Optional[Tensor] = None,
+    conv: ChannelConv = channel_conv,
+) -> Tensor:
+    """What ``eca`` multiplies with, ``[N, C]``."""
+    return _squash(conv(_pool(x, weight, lengths), weight, bias, padding_mode), gate)
 
 
 def multi_kernel_eca(
@@ -47,6 +75,8 @@ def multi_kernel_eca(
     gate: str = "sigmoid",
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
+    lengths: Optional[Tensor] = None,
+    conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """Three kernels mixed by ``p = softmax(mix_weight m + mix_bias)``, ``mix_weight [3, C]``.
 
@@ -54,11 +84,11 @@ def multi_kernel_eca(
     ``g = gate(m * (p0 a3 + p1 a5 + p2 a7))``. With ``cross_channel`` the weights are ``[1, 1, k]`` and convolve
     across channels: ``g = gate(p0 conv3(m) + p1 conv5(m) + p2 conv7(m))``.
     """
-    m = _pool(x, weight3)
+    m = _pool(x, weight3, lengths)
     p = torch.softmax(F.linear(m, mix_weight, mix_bias), dim=1)
     weights = (weight3, weight5, weight7)
     if cross_channel:
-        branches = [_channel_conv(m, w, None, padding_mode) for w in weights]
+        branches = [conv(m, w, None, padding_mode) for w in weights]
     else:
         branches = [m * w[:, 0, w.shape[-1] // 2] for w in weights]
     z = p[:, 0:1] * branches[0] + p[:, 1:2] * branches[1] + p[:, 2:3] * branches[2]
@@ -79,6 +109,8 @@ def bidirectional_eca(
     gate: str = "sigmoid",
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
+    lengths: Optional[Tensor] = None,
+    conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """Two convolutions, one of them over the reversed channels, mixed by a small network.
 
@@ -86,25 +118,20 @@ def bidirectional_eca(
     ``u = p0 gate(conv(m; weight_forward)) + p1 gate(conv(m; flip(weight_backward)))`` and ``g = gate(u)``;
     with ``final_sigmoid=False``, ``g = u``. Weights ``[1, 1, k]``, ``[hidden, C]`` and ``[2, hidden]``.
     """
-    m = _pool(x, weight_forward)
+    m = _pool(x, weight_forward, lengths)
     p = torch.softmax(F.linear(F.relu(F.linear(m, hidden_weight, hidden_bias)), mix_weight, mix_bias), dim=1)
-    ahead = _squash(_channel_conv(m, weight_forward, None, padding_mode), gate)
-    back = _squash(_channel_conv(m, weight_backward.flip(-1), None, padding_mode), gate)
+    ahead = _squash(conv(m, weight_forward, None, padding_mode), gate)
+    back = _squash(conv(m, weight_backward.flip(-1), None, padding_mode), gate)
     u = p[:, :1] * ahead + p[:, 1:] * back
     return _rescale(x, _squash(u, gate) if final_sigmoid else u, residual, activation)
 
 
-def _pool(x: Tensor, weight: Tensor) -> Tensor:
+def _pool(x: Tensor, weight: Tensor, lengths: Optional[Tensor]) -> Tensor:
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    return x.mean(dim=tuple(range(2, x.dim())), dtype=dtype)
-
-
-def _channel_conv(m: Tensor, weight: Tensor, bias: Optional[Tensor], padding_mode: str) -> Tensor:
-    half = weight.shape[-1] // 2
-    sequence = m.unsqueeze(1)
-    if padding_mode == "circular":
-        sequence, half = F.pad(sequence, (half, half), mode="circular"), 0
-    return F.conv1d(sequence, weight, bias, padding=half).squeeze(1)
+    if lengths is None:
+        return x.mean(dim=tuple(range(2, x.dim())), dtype=dtype)
+    padding = torch.arange(x.shape[2], device=x.device) >= lengths.unsqueeze(1)
+    return x.masked_fill(padding.unsqueeze(1), 0).sum(2, dtype=dtype) / lengths.unsqueeze(1)
 
 
 def _squash(z: Tensor, gate: str) -> Tensor:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""What ``torch.compile`` and ``torch.export`` make of a call: the fused operator, or plain operators that they fuse."""
+
+from types import TracebackType
+from typing import Literal, Optional
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Mode = Literal["fused", "inline"]
+
+MODES = ("fused", "inline")
+
+# Read while tracing, so that Dynamo guards on it: a change of mode recompiles.
+_mode: Mode = "fused"
+
+
+class compile_mode:
+    """Choose what compiled and exported calls become; eager calls stay as they are.
+
+    ``"fused"``, the default, keeps one operator of this package in the graph: two passes over memory less, but a
+    barrier that nothing fuses across. ``"inline"`` gives plain operators, with the convolution across channels as
+    shifted sums, so that Inductor may fuse them with what stands before and after; ``torch.export`` then makes programs
+    that need nothing of this package. Which is faster depends on the model: docs/pytorch.md says what was measured.
+
+    Like ``torch.set_grad_enabled``, a call sets the mode, and as a context manager it is restored at the end. The mode
+    counts where a compiled model is called, not where ``torch.compile`` is; a model called in both has two versions.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        global _mode
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        self._before = _mode
+        _mode = mode
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        global _mode
+        _mode = self._before
+
+
+def is_inline() -> bool:
+    """Whether traced calls become plain operators."""
+    return _mode == "inline"
+
+
+def shifted_conv(m: Tensor, weight: Tensor, bias: Optional[Tensor], padding_mode: str) -> Tensor:
+    """``reference.channel_conv`` as a sum of shifted products, which Inductor fuses; a convolution it calls."""
+    c, k = m.shape[1], weight.shape[-1]
+    padded = F.pad(m.unsqueeze(1), (k // 2, k // 2), mode="circular" if padding_mode == "circular" else "constant")[
+        :, 0
+    ]
+    z = padded[:, :c] * weight[0, 0, 0]
+    for tap in range(1, k):
+        z = z + padded[:, tap : tap + c] * weight[0, 0, tap]
+    return z if bias is None else z + bias

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""``enable()``: compiled models use the fused operator wherever they compute ECA, with no change to their code.
+
+A pass over the graph that Dynamo hands to Inductor rewrites
+
+    pool over all positions -> convolution across channels -> (hard) sigmoid -> * x   (-> + residual (-> relu))
+
+into one call of ``eca_cuda.eca``, however the shapes are juggled in between. What it does not know for certain to be
+that stays as it was. Off by default.
+"""
+
+from typing import Any, Optional
+
+import torch._inductor.config as config
+from torch._dynamo.utils import counters
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.fx import Graph
+
+from . import compiling, eca_graph, functional
+
+__all__ = ["disable", "enable"]
+
+
+def enable() -> None:
+    """Rewrite ECA in every model that Inductor compiles from now on; passes that are set already run first.
+
+    ``torch._dynamo.utils.counters["inductor"]["eca_cuda"]`` counts the layers that were rewritten.
+    """
+    if not isinstance(config.pre_grad_custom_pass, _Pass):
+        config.pre_grad_custom_pass = _Pass(config.pre_grad_custom_pass)
+
+
+def disable() -> None:
+    """Undo ``enable()`` for models that are compiled from now on."""
+    if isinstance(config.pre_grad_custom_pass, _Pass):
+        config.pre_grad_custom_pass = config.pre_grad_custom_pass.before
+
+
+class _Pass(CustomGraphPass):
+    """The rewriting, after the passes that were there before."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+        self.others = list(before) if isinstance(before, (list, tuple)) else [before] if before else []
+
+    def __call__(self, graph: Graph) -> None:
+        for other in self.others:
+            other(graph)
+        rewrite(graph)
+
+    def uuid(self) -> Optional[Any]:
+        """The key in Inductor's cache: None, which is no caching, where one of the others has none."""
+        others = [other.uuid() if isinstance(other, CustomGraphPass) else None for other in self.others]
+        own = get_hash_for_files((__file__, eca_graph.__file__, compiling.__file__)), compiling.is_inline()
+        return None if None in others else (*own, *others)
+
+
+def rewrite(graph: Graph) -> None:
+    """Replace every ECA in ``graph``."""
+    for node in list(graph.nodes):
+        match = eca_graph.find(node)
+        if match is None:
+            continue
+        last = match.nodes[0]
+        with graph.inserting_before(last):
+            fused = graph.call_function(functional.eca, (match.x, match.weight, match.bias), match.options)
+        fused.meta = dict(last.meta)
+        last.replace_all_uses_with(fused)
+        for old in match.nodes:
+            graph.erase_node(old)
+        counters["inductor"]["eca_cuda"] += 1

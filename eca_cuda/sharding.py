@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""DTensor: the operators run on shards of the batch, and the gradients of the parameters are then partial sums.
+
+``torch.distributed.tensor`` takes half a second to import, so the rules are registered by the first call that lacks
+them; a compiled model that is never called eagerly needs ``register_sharding_rules`` first.
+"""
+
+import sys
+from functools import partial
+from typing import Any, Optional
+
+from . import ops
+
+_registered = False
+
+
+def register_sharding_rules() -> None:
+    """Tell ``torch.distributed.tensor`` how the operators split; a second call does nothing."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    from torch.distributed.tensor.experimental import register_sharding
+
+    for operators in ops.VARIANTS.values():
+        register_sharding(operators.infer)(partial(_forward, 1))
+        register_sharding(operators.forward)(partial(_forward, 2))
+        register_sharding(operators.backward)(_backward)
+
+
+def are_missing(error: Exception) -> bool:
+    """Whether ``error`` may be for lack of the rules; then they are registered, and the call can be repeated."""
+    if _registered or not isinstance(error, NotImplementedError) or "torch.distributed.tensor" not in sys.modules:
+        return False
+    register_sharding_rules()
+    return True
+
+
+# What a rule returns: ways to run, each the placements of the outputs and of the arguments, None for what is no tensor.
+_Ways = list[tuple[list[Any], list[Optional[Any]]]]
+
+
+def _forward(outputs: int, x: Any, *rest: Any) -> _Ways:
+    *parameters, residual, _ = rest
+    replicate, shard = _placements()
+    whole = [_at(replicate, t) for t in (*parameters, residual)]
+    apart = [*(_at(replicate, t) for t in parameters), _at(shard, residual)]
+    return [([replicate] * outputs, [replicate, *whole, None]), ([shard] * outputs, [shard, *apart, None])]
+
+
+def _backward(grad_y: Any, x: Any, mean: Any, y: Any, *rest: Any) -> _Ways:
+    from torch.distributed.tensor import Partial
+
+    *parameters, flags = rest
+    replicate, shard = _placements()
+    weights = [_at(replicate, t) for t in parameters]
+    grad_residual = shard if flags & ops.GRAD_RESIDUAL else replicate
+    grads = [replicate if t is None else Partial() for t in parameters]
+    whole = ([replicate] * (2 + len(parameters)), [replicate, replicate, replicate, _at(replicate, y), *weights, None])
+    apart = ([shard, grad_residual, *grads], [shard, shard, shard, _at(shard, y), *weights, None])
+    return [whole, apart]
+
+
+def _placements() -> tuple[Any, Any]:
+    from torch.distributed.tensor import Replicate, Shard
+
+    return Replicate(), Shard(0)
+
+
+def _at(placement: Any, tensor: Any) -> Optional[Any]:
+    return None if tensor is None else placement
