@@ -13,14 +13,14 @@ SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name 
 
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench lint format wheel test-wheel clean
+.PHONY: all test bench lint format docs wheel test-wheel clean
 
 all: $(BUILD)
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format \
-		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn
+		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn mkdocs onnx onnxscript onnxruntime pyright
 	touch $@
 
 $(BUILD): $(VENV)/.installed $(SOURCES)
@@ -44,6 +44,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 wheel: $(VENV)/.installed
 	rm -rf dist

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     # Not on a terminal there is no width to keep to, and a table must not be folded.
     console = Console(width=None if sys.stdout.isatty() else 200)
-    commands = {"report": _report, "compare": _compare, "complexity": _complexity, None: _run}
+    commands = {"report": _report, "compare": _compare, "complexity": _complexity, "models": _models, None: _run}
     return commands[options.command](options, parser, console)
 
 
@@ -118,7 +118,29 @@ def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser, co
     return 0
 
 
+def _models(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+    if importlib.util.find_spec("timm") is None:
+        parser.error("models: expected timm to be installed, got no such module")
+    from . import models  # timm takes seconds to import and nothing else needs it
+
+    setting, budget = (
+        (models.QUICK_SETTING, models.QUICK) if options.quick else (models.STANDARD_SETTING, models.STANDARD)
+    )
+    try:
+        found = models.measure(setting, budget)
+    except GateError as error:
+        print(f"{parser.prog}: {error}; nothing is written", file=sys.stderr)
+        return 1
+    console.print(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
+    console.print(tables.models(found).rich())
+    if options.json is not None:
+        results.save(found, options.json)
+    return 0
+
+
 def _plot(found: Results, directory: Path, stem: str) -> None:
+    if not found.rows:
+        return
     from . import plots  # matplotlib is slow to import, and a run without pictures does not need it
 
     plots.save_all(found, directory, stem)
@@ -159,6 +181,9 @@ def _make_parser() -> argparse.ArgumentParser:
     both.add_argument("old", type=_results, metavar="OLD.json")
     both.add_argument("new", type=_results, metavar="NEW.json")
     commands.add_parser("complexity", help="recompute the paper's parameter and FLOP counts")
+    networks = commands.add_parser("models", help="time a ResNet-50 without attention, with SE and with ECA")
+    networks.add_argument("--quick", action="store_true", help="four blocks and small images")
+    networks.add_argument("--json", type=_new_file, metavar="OUT.json", help="write all rows")
     return parser
 
 

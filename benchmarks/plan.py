@@ -13,7 +13,8 @@ PHASES = ("forward", "training")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")
 
-_LAYERS = tuple(name for name in PROVIDERS if name != "function")  # which differs from fused in tiny cases only
+# function differs from fused in tiny cases only, and blocks are more than the layer.
+_LAYERS = tuple(name for name in PROVIDERS if name != "function" and not name.startswith("block-"))
 # torch.compile takes seconds per case, so that only the headline affords it.
 _WITHOUT_COMPILE = ("eager", "fused", "clone")
 # Where there is nothing to compute, a module's own call counts too.

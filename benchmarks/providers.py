@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eca_cuda import compile_mode
+from eca_cuda.compiling import Mode
 from eca_cuda.testing import ECA, Variant
 
 PROVIDERS: dict[str, str] = {
@@ -16,6 +18,9 @@ PROVIDERS: dict[str, str] = {
     "function": "the function of eca_cuda, called without a module",
     "se": "a Squeeze-and-Excitation block with reduction 16, for scale",
     "clone": "x.clone(), a copy of the same size into a fresh tensor: the yardstick",
+    "block-eager": "torch.compile of batch norm, eager, + x and relu: the layer among what stands around it",
+    "block-fused": "the same with the module of eca_cuda, in its compile mode fused",
+    "block-inline": "the same with the module of eca_cuda, in its compile mode inline",
 }
 
 
@@ -77,6 +82,33 @@ class SqueezeExcitation(nn.Module):
         return g * x
 
 
+class Block(nn.Module):
+    """A layer and what stands around it in a ResNet."""
+
+    def __init__(self, channels: int, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, dtype=dtype)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        training = torch.is_grad_enabled()
+        n = self.norm
+        normed = nn.functional.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, training)
+        return torch.relu(self.layer(normed) + x)
+
+
+def _block(channels: int, layer: nn.Module, dtype: torch.dtype, mode: Mode = "fused") -> Function:
+    block = Block(channels, layer, dtype)
+    compiled = torch.compile(block, dynamic=False)
+
+    def call(x: Tensor) -> Tensor:
+        with compile_mode(mode):
+            y: Tensor = compiled(x)
+        return y
+
+    return Function(call, tuple(block.parameters()))
+
+
 def _function(variant: Variant, parameters: tuple[Tensor, ...]) -> Function:
     function = variant.function
     return Function(lambda x: function(x, *parameters), parameters)
@@ -93,5 +125,8 @@ def make_layers(variant: Variant, channels: int, dtype: torch.dtype, providers: 
         "se": lambda: SqueezeExcitation(channels).to(dtype),
         "function": lambda: _function(variant, tuple(fused.parameters())),
         "clone": lambda: Function(torch.clone),
+        "block-eager": lambda: _block(channels, eager, dtype),
+        "block-fused": lambda: _block(channels, fused, dtype),
+        "block-inline": lambda: _block(channels, fused, dtype, "inline"),
     }
     return {name: makers[name]() for name in providers}

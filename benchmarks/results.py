@@ -38,11 +38,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class ModelRow:
+    """One network in one phase (models.py): ``timing`` of a call on ``batch`` square images of ``side`` pixels."""
+
+    name: str
+    phase: str
+    batch: int
+    side: int
+    timing: Timing
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class Results:
     """All rows of a run and the environment they were measured in (see environment.py)."""
 
     environment: dict[str, Any]
     rows: Sequence[Row]
+    models: Sequence[ModelRow] = ()
 
 
 def make_rows(job: Job, itemsize: int, timings: dict[str, Timing]) -> list[Row]:
@@ -85,7 +98,8 @@ def load(path: Path) -> Results:
         rows = [
             Row(**{**row, "case": Case(**row["case"]), "timing": Timing(**row["timing"])}) for row in document["rows"]
         ]
-        return Results(document["environment"], rows)
+        models = [ModelRow(**{**row, "timing": Timing(**row["timing"])}) for row in document.get("models", [])]
+        return Results(document["environment"], rows, models)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected the JSON of a benchmark run, got something else ({error!r})") from error
 

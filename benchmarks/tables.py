@@ -11,7 +11,7 @@ from .cases import TINY
 from .environment import describe
 from .plan import PHASES
 from .providers import PROVIDERS
-from .results import Results, Row
+from .results import ModelRow, Results, Row
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,70 @@ def overhead(results: Results) -> Table:
     return Table(f"One call on {list(TINY.shape)}", ["variant", "pass", "eager", "module", "function"], lines, labels=2)
 
 
+_MODELS = {
+    "plain": "ResNet-50",
+    "se": "with SE",
+    "eager": "with ECA, eager",
+    "converted": "with ECA, `convert(model)`",
+    "residual": "with ECA, `convert(model, fuse_residual=True)`",
+}
+
+
+def attention_cost(results: Results, name: str, phase: str) -> float:
+    """The time that the attention of a network adds, as a share of the network without it."""
+    times = {row.name: row.timing.q50 for row in results.models if row.phase == phase}
+    return times[name] / times["plain"] - 1
+
+
+def models(results: Results) -> Table:
+    """Whole networks (models.py)."""
+    by_name: dict[str, dict[str, ModelRow]] = {}
+    for row in results.models:
+        by_name.setdefault(row.name, {})[row.phase] = row
+    lines = []
+    for name, by_phase in by_name.items():
+        forward, training = by_phase["forward"], by_phase["training"]
+        cost = {phase: f"{attention_cost(results, name, phase):+.1%}" if name != "plain" else "" for phase in PHASES}
+        spread = (training.timing.q80 - training.timing.q20) / training.timing.q50
+        lines.append(
+            [
+                _MODELS[name],
+                f"{forward.batch / forward.timing.q50:.1f}",
+                cost["forward"],
+                duration(training.timing.q50),
+                cost["training"],
+                f"{spread:.0%}",
+                f"{training.peak_bytes / 1e6:.0f} MB",
+            ]
+        )
+    columns = ["network", "images/s", "cost", "training step", "cost", "spread", "peak memory"]
+    return Table("Whole networks", columns, lines)
+
+
+def headline_sentence(results: Results) -> str:
+    """What ECA costs a network before and after conversion."""
+    if not results.models:
+        return "No network was measured."
+    first = results.models[0]
+    forward, training = (
+        [f"{attention_cost(results, name, phase):+.1%}" for name in ("eager", "converted", "residual")]
+        for phase in ("forward", "training")
+    )
+    return (
+        f"ECA adds {forward[0]} to the inference time of a ResNet-50 in eager mode, **{forward[1]} after "
+        f"`convert(model)` and {forward[2]} with `fuse_residual=True`**; to a training step {training[0]}, "
+        f"**{training[1]} and {training[2]}** (batch {first.batch}, {first.side} x {first.side})."
+    )
+
+
 README_TABLES: dict[str, Callable[[Results], str]] = {
     "environment": lambda results: describe(results.environment),
     "goals": lambda results: goal_table(results).markdown(),
     "forward": lambda results: layers(results, "forward").markdown(),
     "training": lambda results: layers(results, "training").markdown(),
     "overview": lambda results: overview(results).markdown(),
+    "models": lambda results: models(results).markdown(),
+    "headline": headline_sentence,
     "overhead": lambda results: overhead(results).markdown(),
 }
 

@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Efficient Channel Attention and two variants: fused kernels that read the feature map once and write it once."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import reference
 from ._version import __version__
-from .functional import bidirectional_eca, eca, multi_kernel_eca
+from .compiling import compile_mode
+from .conversion import conversion_report, convert, revert
+from .functional import bidirectional_eca, eca, eca_, multi_kernel_eca
 from .modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
+
+if TYPE_CHECKING:
+    from . import inductor
 
 __all__ = [
     "BidirectionalECA",
@@ -12,7 +20,20 @@ __all__ = [
     "EfficientChannelAttention",
     "__version__",
     "bidirectional_eca",
+    "compile_mode",
+    "conversion_report",
+    "convert",
     "eca",
+    "eca_",
+    "inductor",
     "multi_kernel_eca",
     "reference",
+    "revert",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Modules that are slow to import are imported at their first use."""
+    if name == "inductor":
+        return importlib.import_module(".inductor", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -284,6 +284,9 @@ def test_the_report_names_what_is_predicted_and_the_assumed_device(capsys: pytes
         "bytes": "floor 822.1 MB; from and to memory 822.9 MB*; between L2 and multiprocessors 1.2 GB*",
         "time": "floor 274.0 us; the call 327.8 us*, 83.6%* of the copy rate",
         "*": "a prediction that no measurement backs; it counts bytes and waiting, not instructions",
+        "resident": "yes, and so instead of the path above: 8 clusters of 16 blocks of 512 threads, 2 slabs of 100352 "
+        "bytes, 203520 bytes of shared memory",
+        "resident time": "the call 288.2 us*, 95.1%* of the copy rate",
     }
 
 
@@ -315,7 +318,11 @@ def test_every_call_has_a_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 def gpu(monkeypatch: pytest.MonkeyPatch, **figures: Any) -> None:
     h100 = {"major": 9, "minor": 0, "max_threads_per_multi_processor": 2048, "L2_cache_size": 50 << 20}
-    h100 |= {"shared_memory_per_block": 48 << 10, "shared_memory_per_multiprocessor": 228 << 10}
+    h100 |= {
+        "shared_memory_per_block": 48 << 10,
+        "shared_memory_per_multiprocessor": 228 << 10,
+        "shared_memory_per_block_optin": 227 << 10,
+    }
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**h100, **figures))

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""Channel attention as people write it, under the names they give it: what ``convert`` must know, and must not."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class eca_layer(nn.Module):
+    """The official layer (BangguWu/ECANet, models/eca_module.py)."""
+
+    def __init__(self, channel, k_size=3):
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.conv = nn.Conv1d(1, 1, kernel_size=k_size, padding=(k_size - 1) // 2, bias=False)
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x):
+        y = self.avg_pool(x)
+        y = self.conv(y.squeeze(-1).transpose(-1, -2)).transpose(-1, -2).unsqueeze(-1)
+        y = self.sigmoid(y)
+        return x * y.expand_as(x)
+
+
+class ECABlock(nn.Module):
+    """Another name, other names inside, the pooling and the gate as functions."""
+
+    def __init__(self, channels, gamma=2, b=1):
+        super().__init__()
+        t = int(abs((math.log2(channels) + b) / gamma))
+        k = t if t % 2 else t + 1
+        self.mix = nn.Conv1d(1, 1, k, padding=k // 2, bias=True)
+
+    def forward(self, x):
+        m = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return torch.sigmoid(self.mix(m[:, None])).view(*m.shape, 1, 1) * x
+
+
+class CircularGate(nn.Module):
+    """No telling name, circular padding by torch, a hard sigmoid, and a number of channels that it insists on."""
+
+    def __init__(self, channels, k=5):
+        super().__init__()
+        self.channels = channels
+        self.squeeze = nn.Conv1d(1, 1, k, padding=k // 2, padding_mode="circular", bias=False)
+        self.act = nn.Hardsigmoid()
+
+    def forward(self, x):
+        m = x.mean((2, 3)).view(-1, 1, self.channels)
+        return x * self.act(self.squeeze(m)).view(-1, self.channels, 1, 1)
+
+
+class CrossChannelMulti(nn.Module):
+    """The evident intent of the multi-kernel layer: three kernels across channels, mixed by a softmax."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.k3, self.k5, self.k7 = (nn.Conv1d(1, 1, k, padding=k // 2, bias=False) for k in (3, 5, 7))
+        self.router = nn.Linear(c, 3)
+
+    def forward(self, x):
+        m = x.mean((2, 3))
+        p = self.router(m).softmax(1)
+        z = sum(p[:, i, None] * conv(m[:, None])[:, 0] for i, conv in enumerate((self.k3, self.k5, self.k7)))
+        return x * z.sigmoid()[:, :, None, None]
+
+
+SAME = {
+    "official": lambda: eca_layer(64, 5),
+    "own names, bias": lambda: ECABlock(64),
+    "circular, hard sigmoid, fixed channels": lambda: CircularGate(64),
+    "three kernels across channels": lambda: CrossChannelMulti(64),
+}
+
+
+# What has ECA's parameters, or its name, and computes something else.
+
+
+class WithShortcut(eca_layer):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class MaxPooled(eca_layer):
+    def __init__(self, channel, k_size=3):
+        super().__init__(channel, k_size)
+        self.avg_pool = nn.AdaptiveMaxPool2d(1)
+
+
+class Tanh(eca_layer):
+    def __init__(self, channel, k_size=3):
+        super().__init__(channel, k_size)
+        self.sigmoid = nn.Tanh()
+
+
+class DropsOutInTraining(eca_layer):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.1, self.training)
+
+
+class GateOnly(eca_layer):
+    def forward(self, x):
+        return self.sigmoid(self.conv(self.avg_pool(x).squeeze(-1).transpose(-1, -2)))
+
+
+class Pair(eca_layer):
+    def forward(self, x, y):
+        return super().forward(x + y)
+
+
+class EcaNS(nn.Module):
+    """Own weights per channel (the official eca_ns.py, shortened)."""
+
+    def __init__(self, channel=64, k_size=3):
+        super().__init__()
+        self.conv = nn.Conv1d(channel, channel, k_size, groups=channel, bias=False)
+        self.half = k_size // 2
+
+    def forward(self, x):
+        m = F.pad(x.mean((2, 3))[:, None], (self.half, self.half)).unfold(2, 2 * self.half + 1, 1)[:, 0]
+        return x * self.conv(m).sigmoid()[..., None]
+
+
+class ScaledECA(eca_layer):
+    def __init__(self, channel):
+        super().__init__(channel)
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def dilated() -> nn.Module:
+    layer = eca_layer(64)
+    layer.conv = nn.Conv1d(1, 1, 3, padding=2, dilation=2, bias=False)
+    return layer
+
+
+def replaced_forward() -> nn.Module:
+    layer = eca_layer(64)
+    layer.forward = lambda x: x
+    return layer
+
+
+def hooked_inside() -> nn.Module:
+    layer = eca_layer(64)
+    layer.sigmoid.register_forward_hook(lambda *_: None)
+    return layer
+
+
+# name -> what makes it, and a part of the reason for leaving it alone
+OTHER = {
+    "adds the input": (lambda: WithShortcut(64), "something else"),
+    "maximum": (lambda: MaxPooled(64), "AdaptiveMaxPool2d"),
+    "another gate": (lambda: Tanh(64), "Tanh"),
+    "dropout in training": (lambda: DropsOutInTraining(64), "something else"),
+    "returns the gate": (lambda: GateOnly(64), "shape of its input"),
+    "two inputs": (lambda: Pair(64), "missing 1 required positional argument"),
+    "weights per channel": (lambda: EcaNS(), "Conv1d(64, 64"),
+    "a gain of its own": (lambda: ScaledECA(64), "of its own: gain"),
+    "even kernel": (lambda: eca_layer(64, 4), "odd kernel size"),
+    "dilated": (dilated, "dilation 1"),
+    "replaced forward": (replaced_forward, "on the instance"),
+    "hook inside": (hooked_inside, "sigmoid has hooks"),
+}
+
+
+class ECAPA_TDNN(nn.Module):
+    """Speaker recognition, no channel attention by convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(80, 16, 5)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Decay(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, c=64):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(c, c // 4), nn.Linear(c // 4, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(self.fc1(x.mean((2, 3))).relu()).sigmoid()[..., None, None]
+
+
+UNRELATED = (ECAPA_TDNN, Decay, SqueezeExcite)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""What surrounds a model goes on after ``convert``: checkpoints, optimizers, averages, wrappers, compilers, tracers.
+
+In float64, where what rounding does to a few steps of training stays far below what any other error does.
+"""
+
+import copy
+import io
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from timm.utils import ModelEmaV2, ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import eca_cuda
+from eca_cuda import convert, revert
+
+every_way = pytest.mark.parametrize("fuse_residual", [False, True])
+
+
+def make_model() -> nn.Module:
+    """A ResNet with 8 blocks, narrow, with random gains, in float64."""
+    torch.manual_seed(0)
+    model = timm.create_model("ecaresnet26t", num_classes=10, base_width=16, channels=(16, 24, 32, 48), stem_width=8)
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.count_nonzero():
+                p.uniform_(0.1, 0.5)
+    return model.double()
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        optimizer.zero_grad()
+        loss = model(images(step)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def assert_close(ours: nn.Module, theirs: nn.Module) -> None:
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-7, atol=1e-9)
+
+
+@every_way
+def test_training_goes_on_with_the_same_optimizer(fuse_residual):
+    """Two steps before conversion, two after it, one after reverting, against a model that is never converted."""
+    model, plain = make_model(), make_model()
+    optimizer, of_plain = optimizer_of(model), optimizer_of(plain)
+    losses = train(model, optimizer, range(2))
+    momentum = {p: optimizer.state[p]["momentum_buffer"] for p in model.parameters()}
+    convert(model, fuse_residual=fuse_residual)
+    assert all(optimizer.state[p]["momentum_buffer"] is momentum[p] for p in model.parameters())
+    losses += train(model, optimizer, range(2, 4))
+    revert(model)
+    losses += train(model, optimizer, range(4, 5))
+    torch.testing.assert_close(losses, train(plain, of_plain, range(5)), rtol=1e-7, atol=1e-9)
+    assert_close(model, plain)
+
+
+@every_way
+def test_checkpoints_load_both_ways(fuse_residual):
+    plain, converted = make_model(), convert(make_model(), fuse_residual=fuse_residual)
+    train(converted, optimizer_of(converted), range(1))
+    file = io.BytesIO()
+    torch.save(converted.state_dict(), file)
+    file.seek(0)
+    plain.load_state_dict(torch.load(file, weights_only=True))
+    x = images()
+    torch.testing.assert_close(plain.eval()(x), converted.eval()(x), rtol=1e-7, atol=1e-9)
+    converted.load_state_dict(make_model().state_dict())
+    torch.testing.assert_close(converted(x), make_model().eval()(x), rtol=1e-7, atol=1e-9)
+
+
+@every_way
+@pytest.mark.parametrize("average", [ModelEmaV2, ModelEmaV3, AveragedModel])
+def test_averages_follow_and_run(average, fuse_residual):
+    """One made before conversion and one made after it, each updated from the converted model."""
+    model = make_model()
+    before = average(model)
+    convert(model, fuse_residual=fuse_residual)
+    after = average(model)
+    assert type(after.module.layer1[0]) is type(model.layer1[0])
+    train(model, optimizer_of(model), range(2))
+    for ema in (before, after):
+        (ema.update_parameters if average is AveragedModel else ema.update)(model)
+        if average is AveragedModel:  # the first update copies
+            torch.testing.assert_close(dict(ema.module.named_parameters()), dict(model.named_parameters()))
+    x = images()
+    torch.testing.assert_close(before.module.eval()(x), after.module.eval()(x), rtol=1e-7, atol=1e-9)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@every_way
+@pytest.mark.parametrize("when", ["before wrapping", "after wrapping"])
+def test_distributed_data_parallel_trains_alike(when, fuse_residual, process_group):
+    model, plain = make_model(), make_model()
+    if when == "before wrapping":
+        wrapped = nn.parallel.DistributedDataParallel(convert(model, fuse_residual=fuse_residual))
+    else:
+        wrapped = convert(nn.parallel.DistributedDataParallel(model), fuse_residual=fuse_residual)
+    losses = train(wrapped, optimizer_of(wrapped), range(3))
+    torch.testing.assert_close(losses, train(plain, optimizer_of(plain), range(3)), rtol=1e-7, atol=1e-9)
+    assert_close(wrapped.module, plain)
+
+
+@every_way
+def test_compile_gives_one_graph_and_trains_alike(fuse_residual):
+    torch.compiler.reset()
+    model, plain = convert(make_model(), fuse_residual=fuse_residual), make_model()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    losses = train(compiled, optimizer_of(model), range(3))
+    torch.testing.assert_close(losses, train(plain, optimizer_of(plain), range(3)), rtol=1e-7, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.eval()(images()), plain.eval()(images()), rtol=1e-7, atol=1e-9)
+
+
+def test_converting_a_model_that_was_compiled_compiles_it_anew():
+    torch.compiler.reset()
+    model, names = make_model().eval(), []
+
+    def backend(graph, _):
+        names.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    with torch.no_grad():
+        expected = compiled(images())
+        torch.testing.assert_close(convert(compiled)(images()), expected, rtol=1e-7, atol=1e-9)
+    assert not any("eca_cuda" in name for name in names[0]) and any("eca_cuda" in name for name in names[-1])
+
+
+@every_way
+def test_gradient_checkpointing_gives_the_same_gradients(fuse_residual):
+    model = convert(make_model().eval(), fuse_residual=fuse_residual)
+    grads = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        grads.append(torch.autograd.grad(model(images()).square().sum(), list(model.parameters())))
+    torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-9)
+
+
+@every_way
+def test_export_gives_what_eager_gives(fuse_residual):
+    model = convert(make_model().eval(), fuse_residual=fuse_residual)
+    with torch.no_grad():
+        exported = torch.export.export(model, (images(),))
+        torch.testing.assert_close(exported.module()(images()), model(images()), rtol=1e-7, atol=1e-9)
+
+
+@every_way
+def test_fx_traces_the_whole_model(fuse_residual):
+    """timm's and torchvision's feature extractors build on this."""
+    model = convert(make_model(), fuse_residual=fuse_residual)
+    traced = torch.fx.symbolic_trace(model)
+    assert sum(node.target is eca_cuda.eca for node in traced.graph.nodes) == 8
+    grads = [torch.autograd.grad(m(images()).square().sum(), list(model.parameters())) for m in (model, traced)]
+    torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-9)
+    features = create_feature_extractor(model.eval(), ["layer2.1", "layer4.0"])(images())
+    assert [f.shape[1] for f in features.values()] == [
+        model.layer2[1].bn3.num_features,
+        model.layer4[0].bn3.num_features,
+    ]
+
+
+@every_way
+def test_a_copy_trains_apart_from_its_source(fuse_residual):
+    model = convert(make_model(), fuse_residual=fuse_residual)
+    other, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    train(other, optimizer_of(other), range(1))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not torch.equal(other.conv1[0].weight, model.conv1[0].weight)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""All of timm's models with ECA, converted: outputs and gradients within budget, with and without fused residuals."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import timm
+import torch
+from timm.layers import EcaModule
+from torch import Tensor, nn
+
+from eca_cuda import conversion_report, convert, revert
+from eca_cuda.testing import used_budget
+
+# What a model's own grid of positions needs: the others take 32 x 32.
+SIZES = {"eca_botnext26ts_256": 128, "eca_halonext26ts": 256}
+MODELS = [name for name in timm.list_models() if "eca" in name]
+# Blocks in which the shortcut is added to the attention's output; elsewhere a gain or a convolution comes in between.
+ADDING = {"eca_vovnet39b": 2} | {name: None for name in MODELS if name.startswith("ecaresne")}  # None: all of them
+
+
+def test_these_are_all_models_with_eca():
+    assert len(MODELS) == 23
+
+
+def make_model(name: str, **options: object) -> nn.Module:
+    """With random weights; gains and biases that timm starts at zero would hide the branch with the attention."""
+    torch.manual_seed(0)
+    sized = {"img_size": SIZES[name]} if "botnext" in name else {}
+    model = timm.create_model(name, num_classes=10, **sized, **options)
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.count_nonzero():
+                p.uniform_(0.1, 0.5)
+    return model
+
+
+def results(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The output, and the gradients of the images and of all parameters."""
+    images = images.clone().requires_grad_()
+    y = model(images)
+    names = ["grad of the images", *(f"grad of {name}" for name, _ in model.named_parameters())]
+    grads = torch.autograd.grad(y.square().sum(), [images, *model.parameters()])
+    return zip(["y", *names], [y.detach(), *grads], strict=True)
+
+
+def check_model(model: nn.Module, images: Tensor, **options: bool) -> None:
+    """Converts ``model``. Of eager's error two draws count, as in ``eca_cuda.testing``: without oneDNN if need be."""
+    exact = dict(results(copy.deepcopy(model).double(), images.double()))
+    eager, other = dict(results(model, images)), None
+    ours = dict(results(convert(model, **options), images))
+    for name, result in ours.items():
+        try:
+            used_budget(name, result, eager[name], exact[name], terms=images[0].numel())
+        except AssertionError:
+            if other is None:
+                with torch.backends.mkldnn.flags(enabled=False):
+                    other = dict(results(revert(model), images))
+                convert(model, **options)
+            used_budget(name, result, other[name], exact[name], terms=images[0].numel())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_and_gradients_are_within_budget(name, threads):
+    threads(2)
+    model, size = make_model(name).eval(), SIZES.get(name, 32)
+    attention = [path for path, m in model.named_modules() if isinstance(m, EcaModule)]
+    check_model(model, torch.randn(1, 3, size, size), fuse_residual=True)
+    report = conversion_report(model)
+    assert [f.path for f in report.attention if f.status == "fused"] == attention
+    fused = ADDING.get(name, 0)
+    assert [f.status for f in report.residual].count("fused") == (len(attention) if fused is None else fused)
+    assert {f.detail.partition(" goes to ")[2] for f in report.residual if f.status != "fused"} <= {
+        f"{what}, not to an addition" for what in ("mul", "conv3_1x1", "output")
+    }
+
+
+@pytest.mark.parametrize("fuse_residual", [False, True])
+def test_training_updates_batch_norm_alike(fuse_residual):
+    """In training mode, with batch statistics; drop-path is off."""
+    model = make_model("ecaresnet26t").train()
+    before = copy.deepcopy(model)
+    images = torch.randn(8, 3, 64, 64)
+    check_model(model, images, fuse_residual=fuse_residual)
+    expected = copy.deepcopy(before).double()
+    exact, eager, ours = expected, before, convert(copy.deepcopy(before), fuse_residual=fuse_residual)
+    for m in (exact, eager, ours):
+        m(images.to(next(m.parameters()).dtype))
+    for (name, truth), a, b in zip(exact.named_buffers(), eager.buffers(), ours.buffers(), strict=True):
+        if truth.is_floating_point():
+            used_budget(name, b, a, truth, terms=images.numel())
+        else:
+            assert torch.equal(a, b), name

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""What leaves the repository: a complete sdist, and a package that also runs under another name and place.
+
+Hugging Face's ``kernels`` loads packages from a hub folder under a name of its own: imports inside must be relative,
+and the only dependencies are torch and the standard library.
+"""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked() -> list[str]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_the_sdist_holds_everything_that_building_and_testing_need(tmp_path: Path) -> None:
+    """Made from a copy, so that nothing that an earlier build left behind can help."""
+    files = [name for name in tracked() if (ROOT / name).is_file()]
+    for name in files:
+        target = tmp_path / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    command = [sys.executable, "-c", "from setuptools.build_meta import build_sdist; build_sdist('..')"]
+    done = subprocess.run(command, cwd=tmp_path / "source", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as sdist:
+        packed = {name.partition("/")[2] for name in sdist.getnames()}
+    wanted = {name for name in files if not name.startswith((".github/", ".ci/", ".gitignore", ".pre-commit"))}
+    assert wanted - packed == set()
+    assert not [name for name in packed if name.endswith((".so", ".pyc"))]
+
+
+def test_imports_inside_the_package_are_relative_and_outside_torch_alone() -> None:
+    # In a function, and only if it is there: what the caller has installed anyway when it matters.
+    for path in (ROOT / "eca_cuda").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            roots = {name.partition(".")[0] for name in names}
+            assert roots <= {"torch"} | set(sys.stdlib_module_names), f"{path.name}: {roots}"
+
+
+def test_the_package_runs_from_another_folder_under_another_name(tmp_path: Path) -> None:
+    """Converts, pickles and loads there: no module is looked up by the name that it has in the repository."""
+    shutil.copytree(ROOT / "eca_cuda", tmp_path / "hub_1a2b3c", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests/lookalikes.py", tmp_path)
+    program = """
+import pickle, sys, torch
+from lookalikes import eca_layer
+import hub_1a2b3c as eca_cuda
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.eca = torch.nn.Conv2d(8, 8, 1), eca_layer(8)
+
+    def forward(self, x):
+        return torch.relu(self.eca(self.conv(x)) + x)
+
+block, x = Block(), torch.randn(2, 8, 5, 5)
+expected = block(x)
+eca_cuda.convert(block, fuse_residual=True)
+torch.testing.assert_close(pickle.loads(pickle.dumps(block))(x), expected)
+assert "eca_cuda" not in sys.modules
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_info_names_version_and_build() -> None:
+    done = subprocess.run([sys.executable, "-m", "eca_cuda.info", "--json"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    version = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text(encoding="utf-8"))
+    assert version and f'"eca_cuda": "{version[1]}"' in done.stdout
