@@ -75,6 +75,8 @@ def cuda_toolkit() -> tuple[Path, str]:
         text = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True).stdout
         found = match[1] if (match := re.search(r"release ([\d.]+)", text)) else "of unknown version"
         if found.split(".")[0] == torch.version.cuda.split(".")[0]:
+            if tuple(map(int, found.split("."))) < (12, 8):
+                raise LookupError(f"nvcc {found} is too old: 12.8 or later is needed")
             return home, found
     raise LookupError(f"nvcc {found} does not fit torch's CUDA {torch.version.cuda}: the major versions must be equal")
 
@@ -92,18 +94,14 @@ def decide() -> tuple[tuple[Path, str] | None, str]:
         if wanted == "cuda":
             stop(f"ECA_CUDA_BUILD=cuda, but {reason}")
         return None, f"CPU kernels only: {reason}"
-    return toolkit, f"CPU and CUDA kernels with nvcc {toolkit[1]} for {architectures(toolkit[1])}"
+    return toolkit, f"CPU and CUDA kernels with nvcc {toolkit[1]} for {architectures()}"
 
 
-def is_recent(toolkit: str) -> bool:
-    return tuple(map(int, toolkit.split("."))) >= (12, 8)
-
-
-def architectures(toolkit: str) -> str:
+def architectures() -> str:
     """Those asked for, or those of the GPUs here, or all that the toolkit knows and the kernels were written for."""
-    here = {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
-    known = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX" if is_recent(toolkit) else "7.5;8.0;8.6;8.9;9.0+PTX"
-    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(sorted(here)) or known
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    here = ["{}.{}".format(*capability) for capability in sorted(found) if capability >= (7, 5)]
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(here) or "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
 def extension(toolkit: tuple[Path, str] | None, reason: str):
@@ -114,7 +112,7 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
         f'-DECA_CUDA_TORCH="{torch.__version__}"',
         f'-DECA_CUDA_TOOLKIT="{toolkit[1] if toolkit else ""}"',
         f'-DECA_CUDA_BUILT="{reason}"',
-        f'-DECA_CUDA_ARCHITECTURES="{architectures(toolkit[1]) if toolkit else ""}"',
+        f'-DECA_CUDA_ARCHITECTURES="{architectures() if toolkit else ""}"',
     ]
     # -ffp-contract=off: the same roundings, so the same bits, on every instruction set (csrc/cpu/simd.h).
     cxx = ["-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", *defines]
@@ -129,9 +127,8 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
         built = extensions.CppExtension(sources=CPU_SOURCES, extra_compile_args={"cxx": cxx}, **arguments)
     else:
         extensions.CUDA_HOME = str(toolkit[0])  # torch has guessed already, on import
-        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(toolkit[1])
-        compress = ["--compress-mode=size"] if is_recent(toolkit[1]) else []
-        flags = {"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": ["-O3", *compress]}
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
+        flags = {"cxx": [*cxx, "-DUSE_CUDA"], "nvcc": ["-O3", "--compress-mode=size"]}
         built = extensions.CUDAExtension(sources=CPU_SOURCES + CUDA_SOURCES, extra_compile_args=flags, **arguments)
         # Static: the library then needs no particular libcudart, and PyPI's toolkits have no other one.
         built.libraries = ["cudart_static" if name == "cudart" else name for name in built.libraries]

@@ -12,13 +12,12 @@
 #include <cuda/ptx>
 
 #include "../gates/gate.h"
+#include "../plan/resident.h"
 #include "block.cuh"
 
 namespace eca {
 
 namespace ptx = cuda::ptx;
-
-constexpr int kMaxExchanges = 12;  // of one sample
 
 template <class A>
 struct ClusterChannels {

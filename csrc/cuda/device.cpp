@@ -29,20 +29,25 @@ cudaError_t query_device(Device* device) {
   return error;
 }
 
-cudaError_t resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int ranks, int* clusters) {
+int resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int ranks) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, const void*, int, unsigned, size_t, unsigned>, int> known;
+  static std::map<std::tuple<int, const void*, int, unsigned, size_t>, int> known;
   int device = 0;
-  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto key = std::make_tuple(device, kernel, ranks, config.blockDim.x, config.dynamicSmemBytes, config.gridDim.x);
-  if (const auto found = known.find(key); found != known.end()) {
-    *clusters = found->second;
-    return cudaSuccess;
+  const auto key = std::make_tuple(device, kernel, ranks, config.blockDim.x, config.dynamicSmemBytes);
+  if (const auto found = known.find(key); found != known.end()) return found->second;
+  cudaFuncAttributes attributes{};
+  int clusters = 0;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess && attributes.ptxVersion >= 90) {
+    error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
   }
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
-  if (error == cudaSuccess) known[key] = *clusters;
-  return error;
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    clusters = 0;
+  }
+  return known[key] = clusters;
 }
 
 }  // namespace eca

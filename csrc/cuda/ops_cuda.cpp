@@ -142,29 +142,32 @@ struct Launch {
     require_launched(launch_widen(sizeof(A) == 8, small_threads(), args, stream), "widen_parameters", request, plan);
   }
 
-  // Whether it could be launched: not where samples don't fit, or clusters have no room.
+  // Whether it could be launched: not where samples don't fit, or clusters have no room; then smaller ones may have.
   template <class More, class Place>
   bool run_resident(const Call& call, More more, Place place) {
     const Problem& p = request.problem;
     const Exchanges& exchanges = parameters.facts.exchanges[request.direction == Direction::kBackward];
-    const ResidentPlan plan =
-        make_resident_plan({request, is_dense(p, kept), exchanges.padded, exchanges.per_block}, facts);
-    if (!plan.possible) return false;
-    Workspace workspace;
-    parameters.take(workspace);
-    more(workspace);
-    workspace.allocate(x);
-    WidenArgs widened{};
-    Parameters<A> placed = parameters;
-    if (placed.place(workspace, widened)) widen(widened, describe(plan));
-    const ResidentArgs<A, Call> args{p, place(workspace, call), plan, placed.args};
-    const cudaError_t error = launch_resident(args, stream);
-    if (error == cudaErrorInvalidClusterSize) {
+    ResidentRequest wanted{request, is_dense(p, kept), exchanges.padded, exchanges.per_block};
+    while (wanted.most_ranks > 0) {
+      const ResidentPlan plan = make_resident_plan(wanted, facts);
+      if (!plan.possible) return false;
+      Workspace workspace;
+      parameters.take(workspace);
+      more(workspace);
+      workspace.allocate(x);
+      WidenArgs widened{};
+      Parameters<A> placed = parameters;
+      if (placed.place(workspace, widened)) widen(widened, describe(plan));
+      const ResidentArgs<A, Call> args{p, place(workspace, call), plan, placed.args};
+      const cudaError_t error = launch_resident(args, stream);
+      if (error != cudaErrorInvalidClusterSize) {
+        require_launched(error, "resident", request, describe(plan));
+        return true;
+      }
       cudaGetLastError();
-      return false;
+      wanted.most_ranks = plan.ranks - 1;
     }
-    require_launched(error, "resident", request, describe(plan));
-    return true;
+    return false;
   }
 
   template <class More, class Place>

@@ -202,6 +202,8 @@ __global__ void __launch_bounds__(512, 2) resident(const __grid_constant__ typen
     const int64_t next = n + plan.stages * clusters;
     if (threadIdx.x == 0 && next < p.n) load(next, stage);
   }
+#else
+  __trap();  // never silence: resident_clusters in device.cpp refuses code for architectures without clusters
 #endif
 }
 

@@ -2,6 +2,7 @@
 // L2. Picks the instance of the resident kernel that a plan asks for. Included by one file per dtype.
 #pragma once
 #include <algorithm>
+#include <utility>
 
 #include "device.h"
 #include "launch.cuh"
@@ -23,31 +24,31 @@ struct ResidentPassOf<BackwardCall> {
   using type = ResidentBackward<T, L, N>;
 };
 
-// More shared memory and larger clusters than every kernel may have must be asked for, once per kernel and device; to
-// ask again costs little, and to remember would need a lock.
+// Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is set
+// to the one value that serves all.
 template <class Args>
 cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t stream) {
   const ResidentPlan& plan = args.plan;
-  const int bytes = static_cast<int>(plan.shared.total);
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error == cudaSuccess && plan.ranks > 8)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error != cudaSuccess) return error;
+  const std::pair<cudaFuncAttribute, int> attributes[] = {
+      {cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit)},
+      {cudaFuncAttributePreferredSharedMemoryCarveout, 100},
+      {cudaFuncAttributeNonPortableClusterSizeAllowed, 1}};
+  for (const auto& [attribute, value] : attributes) {
+    if (cudaFuncSetAttribute(kernel, attribute, value) != cudaSuccess) return cudaErrorInvalidClusterSize;
+  }
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.clusters * plan.ranks));
+  config.gridDim = dim3(static_cast<unsigned>(plan.ranks));
   config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.dynamicSmemBytes = static_cast<size_t>(plan.shared.total);
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  int room = 0;
-  error = resident_clusters(reinterpret_cast<const void*>(kernel), config, plan.ranks, &room);
-  if (error != cudaSuccess) return error;
+  const int64_t room = resident_clusters(reinterpret_cast<const void*>(kernel), config, plan.ranks);
   if (room < 1) return cudaErrorInvalidClusterSize;
-  config.gridDim.x = static_cast<unsigned>(std::min<int64_t>(plan.clusters, room) * plan.ranks);
+  config.gridDim = dim3(static_cast<unsigned>(std::min(plan.clusters, room) * plan.ranks));
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 

@@ -10,7 +10,6 @@ namespace {
 constexpr int kWarp = 32, kMaxThreads = 512;
 constexpr int kThreadsPerMultiprocessor = 1024;  // what 64 registers each leave
 constexpr int kMaxStages = 4;
-constexpr int64_t kExchanges = 12;         // cuda/cluster.cuh
 constexpr int64_t kReserved = 1024;        // bytes of shared memory that the driver takes per block
 constexpr int64_t kCopyBytes = 16;         // bulk copies: addresses and sizes
 constexpr int64_t kMaxSlab = 1000 * 1024;  // an mbarrier counts to 2^20 - 1
@@ -52,7 +51,7 @@ ResidentLayout layout_of(const ResidentRequest& r, const ResidentPlan& plan) {
   const bool rows = p.layout == Layout::kRows;
   const int64_t parts = rows ? int64_t{plan.threads} * plan.vector : plan.runs * std::max(1, plan.lanes / kWarp);
   ResidentLayout at{};
-  at.warps = 8 * align(plan.stages + 2 * kExchanges, 2);
+  at.warps = 8 * align(plan.stages + 2 * kMaxExchanges, 2);
   at.parts = at.warps + kWarp * 4;
   at.numbers = at.parts + 4 * parts;
   at.partial = at.numbers + 4 * 4 * plan.channels;
@@ -133,7 +132,10 @@ ResidentPlan make_resident_plan(const ResidentRequest& r, const Device& d) {
   const bool rows = p.layout == Layout::kRows;
   const Shape shape{rows ? p.s : p.c, rows ? p.c : p.s, item_size(p.dtype)};
   best.vector = vector_of(p, r.request.alignment);
-  for (const int ranks : {1, 2, 3, 4, 6, 8, 12, 16}) consider(r, d, shape, ranks, &best);
+  best.shared_limit = d.shared_opt_in;
+  for (const int ranks : {1, 2, 3, 4, 6, 8, 12, 16}) {
+    if (ranks <= r.most_ranks) consider(r, d, shape, ranks, &best);
+  }
   if (!best.possible) best.reason = "a sample does not fit the shared memory of 16 blocks";
   const double floor = static_cast<double>(maps_moved(r.request) * p.n * p.c * p.s * shape.item);
   best.floor_us = d.copy_rate > 0 ? floor / d.copy_rate * 1e6 : 0;

@@ -10,7 +10,11 @@ struct ResidentRequest {
   Request request;
   bool dense;                           // the resident map's runs follow each other, at 16-byte boundaries per sample
   int64_t padded_numbers, sum_numbers;  // gates/gate.h's Exchanges
+  int most_ranks = 16;                  // larger clusters have no room
 };
+
+// Steps of a gate in which blocks tell each other something, at most; nine are the most of today's gates.
+constexpr int kMaxExchanges = 12;
 
 // Offsets in bytes. Numbers are of the accumulator's type.
 struct ResidentLayout {
@@ -34,7 +38,8 @@ struct ResidentPlan {
   int64_t runs;      // planes or rows of a slab
   int64_t channels;  // that a block owns
   int64_t slab_bytes, exchange_numbers;
-  int64_t clusters;  // of the grid
+  int64_t clusters;      // of the grid
+  int64_t shared_limit;  // what kernels ask for: the most a block can have
   ResidentLayout shared;
   double floor_us, predicted_us;  // 0 where the device's copy rate is not known
 };
