@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
+from torch._inductor.utils import fresh_cache, run_and_get_code, run_fw_bw_and_get_code
 
 import eca_cuda
 from eca_cuda import inductor
@@ -24,7 +24,8 @@ def enabled() -> Iterator[None]:
     torch.compiler.reset()
     counters.clear()
     inductor.enable()
-    yield
+    with fresh_cache():  # what an earlier run has compiled would hide the pass
+        yield
     inductor.disable()
     torch.compiler.reset()
 
