@@ -32,6 +32,18 @@ enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };
 inline constexpr int kDTypes = 4;
 constexpr int64_t item_size(DType dtype) { return dtype == DType::kFloat ? 4 : dtype == DType::kDouble ? 8 : 2; }
 
+// What numbers of type T are added up in.
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
 // Where the elements of one sample lie. In both, a run of consecutive elements is what the kernels vectorise over.
 enum class Layout : int {
   kPlanes,  // element (c, s) at c * stride + s: contiguous tensors

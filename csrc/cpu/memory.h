@@ -7,17 +7,6 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulator = typename AccumulatorOf<T>::type;
-
 template <class A>
 inline Pack<A> load(const A* p) {
   Pack<A> r;

@@ -4,6 +4,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 namespace eca {
 
 template <class... Parameters, class... Arguments>
@@ -15,6 +17,15 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+}
+
+// Calls f with the vector width of a plan as a constant: the widths of widths_of in plan/plan.cpp.
+template <class T, class F>
+cudaError_t with_width(int vector, F f) {
+  constexpr int kWidest = 16 / sizeof(T), kMiddle = sizeof(T) == 2 ? 4 : 1;
+  if (vector == kWidest) return f(std::integral_constant<int, kWidest>{});
+  if (vector == kMiddle) return f(std::integral_constant<int, kMiddle>{});
+  return f(std::integral_constant<int, 1>{});
 }
 
 }  // namespace eca

@@ -54,13 +54,10 @@ cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t
 
 template <class T, Layout L, class Call>
 cudaError_t launch_resident_in(const ResidentArgs<float, Call>& args, cudaStream_t stream) {
-  constexpr int kWidest = 16 / sizeof(T), kMiddle = sizeof(T) == 2 ? 4 : 1;  // widths_of in plan/plan.cpp
-  using Of = ResidentPassOf<Call>;
-  if (args.plan.vector == kWidest)
-    return launch_clusters(resident<typename Of::template type<T, L, kWidest>>, args, stream);
-  if (args.plan.vector == kMiddle)
-    return launch_clusters(resident<typename Of::template type<T, L, kMiddle>>, args, stream);
-  return launch_clusters(resident<typename Of::template type<T, L, 1>>, args, stream);
+  return with_width<T>(args.plan.vector, [&](auto width) {
+    using Pass = typename ResidentPassOf<Call>::template type<T, L, decltype(width)::value>;
+    return launch_clusters(resident<Pass>, args, stream);
+  });
 }
 
 template <class T, class Call>

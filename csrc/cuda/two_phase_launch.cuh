@@ -23,15 +23,11 @@ struct PassOf<BackwardCall> {
 
 template <class T, Layout L, class Call>
 cudaError_t launch_two_phase_in(const Plan& plan, const TwoPhaseArgs<Accumulator<T>, Call>& args, cudaStream_t stream) {
-  constexpr int kWidest = 16 / sizeof(T), kMiddle = sizeof(T) == 2 ? 4 : 1;  // widths_of in plan/plan.cpp
-  const auto with = [&](auto* kernel) {
-    return launch(kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(plan.threads)),
+  return with_width<T>(plan.vector, [&](auto width) {
+    using Pass = typename PassOf<Call>::template type<T, L, decltype(width)::value>;
+    return launch(two_phase<Pass>, dim3(static_cast<unsigned>(plan.blocks)), dim3(static_cast<unsigned>(plan.threads)),
                   static_cast<size_t>(plan.shared.total), stream, args);
-  };
-  using Of = PassOf<Call>;
-  if (plan.vector == kWidest) return with(two_phase<typename Of::template type<T, L, kWidest>>);
-  if (plan.vector == kMiddle) return with(two_phase<typename Of::template type<T, L, kMiddle>>);
-  return with(two_phase<typename Of::template type<T, L, 1>>);
+  });
 }
 
 template <class T, class Call>
