@@ -39,16 +39,16 @@ struct Part {
   int run0, runs;  // planes or rows of the slab
 };
 
-// kAlone: for devices without clusters. What does not change is read from the plan, a kernel's parameter, whenever it is
-// needed: that takes no registers.
+// kAlone: for devices without clusters. What does not change is read from the plan, a kernel's parameter, whenever it
+// is needed: that takes no registers.
 template <class A, bool kAlone>
 struct ClusterChannels {
   using Value = A;
 
   const Problem& problem;
   const ResidentPlan& plan;
-  const A* means;         // of all samples, where all blocks can read them; or null
-  int64_t record_size;    // keep and keep_sums are given the first sample's record, and write this sample's
+  const A* means;          // of all samples, where all blocks can read them; or null
+  int64_t record_size;     // keep and keep_sums are given the first sample's record, and write this sample's
   int step = 0, used = 0;  // exchanges of this sample, and what they took of their memory
   A* scratch = shared_at<A>(plan.shared.scratch);  // of the gate
 
@@ -117,11 +117,12 @@ struct ClusterChannels {
 
   template <class Term>
   __device__ void keep_sums(int rows, A* p, Term term) {
-    const A* const parts = exchange(ranks() * rows, part().rank == 0 ? ranks() * rows : 0, [&](A* to, uint64_t* barrier) {
-      each_sum(rows, term, [&](int j, A total, int lane) {
-        if (lane == 0) push(to + part().rank * rows + j, total, 0, barrier);
-      });
-    });
+    const A* const parts =
+        exchange(ranks() * rows, part().rank == 0 ? ranks() * rows : 0, [&](A* to, uint64_t* barrier) {
+          each_sum(rows, term, [&](int j, A total, int lane) {
+            if (lane == 0) push(to + part().rank * rows + j, total, 0, barrier);
+          });
+        });
     keep(rows, p, [&](int j) { return sum_of_parts(parts, j, rows); });
   }
 

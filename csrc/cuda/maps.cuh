@@ -125,7 +125,8 @@ struct Mask {
     return {grad_y.template load<N>(run, i), y.template load_last<N>(run, i)};
   }
   template <class Index>
-  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&)[N], const A (&)[N]) const {
+  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&)[N],
+                                         const A (&)[N]) const {
     A grad[N], outputs[N];
     loaded.grad_y.get(grad);
     loaded.y.get(outputs);
@@ -137,9 +138,32 @@ struct Mask {
   }
 };
 
-// y = relu(x * gate + residual)
+// y = x * gate
 template <class T, int N, class X, class M>
 struct Rescale {
+  using A = Accumulator<T>;
+  using Loaded = Vector<T, N>;
+  X x;
+  M y;
+
+  template <class Index>
+  __device__ __forceinline__ Loaded load(Index run, Index i) const {
+    return x.template load_last<N>(run, i);
+  }
+  template <class Index>
+  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
+                                         const A (&)[N]) const {
+    A values[N];
+    loaded.get(values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) values[k] *= gate[k];
+    Vector<T, N>::store(y.at(run, i), values);
+  }
+};
+
+// y = relu(x * gate + residual), with a residual or without
+template <class T, int N, class X, class M>
+struct RescaleRelu {
   using A = Accumulator<T>;
   struct Loaded {
     Vector<T, N> x, residual;

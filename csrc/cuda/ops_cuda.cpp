@@ -6,9 +6,9 @@
 
 #include <cstdlib>
 
+#include "../plan/tuning.h"
 #include "parameters.h"
 #include "resident.h"
-#include "../plan/tuning.h"
 #include "two_phase.h"
 
 namespace eca {

@@ -54,7 +54,9 @@ struct ResidentBase {
   __device__ Other other(const Batch& map) const { return other(map, part().n); }
 
   // Four numbers for each of this block's own channels, addressed by channel: sum, mean, gate, shift.
-  __device__ A* own(int which) const { return shared_at<A>(args.plan.shared.numbers) + which * args.plan.channels - part().first; }
+  __device__ A* own(int which) const {
+    return shared_at<A>(args.plan.shared.numbers) + which * args.plan.channels - part().first;
+  }
 
   // own(which) as `visit` needs it: of all channels there, from the first on.
   __device__ const A* everywhere(int which) const {
@@ -105,11 +107,12 @@ struct ResidentBase {
 template <class I>
 struct ResidentForward : ResidentBase<I, ForwardCall> {
   using Base = ResidentBase<I, ForwardCall>;
-  using typename Base::A;
-  using typename Base::T;
   using Base::args;
   using Base::N;
   using Base::x;
+  using typename Base::A;
+  using typename Base::Other;
+  using typename Base::T;
 
   __device__ static const Batch& resident(const ForwardCall& call) { return call.x; }
   __device__ static const A* means(const ForwardCall&) { return nullptr; }
@@ -126,21 +129,26 @@ struct ResidentForward : ResidentBase<I, ForwardCall> {
       if (kept) kept[c] = mean[c];
     });
     gate_forward(args.problem.variant, args.gate_args, x, static_cast<const A*>(mean), gate);
-    const Rescale<T, N, Slab<T>, typename Base::Other> body{slab, this->other(call.residual), this->other(call.y),
-                                                            (args.problem.flags & kRelu) != 0};
-    this->visit(this->everywhere(2), nullptr, body);
+    const A* const gates = this->everywhere(2);
+    const bool relu = (args.problem.flags & kRelu) != 0;
+    if (relu || call.residual.data) {
+      this->visit(gates, nullptr,
+                  RescaleRelu<T, N, Slab<T>, Other>{slab, this->other(call.residual), this->other(call.y), relu});
+    } else {
+      this->visit(gates, nullptr, Rescale<T, N, Slab<T>, Other>{slab, this->other(call.y)});
+    }
   }
 };
 
 template <class I>
 struct ResidentBackward : ResidentBase<I, BackwardCall> {
   using Base = ResidentBase<I, BackwardCall>;
-  using typename Base::A;
-  using typename Base::Other;
-  using typename Base::T;
   using Base::args;
   using Base::N;
   using Base::x;
+  using typename Base::A;
+  using typename Base::Other;
+  using typename Base::T;
 
   __device__ static const Batch& resident(const BackwardCall& call) { return call.grad_y; }
   __device__ static const A* means(const BackwardCall& call) { return static_cast<const A*>(call.mean); }
@@ -150,19 +158,17 @@ struct ResidentBackward : ResidentBase<I, BackwardCall> {
   __device__ void run(const S& slab) const {
     const BackwardCall& call = args.call;
     if (call.y.data) {
-      this->visit(nullptr, nullptr,
-                  Mask<T, N, S, Other>{slab, this->other(call.y), this->other(call.grad_residual)});
+      this->visit(nullptr, nullptr, Mask<T, N, S, Other>{slab, this->other(call.y), this->other(call.grad_residual)});
       __syncthreads();
     }
     this->sums(Dot<T, N, S, Other, Absent<T>>{slab, this->other(call.x), {}});
     A *const gate = this->own(2), *const shift = this->own(3);
-    gate_backward(args.problem.variant, args.gate_args, x, x.means + this->part().n * args.problem.c, static_cast<const A*>(this->own(0)), gate, shift,
-                  static_cast<A*>(call.record),
+    gate_backward(args.problem.variant, args.gate_args, x, x.means + this->part().n * args.problem.c,
+                  static_cast<const A*>(this->own(0)), gate, shift, static_cast<A*>(call.record),
                   static_cast<A*>(call.field) + this->part().n * args.problem.c);
     x.each([&](int c) { shift[c] /= static_cast<A>(args.problem.s); });
     const A *const gates = this->everywhere(2), *const shifts = this->everywhere(3);
-    this->visit(gates, shifts,
-                Gradient<T, N, Slab<T>, Absent<T>, Other>{slab, {}, this->other(call.grad_x), {}});
+    this->visit(gates, shifts, Gradient<T, N, Slab<T>, Absent<T>, Other>{slab, {}, this->other(call.grad_x), {}});
   }
 };
 

@@ -14,7 +14,8 @@ struct Straddle {
   // Otherwise `lanes` threads share a plane, and the first and the last vector with its neighbours.
   template <class Term>
   __device__ static void sums(int planes, int length, int lanes, int group, const Term& term, A* shared, A* out) {
-    if (lanes > 0) return sums_of_planes(planes, lanes, shared, out, [&](int plane, int lane) {
+    if (lanes > 0)
+      return sums_of_planes(planes, lanes, shared, out, [&](int plane, int lane) {
         return sum_of_plane(term, plane * length, length, lane, lanes);
       });
     for (int plane = threadIdx.x * group; plane < planes; plane += blockDim.x * group)
@@ -45,26 +46,14 @@ struct Straddle {
  private:
   template <class Term>
   __device__ static A sum_of_plane(const Term& term, int begin, int length, int lane, int lanes) {
-    constexpr int kBatch = batch_of<typename Term::Loaded>();
-    const int end = begin + length, step = lanes * N;
     A total[N] = {};
-    for (int i = begin / N * N + lane * N; i < end; i += kBatch * step) {
-      typename Term::Loaded loaded[kBatch];
-      const int most = i + (kBatch - 1) * step, last = (end - 1) / N * N;
-      term.await(0, most < last ? most : last);
+    for (int i = begin / N * N + lane * N; i < begin + length; i += lanes * N) {
+      A terms[N];
+      term.await(0, i);
+      term.get(term.load(0, i), terms);
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b)
-        if (i + b * step < end) loaded[b] = term.load(0, i + b * step);
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int from = i + b * step - begin;  // elements before the plane and behind it are its neighbours'
-        if (from >= length) break;
-        A terms[N];
-        term.get(loaded[b], terms);
-#pragma unroll
-        for (int k = 0; k < N; ++k)
-          if (static_cast<unsigned>(from + k) < static_cast<unsigned>(length)) total[k] += terms[k];
-      }
+      for (int k = 0; k < N; ++k)  // elements before the plane and behind it are its neighbours'
+        if (static_cast<unsigned>(i - begin + k) < static_cast<unsigned>(length)) total[k] += terms[k];
     }
     return sum_of(total);
   }
@@ -76,31 +65,35 @@ struct Straddle {
     const int end = begin + group * length;
     int left = length;  // of the plane
     A total[N] = {};
-    for (int i = begin; i < end; i += kBatch * N) {
-      typename Term::Loaded loaded[kBatch];
-      const int most = i + (kBatch - 1) * N, last = end - N;
-      term.await(0, most < last ? most : last);
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b)
-        if (i + b * N < end) loaded[b] = term.load(0, i + b * N);
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (i + b * N >= end) break;
-        if (left > N) {
-          add(term, loaded[b], total);
-          left -= N;
-          continue;
-        }
-        A terms[N];
-        term.get(loaded[b], terms);
-#pragma unroll
-        for (int k = 0; k < N; ++k)
-          if (k < left) total[k] += terms[k];
-        *out++ = sum_of(total);
-#pragma unroll
-        for (int k = 0; k < N; ++k) total[k] = k < left ? A(0) : terms[k];
-        left += length - N;
+    const auto take = [&](const typename Term::Loaded& loaded) {
+      if (left > N) {
+        add(term, loaded, total);
+        left -= N;
+        return;
       }
+      A terms[N];
+      term.get(loaded, terms);
+#pragma unroll
+      for (int k = 0; k < N; ++k)
+        if (k < left) total[k] += terms[k];
+      *out++ = sum_of(total);
+#pragma unroll
+      for (int k = 0; k < N; ++k) total[k] = k < left ? A(0) : terms[k];
+      left += length - N;
+    };
+    int i = begin;
+    for (; i + (kBatch - 1) * N < end; i += kBatch * N) {
+      typename Term::Loaded loaded[kBatch];
+      term.await(0, i + (kBatch - 1) * N);
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) loaded[b] = term.load(0, i + b * N);
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) take(loaded[b]);
+    }
+#pragma unroll 1
+    for (; i < end; i += N) {
+      term.await(0, i);
+      take(term.load(0, i));
     }
   }
 };

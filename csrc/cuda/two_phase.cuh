@@ -67,9 +67,16 @@ struct ForwardPass : PassBase<T, L, N, ForwardCall> {
   }
   __device__ void apply(int64_t n, const Tile& tile) const {
     const ForwardCall& call = args.call;
-    const Rescale<T, N, Map<T>, Map<T>> body{Map<T>(call.x, n), Map<T>(call.residual, n), Map<T>(call.y, n),
-                             (args.problem.flags & kRelu) != 0};
-    Walk<A, L, N>::each(tile, this->of_sample(args.gate, n), static_cast<const A*>(nullptr), body);
+    const A* const gate = this->of_sample(args.gate, n);
+    const bool relu = (args.problem.flags & kRelu) != 0;
+    if (relu || call.residual.data) {
+      const RescaleRelu<T, N, Map<T>, Map<T>> body{Map<T>(call.x, n), Map<T>(call.residual, n), Map<T>(call.y, n),
+                                                   relu};
+      Walk<A, L, N>::each(tile, gate, static_cast<const A*>(nullptr), body);
+    } else {
+      Walk<A, L, N>::each(tile, gate, static_cast<const A*>(nullptr),
+                          Rescale<T, N, Map<T>, Map<T>>{Map<T>(call.x, n), Map<T>(call.y, n)});
+    }
   }
 };
 
@@ -97,7 +104,7 @@ struct BackwardPass : PassBase<T, L, N, BackwardCall> {
   __device__ void apply(int64_t n, const Tile& tile) const {
     const BackwardCall& call = args.call;
     const Gradient<T, N, Map<T>, Map<T>, Map<T>> body{Map<T>(call.grad_y, n), Map<T>(call.y, n), Map<T>(call.grad_x, n),
-                              Map<T>(call.grad_residual, n)};
+                                                      Map<T>(call.grad_residual, n)};
     Walk<A, L, N>::each(tile, this->of_sample(args.gate, n), this->of_sample(args.shift, n), body);
   }
 };

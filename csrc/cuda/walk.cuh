@@ -38,30 +38,38 @@ struct Walk<A, Layout::kPlanes, N> {
     const int planes = static_cast<int>(tile.c1 - tile.c0), vectors = static_cast<int>(tile.s1 - tile.s0) / N;
     constexpr int kBatch = batch_of<typename Body::Loaded>();
     if (vectors == 0) return;
-    const Place step = Place::of(blockDim.x, vectors);
+    const int step = blockDim.x, all = planes * vectors;
+    const Place distance = Place::of(step, vectors);
     Place place = Place::of(threadIdx.x, vectors);
-    while (place.plane < planes) {
+    const auto load = [&](const Place& at) { return body.load(tile.c0 + at.plane, tile.s0 + at.at * N); };
+    const auto finish = [&](const Place& at, const typename Body::Loaded& loaded) {
+      const Index c = tile.c0 + at.plane;
+      A gates[N], shifts[N];
+      const A g = number_at(gate, c), h = number_at(shift, c);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        gates[i] = g;
+        shifts[i] = h;
+      }
+      body.finish(c, tile.s0 + at.at * N, loaded, gates, shifts);
+    };
+    int v = threadIdx.x;
+    for (; v + (kBatch - 1) * step < all; v += kBatch * step) {
       typename Body::Loaded loaded[kBatch];
       Place places[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         places[b] = place;
-        if (place.plane < planes) loaded[b] = body.load(tile.c0 + place.plane, tile.s0 + place.at * N);
-        place.advance(step, vectors);
+        loaded[b] = load(place);
+        place.advance(distance, vectors);
       }
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (places[b].plane >= planes) break;
-        const Index c = tile.c0 + places[b].plane;
-        A gates[N], shifts[N];
-        const A g = number_at(gate, c), h = number_at(shift, c);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          gates[i] = g;
-          shifts[i] = h;
-        }
-        body.finish(c, tile.s0 + places[b].at * N, loaded[b], gates, shifts);
-      }
+      for (int b = 0; b < kBatch; ++b) finish(places[b], loaded[b]);
+    }
+#pragma unroll 1
+    for (; v < all; v += step) {
+      finish(place, load(place));
+      place.advance(distance, vectors);
     }
   }
 };
@@ -81,15 +89,16 @@ struct Walk<A, Layout::kRows, N> {
       gates[i] = number_at(gate, c + i);
       shifts[i] = number_at(shift, c + i);
     }
-    for (Index s = tile.s0 + group; s < tile.s1; s += kBatch * groups) {
+    Index s = tile.s0 + group;
+    for (; s + (kBatch - 1) * groups < tile.s1; s += kBatch * groups) {
       typename Body::Loaded loaded[kBatch];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b)
-        if (s + b * groups < tile.s1) loaded[b] = body.load(s + b * groups, c);
+      for (int b = 0; b < kBatch; ++b) loaded[b] = body.load(s + b * groups, c);
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b)
-        if (s + b * groups < tile.s1) body.finish(s + b * groups, c, loaded[b], gates, shifts);
+      for (int b = 0; b < kBatch; ++b) body.finish(s + b * groups, c, loaded[b], gates, shifts);
     }
+#pragma unroll 1
+    for (; s < tile.s1; s += groups) body.finish(s, c, body.load(s, c), gates, shifts);
   }
 };
 

@@ -120,8 +120,7 @@ struct BidirectionalGate {
   template <class X>
   ECA_HD void mixture(X& x, const A* mean, const Scratch& s, A (&p)[2]) const {
     const A *w1 = args.parameters[2], *w2 = args.parameters[4], *b2 = args.parameters[5];
-    x.sums(args.hidden, s.hidden,
-           [&](int j, auto c) { return x.weight(w1, j, c) * x.load(mean, c); });
+    x.sums(args.hidden, s.hidden, [&](int j, auto c) { return x.weight(w1, j, c) * x.load(mean, c); });
     p[0] = b2[0];
     p[1] = b2[1];
     ECA_ROLLED for (int j = 0; j < args.hidden; ++j) {

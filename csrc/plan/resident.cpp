@@ -131,9 +131,9 @@ void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int
                                : lanes_for(plan.runs, p.s / plan.vector, plan.threads);
   for (plan.stages = 1; plan.stages <= kMaxStages; ++plan.stages) {
     if (!lay_out(r, d, &plan)) return;
-    const int64_t fit = std::min<int64_t>(
-        {d.shared_per_multiprocessor / (plan.shared.total + kReserved), kBlocksPerMultiprocessor,
-         std::min(kThreadsPerMultiprocessor, d.threads_per_multiprocessor) / plan.threads});
+    const int64_t fit =
+        std::min<int64_t>({d.shared_per_multiprocessor / (plan.shared.total + kReserved), kBlocksPerMultiprocessor,
+                           std::min(kThreadsPerMultiprocessor, d.threads_per_multiprocessor) / plan.threads});
     const int64_t resident = fit * d.multiprocessors / ranks;
     if (resident < 1) return;
     plan.clusters = std::min(p.n, resident);
