@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import networkx
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/budget.md"
 MARKER = "<!-- from here on: python -m tests.sass --write -->"
@@ -30,6 +32,8 @@ ITEM = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}  # bytes
 LAYOUT = {"0": "planes", "1": "rows"}
 WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes; 4 where nothing is said
 BYTES = 16  # of one instruction
+ADDITIONS = ("FADD", "FFMA")
+TOGETHER = ("BAR", "STAS")  # loops over maps have none of them
 
 
 class Missing(Exception):
@@ -73,8 +77,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop over feature maps: from the target of a backward branch to the branch."""
+    """A loop over feature maps without another one in it; loops that wait for a copy may be."""
 
+    head: int  # the address where each turn begins
     body: tuple[Instruction, ...] = field(repr=False)
     vector: int  # bytes: accesses of this width are to the maps
     item: int  # bytes of an element
@@ -91,23 +96,32 @@ class Loop:
 
     @property
     def is_apply(self) -> bool:
-        """Whether it writes a map with a gate applied. A reduction may store too, but puts the same into its slab."""
+        """Whether it writes a map with a gate applied; what masks a gradient puts the same into its slab."""
         return self.moved("STG") > 0 and self.moved("STS") == 0
+
+    @property
+    def is_reduction(self) -> bool:
+        return not self.is_apply and any(i.kind in ADDITIONS for i in self.body)
 
     @functools.cached_property
     def plain(self) -> int:
-        """Instructions of the shortest way through it that moves as much as any way does: that of a call without
-        residual and activation, for a whole batch of vectors."""
+        """Instructions of the shortest way through it that moves, and in a reduction adds, as much as any way does:
+        that of a call without residual and activation, for a whole batch of vectors that have arrived."""
         kind = "STG" if self.is_apply else "LDS" if self.moved("LDS") else "LDG"
-        best = {self.body[0].address: (0, 0)}  # address -> -bytes moved, instructions on the way there
+        best = {self.head: (0, 0, 0)}  # address -> -bytes moved, -additions, instructions on the way there
+        turns = []
         for i in self.body:
-            if i.address not in best or i is self.body[-1]:
+            if i.address not in best:
                 continue
-            moved, count = best[i.address]
-            here = (moved - i.width * (i.kind == kind and i.width == self.vector), count + 1)
+            moved, added, count = best[i.address]
+            moved -= i.width * (i.kind == kind and i.width == self.vector)
+            added -= i.kind in ADDITIONS and not self.is_apply
+            here = (moved, added, count + 1)
+            turns += [here] * (self.head in i.ways)
             for way in i.ways:
-                best[way] = min(best.get(way, here), here)
-        return best[self.body[-1].address][1] + 1
+                if way > i.address:
+                    best[way] = min(best.get(way, here), here)
+        return min(turns)[2]
 
     def per_element(self, every_way: bool = False) -> float:
         """Instructions per element; of all that it holds, or of the plain way."""
@@ -126,27 +140,43 @@ class Kernel:
     @functools.cached_property
     def name(self) -> str:
         """As in the source, without namespace and arguments: resident<ResidentForward<__half, planes, 8>>."""
+
+        def constant(match: re.Match[str]) -> str:
+            return LAYOUT[match[2]] if match[1] == "Layout" else match[1] + match[2]
+
         shown = _run("c++filt", self.symbol).strip().removeprefix("void ")
-        shown = re.sub(r"\(eca::Layout\)(\d)", lambda m: LAYOUT.get(m[1], m[1]), shown)
+        shown = re.sub(r"\(eca::(\w+)\)(\d+)", constant, shown)
         shown = shown.replace("eca::", "").replace("(anonymous namespace)::", "").split("(")[0]
-        return shown.replace(" >", ">")
+        return shown.replace(" >", ">").replace(" >", ">")
 
     @functools.cached_property
+    def _instance(self) -> tuple[str, int]:
+        """The type of a map's elements and how many of them are a vector; nothing for kernels that touch no map."""
+        found = re.search(rf"\b({'|'.join(ITEM)}), (?:{'|'.join(LAYOUT.values())}), (\d+)", self.name)
+        return (found[1], int(found[2])) if found else ("", 0)
+
+    @property
     def passes_over_maps(self) -> bool:
-        return re.search(r"<\w+<\w+, \w+, \d+", self.name) is not None
+        """Not those that are empty on this architecture, either."""
+        return bool(self._instance[0]) and self.count("LDG|LDS") > 0
 
     @property
     def dtype(self) -> str:
-        return re.findall(r"<(\w+)", self.name)[-1]
+        return self._instance[0]
 
     @property
     def vector(self) -> int:
         """Bytes of a map that one instruction moves."""
-        return ITEM[self.dtype] * int(re.findall(r", (\d+)", self.name)[0])
+        return ITEM[self.dtype] * self._instance[1]
 
     @property
     def is_resident(self) -> bool:
         return self.name.startswith("resident")
+
+    @property
+    def straddles(self) -> bool:
+        """Whether its vectors may hold the end of one plane and the beginning of the next."""
+        return ", true" in self.name
 
     @property
     def is_backward(self) -> bool:
@@ -162,19 +192,56 @@ class Kernel:
 
     @functools.cached_property
     def loops(self) -> list[Loop]:
-        """A resident kernel's innermost loops that move vectors of maps. None where a vector is as wide as an
-        accumulator: loops over channels would look the same."""
+        """A resident kernel's loops over vectors of maps. None where a vector is as wide as an accumulator: loops over
+        channels would look the same."""
         item = ITEM[self.dtype]
         if not self.is_resident or self.vector == max(4, item):
             return []
-        back = [(i.target, i.address) for i in self.body if i.target is not None and i.target <= i.address]
-        inner = [b for b in back if not any(o != b and b[0] <= o[0] and o[1] <= b[1] for o in back)]
-        found = [Loop(self.body[a // BYTES : b // BYTES + 1], self.vector, item) for a, b in inner]
-        return [loop for loop in found if loop.elements]
+        found = [Loop(head, body, self.vector, item) for head, body in loops_of(self.body)]
+        found = [x for x in found if x.elements and not any(i.kind in TOGETHER for i in x.body)]
+        heads = {x.head for x in found}
+        return [x for x in found if not any(i.address in heads - {x.head} for i in x.body)]
 
     def main_loop(self, apply: bool) -> Loop | None:
-        """The one that does most at a time: what does not fill a batch is left to a second one."""
-        return max((x for x in self.loops if x.is_apply == apply), key=lambda x: x.elements, default=None)
+        """The dearest of those that do most at a time: what does not fill a batch is left to another one."""
+        chosen = (x for x in self.loops if (x.is_apply if apply else x.is_reduction))
+        return max(chosen, key=lambda x: (x.elements, x.plain), default=None)
+
+
+def loops_of(code: Sequence[Instruction]) -> Iterator[tuple[int, tuple[Instruction, ...]]]:
+    """The natural loops: their first address, and all instructions from which it is reached again."""
+    at = {i.address: i for i in code}
+    branches = [i for i in code if i.target is not None or i.kind in ("EXIT", "RET")]
+    starts = {code[0].address, *(i.address + BYTES for i in branches), *(i.target for i in branches if i.target in at)}
+    blocks: dict[int, list[Instruction]] = {}
+    for i in code:
+        if i.address in starts:
+            blocks[start := i.address] = []
+        blocks[start].append(i)
+    graph = networkx.DiGraph()
+    graph.add_node(code[0].address)
+    for start, block in blocks.items():
+        if block[-1].kind not in ("EXIT", "RET") or block[-1].conditional:
+            graph.add_edges_from((start, way) for way in block[-1].ways if way in at)
+    above = networkx.immediate_dominators(graph, code[0].address)
+
+    def dominates(a: int, b: int | None) -> bool:
+        while b is not None and b != a:
+            b = above.get(b) if above.get(b) != b else None  # the first block has none above, or itself
+        return b == a
+
+    members: dict[int, set[int]] = {}
+    for end, head in graph.edges:
+        if end in above and dominates(head, end):
+            inside = members.setdefault(head, {head})
+            ahead = [end]
+            while ahead:
+                block = ahead.pop()
+                if block not in inside:
+                    inside.add(block)
+                    ahead += graph.predecessors(block)
+    for head, inside in members.items():
+        yield head, tuple(i for start in sorted(inside) for i in blocks[start])
 
 
 # --- Reading them
