@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 from rich.console import Console
 
-from . import plan, results, tables, timing
+from . import plan, predictions, results, tables, timing
 from .cases import SUITES, Case, all_cases
 from .compare import compare
 from .correctness import GateError
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Not on a terminal there is no width to keep to, and a table must not be folded.
     console = Console(width=None if sys.stdout.isatty() else 200)
     commands = {"report": _report, "compare": _compare, "complexity": _complexity, "models": _models, None: _run}
+    commands["predictions"] = _predictions
     return commands[options.command](options, parser, console)
 
 
@@ -118,6 +119,12 @@ def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser, co
     return 0
 
 
+def _predictions(*_: object) -> int:
+    predictions.write()
+    print(f"wrote {predictions.FILE} and {predictions.PAGE}")
+    return 0
+
+
 def _models(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
     if importlib.util.find_spec("timm") is None:
         parser.error("models: expected timm to be installed, got no such module")
@@ -181,6 +188,7 @@ def _make_parser() -> argparse.ArgumentParser:
     both.add_argument("old", type=_results, metavar="OLD.json")
     both.add_argument("new", type=_results, metavar="NEW.json")
     commands.add_parser("complexity", help="recompute the paper's parameter and FLOP counts")
+    commands.add_parser("predictions", help="rewrite what the launch plans predict for GPUs")
     networks = commands.add_parser("models", help="time a ResNet-50 without attention, with SE and with ECA")
     networks.add_argument("--quick", action="store_true", help="four blocks and small images")
     networks.add_argument("--json", type=_new_file, metavar="OUT.json", help="write all rows")
