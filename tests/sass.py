@@ -203,8 +203,11 @@ class Kernel:
         return [x for x in found if not any(i.address in heads - {x.head} for i in x.body)]
 
     def main_loop(self, apply: bool) -> Loop | None:
-        """The dearest of those that do most at a time: what does not fill a batch is left to another one."""
-        chosen = (x for x in self.loops if (x.is_apply if apply else x.is_reduction))
+        """The dearest of those that do most at a time: what does not fill a batch is left to another one. Loops that
+        also read a residual are a call's choice."""
+        chosen = [x for x in self.loops if (x.is_apply if apply else x.is_reduction)]
+        if apply and not all(x.moved("LDG") for x in chosen):
+            chosen = [x for x in chosen if not x.moved("LDG")]
         return max(chosen, key=lambda x: (x.elements, x.plain), default=None)
 
 

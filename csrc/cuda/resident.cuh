@@ -12,9 +12,9 @@
 #pragma once
 #include "cluster.cuh"
 #include "copies.cuh"
+#include "dense.cuh"
 #include "gate.cuh"
 #include "resident_args.h"
-#include "straddle.cuh"
 
 namespace eca {
 
@@ -70,7 +70,7 @@ struct ResidentBase {
     const ResidentPlan& plan = args.plan;
     A *const parts = shared_at<A>(plan.shared.parts), *const out = own(0) + part().first;
     if constexpr (I::kStraddle) {
-      Straddle<A, N>::sums(part().runs, length(), plan.lanes, plan.group, term, parts, out);
+      Dense<A, N, true>::sums(part().runs, length(), plan.lanes, plan.group, term, parts, out);
     } else if constexpr (I::kPlanes) {
       Reduce<A, kLayout, N>::sums(TileOf<int>{0, part().runs, 0, length()}, plan.lanes, term, parts, out);
     } else {
@@ -84,12 +84,10 @@ struct ResidentBase {
     __syncthreads();
   }
 
-  template <class Body>
-  __device__ void visit(const A* gate, const A* shift, const Body& body) const {
-    if constexpr (I::kStraddle) {
-      Straddle<A, N>::each(part().runs, length(), gate, shift, body);
-    } else if constexpr (I::kPlanes) {
-      Walk<A, kLayout, N>::each(TileOf<int>{0, part().runs, 0, length()}, gate, shift, body);
+  template <class Gate, class Shift, class Body>
+  __device__ void visit(Gate gate, Shift shift, const Body& body) const {
+    if constexpr (I::kPlanes) {
+      Dense<A, N, I::kStraddle>::each(part().runs, length(), gate, shift, body);
     } else {
       strips([&](const TileOf<int>& tile) { Walk<A, kLayout, N>::each(tile, gate, shift, body); });
     }
@@ -132,10 +130,10 @@ struct ResidentForward : ResidentBase<I, ForwardCall> {
     const A* const gates = this->everywhere(2);
     const bool relu = (args.problem.flags & kRelu) != 0;
     if (relu || call.residual.data) {
-      this->visit(gates, nullptr,
+      this->visit(gates, Zeros<A>(),
                   RescaleRelu<T, N, Slab<T>, Other>{slab, this->other(call.residual), this->other(call.y), relu});
     } else {
-      this->visit(gates, nullptr, Rescale<T, N, Slab<T>, Other>{slab, this->other(call.y)});
+      this->visit(gates, Zeros<A>(), Rescale<T, N, Slab<T>, Other>{slab, this->other(call.y)});
     }
   }
 };
@@ -158,7 +156,8 @@ struct ResidentBackward : ResidentBase<I, BackwardCall> {
   __device__ void run(const S& slab) const {
     const BackwardCall& call = args.call;
     if (call.y.data) {
-      this->visit(nullptr, nullptr, Mask<T, N, S, Other>{slab, this->other(call.y), this->other(call.grad_residual)});
+      this->visit(Zeros<A>(), Zeros<A>(),
+                  Mask<T, N, S, Other>{slab, this->other(call.y), this->other(call.grad_residual)});
       __syncthreads();
     }
     this->sums(Dot<T, N, S, Other, Absent<T>>{slab, this->other(call.x), {}});

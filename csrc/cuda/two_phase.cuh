@@ -72,10 +72,9 @@ struct ForwardPass : PassBase<T, L, N, ForwardCall> {
     if (relu || call.residual.data) {
       const RescaleRelu<T, N, Map<T>, Map<T>> body{Map<T>(call.x, n), Map<T>(call.residual, n), Map<T>(call.y, n),
                                                    relu};
-      Walk<A, L, N>::each(tile, gate, static_cast<const A*>(nullptr), body);
+      Walk<A, L, N>::each(tile, gate, Zeros<A>(), body);
     } else {
-      Walk<A, L, N>::each(tile, gate, static_cast<const A*>(nullptr),
-                          Rescale<T, N, Map<T>, Map<T>>{Map<T>(call.x, n), Map<T>(call.y, n)});
+      Walk<A, L, N>::each(tile, gate, Zeros<A>(), Rescale<T, N, Map<T>, Map<T>>{Map<T>(call.x, n), Map<T>(call.y, n)});
     }
   }
 };

@@ -2,16 +2,19 @@
 // L1. Visits every element of a tile once, N at a time, each with the numbers of its channel. A body offers
 //   Loaded load(run, i)                        as in reduce.cuh
 //   finish(run, i, loaded, gate[N], shift[N])
-// `gate` and `shift` may be null: then they are zero.
+// The numbers are arrays of A, or Zeros.
 #pragma once
 #include "reduce.cuh"
 
 namespace eca {
 
-template <class A, class Index>
-__device__ __forceinline__ A number_at(const A* numbers, Index c) {
-  return numbers ? numbers[c] : A(0);
-}
+template <class A>
+struct Zeros {
+  template <class Index>
+  __device__ A operator[](Index) const {
+    return A(0);
+  }
+};
 
 // A place in planes of `length` that is moved on by the same distance again and again: divided once, then added.
 struct Place {
@@ -33,10 +36,10 @@ struct Walk;
 
 template <class A, int N>
 struct Walk<A, Layout::kPlanes, N> {
-  template <class Index, class Body>
-  __device__ static void each(const TileOf<Index>& tile, const A* gate, const A* shift, const Body& body) {
+  template <class Index, class Gate, class Shift, class Body>
+  __device__ static void each(const TileOf<Index>& tile, Gate gate, Shift shift, const Body& body) {
     const int planes = static_cast<int>(tile.c1 - tile.c0), vectors = static_cast<int>(tile.s1 - tile.s0) / N;
-    constexpr int kBatch = batch_of<typename Body::Loaded>();
+    constexpr int kBatch = batch_of<typename Body::Loaded>() < 4 ? batch_of<typename Body::Loaded>() : 4;
     if (vectors == 0) return;
     const int step = blockDim.x, all = planes * vectors;
     const Place distance = Place::of(step, vectors);
@@ -45,7 +48,7 @@ struct Walk<A, Layout::kPlanes, N> {
     const auto finish = [&](const Place& at, const typename Body::Loaded& loaded) {
       const Index c = tile.c0 + at.plane;
       A gates[N], shifts[N];
-      const A g = number_at(gate, c), h = number_at(shift, c);
+      const A g = gate[c], h = shift[c];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         gates[i] = g;
@@ -76,8 +79,8 @@ struct Walk<A, Layout::kPlanes, N> {
 
 template <class A, int N>
 struct Walk<A, Layout::kRows, N> {
-  template <class Index, class Body>
-  __device__ static void each(const TileOf<Index>& tile, const A* gate, const A* shift, const Body& body) {
+  template <class Index, class Gate, class Shift, class Body>
+  __device__ static void each(const TileOf<Index>& tile, Gate gate, Shift shift, const Body& body) {
     const int columns = static_cast<int>(tile.c1 - tile.c0) / N, groups = blockDim.x / columns;
     const int group = threadIdx.x / columns;
     constexpr int kBatch = batch_of<typename Body::Loaded>();
@@ -86,8 +89,8 @@ struct Walk<A, Layout::kRows, N> {
     A gates[N], shifts[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      gates[i] = number_at(gate, c + i);
-      shifts[i] = number_at(shift, c + i);
+      gates[i] = gate[c + i];
+      shifts[i] = shift[c + i];
     }
     Index s = tile.s0 + group;
     for (; s + (kBatch - 1) * groups < tile.s1; s += kBatch * groups) {

@@ -48,7 +48,7 @@ struct ResidentPlan {
   bool possible;
   const char* reason;  // why not
   Copies copies;
-  bool straddle;  // vectors straddle planes: cuda/straddle.cuh
+  bool straddle;  // vectors straddle planes: cuda/dense.cuh
   int ranks;      // blocks of a cluster, which share a sample
   int stages;     // slabs of a block
   int threads, vector;
