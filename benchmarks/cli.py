@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from rich.console import Console
 
 from . import plan, results, tables, timing
 from .cases import SUITES, Case, all_cases
@@ -21,6 +20,7 @@ from .providers import PROVIDERS
 from .report import rebuild
 from .results import Results
 from .run import run
+from .terminal import show
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,16 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after a wrong result, 2 after a wrong argument."""
     parser = _make_parser()
     options = parser.parse_args(argv)
-    # Not on a terminal there is no width to keep to, and a table must not be folded.
-    console = Console(width=None if sys.stdout.isatty() else 200)
     commands = {"report": _report, "compare": _compare, "complexity": _complexity, "models": _models, None: _run}
-    return commands[options.command](options, parser, console)
+    return commands[options.command](options, parser)
 
 
-def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.list:
         rows = [[c.name, str(list(c.shape)), str(c.count)] for c in all_cases().values()]
-        console.print(tables.Table("Cases", ["case", "shape", "blocks"], rows).rich())
+        show(tables.Table("Cases", ["case", "shape", "blocks"], rows))
         return 0
     jobs = _jobs(options, parser)
     if options.threads is not None:
@@ -53,11 +51,11 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     except GateError as error:
         print(f"{parser.prog}: {error}; nothing is written", file=sys.stderr)
         return 1
-    console.print(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
+    show(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
     for table in (*tables.full(found.rows), tables.goal_table(found)):
-        console.print(table.rich())
+        show(table)
     if options.compare is not None:
-        console.print(compare(options.compare, found).rich())
+        show(compare(options.compare, found))
     if options.json is not None:
         results.save(found, options.json)
     if options.plots is not None:
@@ -92,7 +90,7 @@ def _cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list
     return chosen
 
 
-def _report(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     path, found = options.file
     try:
         text = rebuild(options.readme.read_text(encoding="utf-8"), path.stem, found)
@@ -100,25 +98,25 @@ def _report(options: argparse.Namespace, parser: argparse.ArgumentParser, consol
         parser.error(f"argument --readme: {error}")
     results.write_whole(options.readme, text)
     _plot(found, path.parent, path.stem)
-    console.print(f"wrote {options.readme} and {path.parent}/{path.stem}-*.png")
+    show(f"wrote {options.readme} and {path.parent}/{path.stem}-*.png")
     return 0
 
 
-def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
-    console.print(compare(options.old, options.new).rich())
+def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    show(compare(options.old, options.new))
     return 0
 
 
-def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if importlib.util.find_spec("torchvision") is None:
         parser.error("complexity: expected torchvision to be installed, got no such module")
     from . import complexity  # torchvision takes a second to import and nothing else needs it
 
-    console.print(complexity.table(complexity.measure()).rich())
+    show(complexity.table(complexity.measure()))
     return 0
 
 
-def _models(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _models(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if importlib.util.find_spec("timm") is None:
         parser.error("models: expected timm to be installed, got no such module")
     from . import models  # timm takes seconds to import and nothing else needs it
@@ -131,8 +129,8 @@ def _models(options: argparse.Namespace, parser: argparse.ArgumentParser, consol
     except GateError as error:
         print(f"{parser.prog}: {error}; nothing is written", file=sys.stderr)
         return 1
-    console.print(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
-    console.print(tables.models(found).rich())
+    show(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
+    show(tables.models(found))
     if options.json is not None:
         results.save(found, options.json)
     return 0

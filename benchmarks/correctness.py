@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The gate before the clock: a layer that computes something else is not timed."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,7 +19,17 @@ class GateError(Exception):
     """A layer about to be timed does not compute what the reference computes."""
 
 
-def check(job: Job, variant: Variant, layer: nn.Module) -> None:
+def differentiates(phase: str) -> bool:
+    """Whether a phase has a backward pass."""
+    return not phase.endswith("forward")
+
+
+def has_residual(phase: str) -> bool:
+    """Whether a phase is of relu(layer(x) + residual)."""
+    return phase.startswith("residual_")
+
+
+def check(job: Job, variant: Variant, layer: nn.Module, device: str = "cpu") -> None:
     """Compare ``layer`` with the reference in the dtype, layout and grad mode of ``job``, and in its shape but for N.
 
     GateError if the error is above the budget of ``eca_cuda.testing``.
@@ -26,16 +38,24 @@ def check(job: Job, variant: Variant, layer: nn.Module) -> None:
     n = max(1, min(job.case.n, _CHECKED_ELEMENTS // (c * h * w)))
     names = [name for name, _ in layer.named_parameters()]
 
-    def function(x: Tensor, *parameters: Tensor, residual: Tensor | None = None) -> Tensor:
-        y: Tensor = functional_call(layer, dict(zip(names, parameters, strict=True)), (x, residual))
+    def function(x: Tensor, *parameters: Tensor, residual: Tensor | None = None, **options: Any) -> Tensor:
+        y: Tensor = functional_call(layer, dict(zip(names, parameters, strict=True)), (x, residual), options)
         return y
 
-    x, grad_y = (in_layout(make_x((n, c, h, w), getattr(torch, job.dtype), seed=seed), job.layout) for seed in (0, 1))
-    training = job.phase == "training"
+    def make(seed: int) -> Tensor:
+        return in_layout(make_x((n, c, h, w), getattr(torch, job.dtype), seed=seed, device=device), job.layout)
+
+    training, adds = differentiates(job.phase), has_residual(job.phase)
     try:
         with torch.set_grad_enabled(training):
             check_against_reference(
-                variant, x, list(layer.parameters()), grad_y=grad_y if training else None, function=function
+                variant,
+                make(0),
+                list(layer.parameters()),
+                residual=make(2) if adds else None,
+                grad_y=make(1) if training else None,
+                function=function,
+                **({"activation": "relu"} if adds else {}),
             )
     except AssertionError as error:
         raise GateError(f"{job}: the result is wrong, so nothing is timed: {error}") from error

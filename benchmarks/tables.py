@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Tables made from rows: the same ones for the terminal (rich) and for the README (Markdown)."""
+"""Tables made from rows: the same ones for the terminal and for the README (Markdown)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-
-import rich.table
 
 from .analysis import Group, anyone, goals, groups, headline, is_slower, mean_speedup, speedup
 from .cases import TINY
@@ -27,15 +25,6 @@ class Table:
         """The table in GitHub's Markdown, without its title."""
         rule = [":--" if i < self.labels else "--:" for i in range(len(self.columns))]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rule, *self.rows))
-
-    def rich(self) -> rich.table.Table:
-        """The table for a terminal."""
-        table = rich.table.Table(title=self.title, title_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i < self.labels else "right", no_wrap=True)
-        for cells in self.rows:
-            table.add_row(*cells)
-        return table
 
 
 def full(rows: Iterable[Row]) -> list[Table]:

@@ -172,7 +172,7 @@ def test_quick_run_writes_rows_and_environment(tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "out.json"
     assert main([*TINY_RUN, "--json", str(out)]) == 0
     document = json.loads(out.read_text())
-    assert document.keys() == {"schema_version", "environment", "rows", "models"}
+    assert document.keys() == {"schema_version", "environment", "rows", "models", "findings"}
     assert document["environment"].keys() >= {
         "date",
         "cpu",
