@@ -16,6 +16,8 @@ from .cases import SUITES, Case, all_cases
 from .compare import compare
 from .correctness import GateError
 from .environment import describe
+from .gpu import page
+from .gpu.fold import fold, stem
 from .providers import PROVIDERS
 from .report import rebuild
 from .results import Results
@@ -91,14 +93,28 @@ def _cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list
 
 
 def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    path, found = options.file
+    lines = [path for path in options.files if path.suffix == ".jsonl"]
     try:
-        text = rebuild(options.readme.read_text(encoding="utf-8"), path.stem, found)
+        by_path = {path: results.load(path) for path in options.files if path not in lines}
+        if lines:
+            folded = fold(lines)
+            path = options.results / f"{stem(folded.environment)}.json"
+            results.save(folded, path)
+            by_path[path] = folded
     except (OSError, ValueError) as error:
-        parser.error(f"argument --readme: {error}")
-    results.write_whole(options.readme, text)
-    _plot(found, path.parent, path.stem)
-    show(f"wrote {options.readme} and {path.parent}/{path.stem}-*.png")
+        parser.error(f"argument FILE: {error}")
+    for path, found in by_path.items():
+        try:
+            text = rebuild(options.readme.read_text(encoding="utf-8"), path.stem, found)
+            results.write_whole(options.readme, text)
+            if page.is_gpu(found):
+                beside = {other.stem: results.load(other) for other in path.parent.glob("*.json")}
+                of_gpus = {name: other for name, other in beside.items() if page.is_gpu(other)}
+                results.write_whole(options.page, page.rebuild(options.page.read_text(encoding="utf-8"), of_gpus))
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --readme or --page: {error}")
+        _plot(found, path.parent, path.stem)
+        show(f"wrote {path.parent}/{path.stem}-*.png and the tables made from {path}")
     return 0
 
 
@@ -139,7 +155,11 @@ def _models(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
 def _plot(found: Results, directory: Path, stem: str) -> None:
     if not found.rows:
         return
-    from . import plots  # matplotlib is slow to import, and a run without pictures does not need it
+    # matplotlib is slow to import, and a run without pictures does not need it
+    if page.is_gpu(found):
+        from .gpu import plots
+    else:
+        from . import plots
 
     plots.save_all(found, directory, stem)
 
@@ -148,7 +168,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m benchmarks",
         description="Time eca_cuda against PyTorch. Without options: the standard plan, under 4 minutes on 2 cores. "
-        "With one of the choosing options: every combination of what they name.",
+        "With one of the choosing options: every combination of what they name. "
+        "On a machine with a GPU: python -m benchmarks gpu --help.",
     )
     choose = parser.add_argument_group("what to measure (each option takes one name or several)")
     for option, choices, default in (
@@ -172,9 +193,13 @@ def _make_parser() -> argparse.ArgumentParser:
     output.add_argument("--compare", type=_results, metavar="OLD.json", help="show ratios to an earlier run")
 
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    report = commands.add_parser("report", help="regenerate a README's tables, and the plots next to FILE.json")
-    report.add_argument("file", type=_named_results, metavar="FILE.json")
+    report = commands.add_parser("report", help="regenerate tables and plots; results of make gpu are folded first")
+    report.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FILE.json, or results.jsonl of make gpu")
     report.add_argument("--readme", type=Path, default=Path("README.md"), help="default: README.md")
+    report.add_argument("--page", type=Path, default=Path("docs/gpu.md"), help="of GPUs (default: docs/gpu.md)")
+    report.add_argument(
+        "--results", type=Path, default=Path("benchmarks/results"), help="where GPU.json goes (default: %(default)s)"
+    )
     both = commands.add_parser("compare", help="compare two runs")
     both.add_argument("old", type=_results, metavar="OLD.json")
     both.add_argument("new", type=_results, metavar="NEW.json")
@@ -203,10 +228,6 @@ def _directory(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a folder, got the file {text!r}")
     return path
-
-
-def _named_results(text: str) -> tuple[Path, Results]:
-    return Path(text), _results(text)
 
 
 def _results(text: str) -> Results:

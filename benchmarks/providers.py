@@ -26,7 +26,7 @@ PROVIDERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Function:
-    """A layer without a module around it: what to call with the inputs, and the parameters that training differentiates."""
+    """A layer without a module around it: what to call, and the parameters that training differentiates."""
 
     call: Callable[..., Tensor]
     parameters: tuple[Tensor, ...] = ()

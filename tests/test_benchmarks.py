@@ -239,7 +239,7 @@ def test_wrong_result_stops_the_run_and_writes_nothing(
         (["--compare", "/nowhere/old.json"], ["--compare", "No such file", "/nowhere/old.json"]),
         (["--compare", __file__], ["--compare", "JSON", "test_benchmarks.py"]),
         (["compare", "/nowhere/old.json", "b.json"], ["OLD.json", "No such file"]),
-        (["report"], ["FILE.json", "required"]),
+        (["report"], ["FILE", "required"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("-") or len(value) < 2 else "",
 )

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""``python -m benchmarks.gpu.measure STEP``: one measuring step in a process of its own; ``command.py`` starts it."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .. import environment
+from . import explore, kernels, limit, networks
+from .machine import Gpu, Machine, Rehearsal
+from .record import DONE, Line, Record
+from .session import Session
+
+MEASUREMENTS = {
+    "limit": limit.measure,
+    "kernels": kernels.measure,
+    "models": networks.measure,
+    "explore": explore.measure,
+    "two-phase": kernels.measure_two_phase,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("step", choices=MEASUREMENTS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--resume", type=Path, action="append", default=[])
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    machine: Machine = Rehearsal() if options.dry else Gpu()
+    torch.set_float32_matmul_precision("highest")
+    record = Record(options.out, options.resume)
+    here = environment.collect() | {"gpu": machine.facts(), "dry": machine.dry}
+    record.write(Line(options.step, "environment", DONE, found={"environment": [here]}))
+    return MEASUREMENTS[options.step](Session(options.step, record, machine, deadline))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
