@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A GPU adds up in the order in which the emulated device does, so their results have the same bits.
 
-nvcc makes one rounding of a product and a sum where g++ makes two. Here every such product is exact: taps and grad_y are
+nvcc makes one rounding of a product and a sum where g++ makes two. Here such products are exact: taps and grad_y are
 powers of two, and the gate is hard_sigmoid, which needs no function of a library. Without a GPU the emulated device
 stands in for one, so that the test itself is tested.
 """

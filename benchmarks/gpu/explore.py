@@ -149,16 +149,16 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
         capture("plan")
         for candidate in question.candidates:
             name = " ".join(map(str, candidate))
-            with tuning.rule(job, *candidate):
-                try:
+            try:
+                with tuning.rule(job, *candidate):
                     correctness.check(job, ECA, module, machine.device)
                     capture(name)
-                except GateError as error:
-                    wrong[name] = str(error)
-                except (RuntimeError, ValueError) as error:  # it does not fit
-                    if not machine.is_usable():
-                        raise
-                    refused[name] = str(error).splitlines()[0]
+            except GateError as error:
+                wrong[name] = str(error)
+            except (RuntimeError, ValueError) as error:  # it does not fit
+                if not machine.is_usable():
+                    raise
+                refused[name] = str(error).splitlines()[0]
         timings = time_replays(machine, replays, len(sets))
     return {
         "question": question.what,

@@ -2,6 +2,7 @@
 """``python -m benchmarks.gpu.measure STEP``: one measuring step in a process of its own; ``command.py`` starts it."""
 
 import argparse
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -9,17 +10,17 @@ from pathlib import Path
 import torch
 
 from .. import environment
-from . import explore, kernels, limit, networks
 from .machine import Gpu, Machine, Rehearsal
 from .record import DONE, Line, Record
 from .session import Session
 
+# step -> its module, which alone is imported, and the function in it
 MEASUREMENTS = {
-    "limit": limit.measure,
-    "kernels": kernels.measure,
-    "models": networks.measure,
-    "explore": explore.measure,
-    "two-phase": kernels.measure_two_phase,
+    "limit": ("limit", "measure"),
+    "kernels": ("kernels", "measure"),
+    "models": ("networks", "measure"),
+    "explore": ("explore", "measure"),
+    "two-phase": ("kernels", "measure_two_phase"),
 }
 
 
@@ -37,7 +38,9 @@ def main() -> int:
     record = Record(options.out, options.resume)
     here = environment.collect() | {"gpu": machine.facts(), "dry": machine.dry}
     record.write(Line(options.step, "environment", DONE, found={"environment": [here]}))
-    return MEASUREMENTS[options.step](Session(options.step, record, machine, deadline))
+    module, function = MEASUREMENTS[options.step]
+    measure = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
+    return int(measure(Session(options.step, record, machine, deadline)))
 
 
 if __name__ == "__main__":

@@ -52,11 +52,11 @@ def settings(dry: bool = False) -> list[Setting]:
         Setting("training", 128, "bfloat16", "channels_last", True),
     ]
     batches = [("forward", 256), ("training", 128), ("forward", 1), ("forward", 64), ("training", 64)]
-    formats = itertools.product(("channels_last", "contiguous"), ("float16", "bfloat16"))
+    formats = list(itertools.product(("channels_last", "contiguous"), ("float16", "bfloat16")))
     rest = [
         Setting(phase, batch, dtype, layout, compiled)
         for compiled in (False, True)
-        for layout, dtype in list(formats)
+        for layout, dtype in formats
         for phase, batch in batches
     ]
     return list(dict.fromkeys([*large, *rest]))
