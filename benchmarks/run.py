@@ -4,7 +4,6 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from eca_cuda.testing import VARIANTS
 
 from . import correctness, environment, timing
-from .correctness import differentiates, has_residual, in_layout
+from .correctness import Maps, differentiates, has_residual, in_layout
 from .plan import Job
 from .providers import Function, Layer, make_layers
 from .results import Results, Row, make_rows
@@ -46,14 +45,6 @@ def run_job(job: Job, budget: timing.Budget) -> list[Row]:
     calls = {name: [make_call(layer, job.phase, maps) for maps in sets] for name, layer in layers.items()}
     with torch.set_grad_enabled(differentiates(job.phase)):
         return make_rows(job, dtype.itemsize, timing.measure(calls, budget))
-
-
-@dataclass(frozen=True)
-class Maps:
-    """What one call reads: the inputs of the layer (x, and the residual if the phase has one) and grad_y."""
-
-    inputs: tuple[Tensor, ...]
-    grad_y: Tensor
 
 
 def make_sets(

@@ -2,6 +2,8 @@
 """The benchmark suite: it measures what it says, refuses what is wrong, and README shows what was measured."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-
-pytest.importorskip("rich")
 
 from benchmarks import analysis, cases, compare, plan, report, results, run, tables, timing, traffic
 from benchmarks.cli import main
@@ -45,7 +45,14 @@ def make_row(
 
 @pytest.mark.parametrize(
     ("work", "expected"),
-    [("forward", 6_422_528), ("backward", 9_633_792), ("training", 16_056_320), ("residual_forward", 9_633_792)],
+    [
+        ("forward", 6_422_528),
+        ("backward", 9_633_792),
+        ("training", 16_056_320),
+        ("residual_forward", 9_633_792),
+        ("residual_backward", 16_056_320),
+        ("residual_training", 25_690_112),
+    ],
 )
 def test_floor_bytes(work: str, expected: int) -> None:
     assert traffic.floor_bytes(work, 256 * 56 * 56, 4) == expected
@@ -148,6 +155,19 @@ def test_measure_interleaves_rotates_and_calibrates() -> None:
     assert fast == [f"fast/{i % 2}" for i in range(len(fast))]
 
 
+def test_a_device_is_timed_by_its_own_stopwatch() -> None:
+    machine = FakeMachine()
+
+    def watch(run: timing.Call) -> float:
+        run()
+        return 3.0
+
+    calls = {"call": [machine.call("call", 1.0)]}
+    budget = Budget(warmup=0, sample=6.0, total=0, min_rounds=2)
+    timed = timing.measure(calls, budget, clock=lambda: machine.now, stopwatch=watch)["call"]
+    assert (timed.q50, timed.repetitions) == (1.5, 2)  # two calls a sample, of which the watch says 3 s
+
+
 def test_measure_returns_ordered_quantiles_of_real_calls() -> None:
     timed = timing.measure({"sum": [torch.arange(9).sum]}, timing.QUICK)["sum"]
     assert 0 < timed.q20 <= timed.q50 <= timed.q80
@@ -198,6 +218,14 @@ def test_quick_run_writes_rows_and_environment(tmp_path: Path, capsys: pytest.Ca
     loaded = results.load(out)
     assert len(loaded.rows) == 6 and loaded.rows[0].case == cases.TINY
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_without_rich_the_same_is_shown_in_markdown() -> None:
+    code = "import sys; sys.modules['rich'] = None; from benchmarks.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *TINY_RUN], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| tiny.overhead | forward |" in done.stdout and "| goal | target | measured | met |" in done.stdout
+    assert "2/2 tiny.overhead eca training float32 contiguous" in done.stderr
 
 
 @pytest.mark.parametrize("phase", plan.PHASES)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What ``make gpu`` measures with, as far as a machine without a GPU can tell: units, providers, plans tried out."""
 
-import json
 import subprocess
 import sys
 import time
@@ -18,11 +17,11 @@ import torch
 
 pytest.importorskip("timm")
 
+from benchmarks import correctness
 from benchmarks.cases import Case, resnet50
-from benchmarks.gpu import explore, kernels, machine, networks, one_call, providers, small_calls
-from benchmarks.gpu.explore import Question, best_rule, make_rule, try_all, write_table
+from benchmarks.gpu import kernels, machine, networks, one_call, providers, small_calls
 from benchmarks.gpu.machine import Gpu, Rehearsal, host_seconds, replayed
-from benchmarks.gpu.record import ALL_DONE, DEVICE_LOST, DONE, FAILED, SOME_FAILED, TIME_IS_UP, Line, Record
+from benchmarks.gpu.record import ALL_DONE, DEVICE_LOST, DONE, FAILED, SOME_FAILED, TIME_IS_UP, Record
 from benchmarks.gpu.session import Session
 from benchmarks.plan import Job
 from benchmarks.run import make_call, make_sets
@@ -253,6 +252,20 @@ def test_a_wrong_layer_is_not_timed(rehearsal: Rehearsal, monkeypatch: pytest.Mo
         kernels.run_job(job("residual_training", "float16"), rehearsal)
 
 
+@pytest.mark.parametrize("phase", ["forward", "training", "residual_training"])
+@pytest.mark.parametrize("sample", range(3))
+def test_one_wrong_sample_of_the_batch_is_noticed(phase: str, sample: int) -> None:
+    wanted = job(phase)
+    layers = providers.make_layers(wanted, providers.make_module(wanted, "cpu"), ("fused",))
+    maps = make_sets(wanted)[0]
+    correctness.check_batch(wanted, ECA, layers["fused"], maps)
+    factor = torch.ones(3, 1, 1, 1)
+    factor[sample] = 1.001
+    wrong = replace(layers["fused"], call=lambda *inputs: layers["fused"].call(*inputs) * factor)
+    with pytest.raises(correctness.GateError, match=r"y in its batch.*of its budget"):
+        correctness.check_batch(wanted, ECA, wrong, maps)
+
+
 def test_predictions_are_those_of_the_plan() -> None:
     forward, backward, training = (
         kernels.predicted_seconds(job(phase)) for phase in ("forward", "backward", "training")
@@ -335,86 +348,3 @@ def test_a_wrong_network_is_not_timed(monkeypatch: pytest.MonkeyPatch, rehearsal
     monkeypatch.setattr(networks, "convert", wrong)
     with pytest.raises(Exception, match="of its budget"):
         networks.make_models(rehearsal)
-
-
-# --- exploration ---------------------------------------------------------------------------------------------------
-
-
-class FakeC:
-    """The plan's hooks, and all the rules that they were given."""
-
-    def __init__(self) -> None:
-        self.rules: list[Any] = []
-
-    def set_tuning(self, rules: list[dict[str, Any]]) -> None:
-        if any(rule["ranks"] == 16 for rule in rules):
-            raise ValueError("ranks: expected at most 8, got 16")
-        self.rules.append(rules)
-
-    def clusters(self, ranks: int, threads: int, shared_bytes: int) -> int:
-        return 132 // ranks
-
-
-def test_every_candidate_is_checked_and_captured_under_its_own_rule(
-    monkeypatch: pytest.MonkeyPatch, rehearsal: Rehearsal
-) -> None:
-    fake, during = FakeC(), []
-    monkeypatch.setattr(explore, "_C", fake)
-    tuning = explore.Tuning(dry=False)
-
-    def check(job: Job, *_: Any) -> None:
-        (rule,) = fake.rules[-1]
-        during.append((rule["ranks"], rule["stages"], rule["threads"]))
-        if rule["ranks"] == 4:
-            raise explore.GateError("4 is wrong")
-
-    monkeypatch.setattr(explore.correctness, "check", check)
-    candidates = ((2, 1, 0), (4, 1, 0), (16, 1, 0))
-    found = try_all(Question("what", "guess", job("backward", "float16"), candidates), rehearsal, tuning)
-    assert during == [(2, 1, 0), (4, 1, 0)] and fake.rules[-1] == []
-    assert found["timings"].keys() == {"clone", "plan", "2 1 0"}
-    assert found["refused"] == {"16 1 0": "ranks: expected at most 8, got 16"} and found["wrong"] == {
-        "4 1 0": "4 is wrong"
-    }
-    assert fake.rules[0] == [
-        {"direction": "backward", "dtype": "float16", "layout": "planes", "c": 16, "s": 48, "n": 0}
-        | {"ranks": 2, "stages": 1, "threads": 0}
-    ]
-    assert tuning.clusters(4, 512, 1024) == 33
-
-
-def test_a_build_without_the_hooks_is_refused_unless_in_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explore, "_C", SimpleNamespace())
-    explore.Tuning(dry=True).set([])
-    with pytest.raises(RuntimeError, match="expected a build with set_tuning, clusters"):
-        explore.Tuning(dry=False)
-
-
-def tried(**medians: float) -> dict[str, Any]:
-    timings = {
-        name.strip("_").replace("_", " "): {"q20": m * 0.99, "q50": m, "q80": m * 1.01} for name, m in medians.items()
-    }
-    whole = {name: {**timing, "rounds": 7, "repetitions": 1} for name, timing in timings.items()}
-    case = {"name": "resnet50.layer1.n256", "n": 256, "c": 256, "h": 56, "w": 56, "count": 3}
-    of = {"case": case, "variant": "eca", "phase": "forward", "dtype": "float16", "layout": "channels_last"}
-    return {"job": {**of, "providers": ["fused"]}, "timings": whole, "refused": {}, "wrong": {}}
-
-
-def test_only_what_is_faster_beyond_noise_goes_into_the_table(tmp_path: Path) -> None:
-    assert best_rule(tried(clone=0.5, plan=1.0, _8_1_512=0.99)) is None
-    record = Record(tmp_path)
-    record.write(
-        Line("explore", "a", DONE, found={"candidates": [tried(clone=0.5, plan=1.0, _8_1_512=0.9, _4_2_0=0.8)]})
-    )
-    write_table(record)
-    (rule,) = json.loads((tmp_path / "tuning.json").read_text())
-    expected = {"direction": "forward", "dtype": "float16", "layout": "rows", "c": 256, "s": 3136, "n": 256}
-    assert rule == expected | {"ranks": 4, "stages": 2, "threads": 0}
-    assert rule.keys() == make_rule(job(), 0, 0, 0, 0).keys()
-
-
-def test_exploration_asks_what_the_design_note_predicts_first() -> None:
-    asked = [unit for unit in explore.units() if isinstance(unit, Question)]
-    assert len({str(unit) for unit in explore.units()}) == len(explore.units())
-    predicted = [unit for unit in asked if unit.predicted]
-    assert asked[: len(predicted)] == predicted and len(predicted) == 6

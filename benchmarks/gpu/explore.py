@@ -151,7 +151,7 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
             name = " ".join(map(str, candidate))
             try:
                 with tuning.rule(job, *candidate):
-                    correctness.check(job, ECA, module, machine.device)
+                    correctness.check_batch(job, ECA, layers["fused"], sets[0])
                     capture(name)
             except GateError as error:
                 wrong[name] = str(error)

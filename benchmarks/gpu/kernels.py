@@ -86,6 +86,8 @@ def run_job(job: Job, machine: Machine) -> Found:
     correctness.check(job, ECA, module, machine.device)
     layers = make_layers(job, module, job.providers)
     sets = make_sets(job, machine.device, machine.rotated_bytes, machine.most_sets)
+    for name in {"fused", "two-phase"} & layers.keys():
+        correctness.check_batch(job, ECA, layers[name], sets[0])
     calls: dict[str, list[Call]] = {}
     refused: list[dict[str, Any]] = []
     # A backward pass that is repeated may not reuse the memory of what it reads.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The limit that everything else is held against: copies on the device, of the sizes that layers have."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -24,7 +25,7 @@ def measure(session: Session) -> int:
 
     def work(unit: str) -> Found:
         size = int(unit.split()[0])
-        count = max(1, min(machine.most_sets, machine.rotated_bytes // size))
+        count = min(machine.most_sets, math.ceil(machine.rotated_bytes / size))
         maps = [torch.randn(size // 4, device=machine.device) for _ in range(count)]
         timings = replayed(machine, {name: [_on(copy, x) for x in maps] for name, copy in COPIES.items()})
         rows = [

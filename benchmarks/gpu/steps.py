@@ -66,9 +66,9 @@ def _correctness(run: Run) -> list[Command]:
     workers = min(8, (os.cpu_count() or 2) // 2)
     parallel = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()
     return [
-        tests("only a GPU", ["cuda"], "-k", "not elements"),
+        tests("only a GPU", ["cuda"]),
+        tests("bits of the emulated device", ["cuda_bits"]),
         tests("kernels", list(_ON_DEVICES), "-k", "cuda", *parallel),
-        tests("more than 2^31 elements", ["cuda"], "-k", "elements"),
     ]
 
 
