@@ -22,6 +22,7 @@ from .steps import ROOT, STEPS, Command, Run, Step
 
 _LOG_LIMIT = 8 << 20  # bytes; what a machine sends back is limited
 _MARGIN = 15.0  # seconds that a measuring process has to end its unit before it is ended
+_RESERVED = 20.0  # seconds for the last step, which shows what was found
 _TAIL = 12  # lines of a command's output that are kept with its status
 
 
@@ -33,12 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     record = Record(run.out, run.earlier)
     if any(is_dry(line) not in (None, run.dry) for line in record.known.values()):
         raise SystemExit(f"make gpu: {record.path} or --resume: expected results of the same kind, rehearsed or not")
+    *others, last = STEPS
+    chosen = [step for step in others if not options.step or step.name in options.step]
     with (run.out / "log.txt").open("ab") as log:
-        for step in STEPS:
-            if not options.step or step.name in options.step:
-                again = bool(options.step) or step.always
-                _run_step(step, run, record, log, min(deadline, time.monotonic() + step.share * options.budget), again)
-    _summarize(record, [step for step in STEPS if not options.step or step.name in options.step])
+        for step in chosen:
+            within = min(deadline - _RESERVED, time.monotonic() + step.share * options.budget)
+            _run_step(step, run, record, log, within, again=bool(options.step) or step.always)
+        _run_step(last, run, record, log, deadline, again=last.always)
+    _summarize(record, [*chosen, last])
     return int(any(line.status == FAILED for line in record.known.values()))
 
 
@@ -167,7 +170,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--resume", nargs="+", type=_file, default=[], metavar="FILE", help="results of earlier runs: not done again"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.out = options.out.resolve()
+    return options
 
 
 def _seconds(text: str) -> float:

@@ -13,8 +13,11 @@ from .record import Line, read
 _SAME = ("torch", "eca_cuda")  # of the environment, in all files
 
 
-def fold(paths: Sequence[Path]) -> Results:
-    """All that the files hold; of a unit that several hold, the last. ValueError where they don't belong together."""
+def fold(paths: Sequence[Path], rehearsed: bool = False) -> Results:
+    """All that the files hold; of a unit that several hold, the last. ValueError where they don't belong together.
+
+    Rehearsed ones are refused too, unless it is said that they are.
+    """
     lines: dict[tuple[str, str], Line] = {}
     environments: list[dict[str, Any]] = []
     for path in paths:
@@ -23,7 +26,7 @@ def fold(paths: Sequence[Path]) -> Results:
                 environments += here
             elif line.unit:
                 lines[line.step, line.unit] = line
-    environment = _common(environments)
+    environment = _common(environments, rehearsed)
     found: dict[str, list[dict[str, Any]]] = {"units": []}
     for line in lines.values():
         found["units"].append({key: value for key, value in asdict(line).items() if key != "found"})
@@ -39,10 +42,10 @@ def stem(environment: dict[str, Any]) -> str:
     return "-".join(word for word in words if word != "nvidia")
 
 
-def _common(environments: list[dict[str, Any]]) -> dict[str, Any]:
+def _common(environments: list[dict[str, Any]], rehearsed: bool) -> dict[str, Any]:
     if not environments:
         raise ValueError("expected results of a step that measures, got none")
-    if any(here["dry"] for here in environments):
+    if not rehearsed and any(here["dry"] for here in environments):
         raise ValueError("expected results of a GPU, got those of a rehearsal (--dry), whose figures mean nothing")
     for what, values in (
         ("GPU", {here["gpu"]["name"] for here in environments}),

@@ -184,7 +184,7 @@ class Rehearsal:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        return {"name": "rehearsal"}
+        return {"name": "rehearsal", "driver": "none"}
 
     def wait(self) -> None:
         pass

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .record import NAME
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,6 +71,7 @@ def _correctness(run: Run) -> list[Command]:
         tests("only a GPU", ["cuda"]),
         tests("bits of the emulated device", ["cuda_bits"]),
         tests("kernels", list(_ON_DEVICES), "-k", "cuda", *parallel),
+        tests("compiled", ["registration", "lengths", "compile"], "-k", "cuda", *parallel),
     ]
 
 
@@ -108,6 +111,12 @@ def _profile(run: Run) -> list[Command]:
     return [profile(*chosen) for chosen in PROFILED]
 
 
+def _report(run: Run) -> list[Command]:
+    dry = ("--dry",) if run.dry else ()
+    files = [str(path) for path in (*run.earlier, run.out / NAME)]
+    return [Command("tables", (sys.executable, "-m", "benchmarks.gpu.show", *dry, *files))]
+
+
 STEPS = (
     Step("build", "the extension in place, for the GPU found", 0.3, _build, always=True),
     Step("correctness", "the tests on the GPU, against float64 and against the emulator", 0.3, _correctness),
@@ -118,4 +127,5 @@ STEPS = (
     Step("explore", "clusters, stages and threads, one by one", 0.4, _measure("explore")),
     Step("two-phase", "layers with the fallback kernels", 0.2, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
     Step("profile", "ncu on the most important kernels", 0.3, _profile),
+    Step("report", "tables of all that was found", 1.0, _report, always=True),  # whichever steps were asked for
 )
