@@ -210,15 +210,19 @@ def test_providers_compute_the_reference(name: str, phase: str) -> None:
     torch.testing.assert_close(make_call(layer, phase, maps)(), expected)
 
 
-def test_a_backward_pass_alone_has_the_gradients_of_training() -> None:
+def test_a_backward_pass_alone_has_the_gradients_of_training_and_no_forward_pass() -> None:
     module = providers.make_module(job(), "cpu")
-    results = []
+    results, forwards = {}, {}
     for phase in ("training", "backward"):
         torch.manual_seed(0)
-        wanted = job(phase)
-        call = make_call(providers.make_layers(wanted, module, ["eager"])["eager"], phase, make_sets(wanted)[0])
-        results.append((call(), call())[1])  # a second time, as a replayed one is
-    torch.testing.assert_close(results[0], results[1])
+        wanted, seen = job(phase), []
+        layer = providers.make_layers(wanted, module, ["eager"])["eager"]
+        counted = replace(layer, call=lambda x, seen=seen, call=layer.call: seen.append(1) or call(x))
+        call = make_call(counted, phase, make_sets(wanted)[0])
+        results[phase] = (call(), call())[1]  # a second time, as a replayed one is
+        forwards[phase] = len(seen)
+    torch.testing.assert_close(results["training"], results["backward"])
+    assert forwards == {"training": 2, "backward": 1}
 
 
 def test_compiled_providers_are_of_the_layer_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
