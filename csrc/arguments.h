@@ -32,14 +32,15 @@ void require_saved(const Tensor& mean, const Tensor& x, const OptionalTensor& y,
 // Checks the parameters' shapes against C channels and the options, and fills kernel_size and hidden.
 template <class A>
 GateArgs<A> gate_arguments(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
+  constexpr int64_t kMostRows = int64_t{1} << 30;  // kernels count them with int
   const auto is_taps = [&](const Tensor& t) {
-    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1;
+    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1 && t.size(2) < kMostRows;
   };
   GateArgs<A> args{{}, c, 0, 0, flags};
   if (variant == Variant::kEca) {
     require(is_taps(*p[0]), "weight");
     require(!p[1] || has_sizes(*p[1], {1}), "bias");
-    args.kernel_size = p[0]->size(2);
+    args.kernel_size = static_cast<int>(p[0]->size(2));
   } else if (variant == Variant::kMultiKernel) {
     const int64_t rows = (flags & kCrossChannel) ? 1 : c;
     for (int i = 0; i < 3; ++i) require(has_sizes(*p[i], {rows, 1, 3 + 2 * i}), "weight");
@@ -48,9 +49,9 @@ GateArgs<A> gate_arguments(Variant variant, const ParameterList& p, int64_t c, i
     args.kernel_size = 7;
   } else {
     require(is_taps(*p[0]) && same_sizes(*p[0], *p[1]), "weight_forward");
-    require(p[2]->dim() == 2 && p[2]->size(1) == c, "hidden_weight");
-    args.kernel_size = p[0]->size(2);
-    args.hidden = p[2]->size(0);
+    require(p[2]->dim() == 2 && p[2]->size(0) < kMostRows && p[2]->size(1) == c, "hidden_weight");
+    args.kernel_size = static_cast<int>(p[0]->size(2));
+    args.hidden = static_cast<int>(p[2]->size(0));
     require(has_sizes(*p[3], {args.hidden}), "hidden_bias");
     require(has_sizes(*p[4], {2, args.hidden}) && has_sizes(*p[5], {2}), "mix_weight");
   }

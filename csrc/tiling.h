@@ -7,9 +7,11 @@
 namespace eca {
 
 // Channels [c0, c1) x positions [s0, s1) of one sample.
-struct Tile {
-  int64_t c0, c1, s0, s1;
+template <class Index>
+struct TileOf {
+  Index c0, c1, s0, s1;
 };
+using Tile = TileOf<int64_t>;
 
 struct Tiling {
   int64_t c, s;                 // of the sample

@@ -16,7 +16,7 @@ import torch.fx
 from torch import Tensor
 
 from . import autograd, ops
-from .checks import check_options
+from .checks import PARAMETERS, check_options
 
 __all__ = ["Activation", "Gate", "PaddingMode", "bidirectional_eca", "check_options", "eca", "eca_", "multi_kernel_eca"]
 
@@ -25,7 +25,7 @@ Gate = Literal["sigmoid", "hard_sigmoid"]
 Activation = Optional[Literal["relu"]]
 
 # torch.fx.symbolic_trace, and what builds on it (feature extractors), record these calls and do not look inside.
-for _name in ("eca", "multi_kernel_eca", "bidirectional_eca"):
+for _name in PARAMETERS:
     torch.fx.wrap(_name)
 
 

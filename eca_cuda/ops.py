@@ -49,8 +49,7 @@ def _variant(name: str) -> Variant:
     return Variant(*(getattr(torch.ops.eca_cuda, f"{name}_{direction}").default for direction in Variant._fields))
 
 
-VARIANTS: dict[str, Variant] = {name: _variant(name) for name in ("eca", "multi_kernel_eca", "bidirectional_eca")}
-
+VARIANTS: dict[str, Variant] = {name: _variant(name) for name in checks.PARAMETERS}
 
 # For eager calls, which need nothing of what an OpOverload does before it calls this.
 INFER: dict[str, Callable[..., Tensor]] = {name: variant.infer._op for name, variant in VARIANTS.items()}

@@ -49,7 +49,8 @@ def missing() -> str | None:
 def sources() -> list[Path]:
     """The product's own, all but what asks torch about CUDA."""
     csrc = ROOT / "csrc"
-    host = [csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp", csrc / "plan/plan.cpp", csrc / "plan/resident.cpp"]
+    plans = [csrc / "plan" / name for name in ("plan.cpp", "resident.cpp", "tuning.cpp")]
+    host = [csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp", *plans]
     return [*sorted((csrc / "cuda").glob("*.cu")), *host, ROOT / "tests/emulator/operators.cpp"]
 
 

@@ -31,6 +31,7 @@ struct Channels {
   }
 
   Value load(const A* p, At c) const { return read(p + c.index, c.lanes); }
+  Value weight(const A* p, int64_t j, At c) const { return load(p + j * count, c); }
   void store(A* p, At c, Value value) const { write(p + c.index, value, c.lanes); }
   Value window(const A* p, At c, int64_t j) const { return eca::load(p + c.index + j); }
 

@@ -36,6 +36,7 @@ struct Channels {
   }
 
   __device__ A load(const A* p, int64_t c) const { return p[c]; }
+  __device__ A weight(const A* p, int64_t j, int64_t c) const { return p[j * count + c]; }
   __device__ void store(A* p, int64_t c, A value) const { p[c] = value; }
   __device__ A window(const A* p, int64_t c, int64_t j) const { return p[c + j]; }
 

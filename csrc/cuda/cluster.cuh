@@ -5,7 +5,7 @@
 // Every step that needs others is an exchange: it has a piece of memory and an mbarrier of its own, twice, for even and
 // for odd samples. So a push for a sample may arrive while this block is still busy with the sample before. It can't be
 // two ahead: whoever pushes for sample u + 2 has finished an exchange of sample u + 1 with this block, which this block
-// entered after it was done with sample u.
+// entered after it was done with sample u. A block that is alone stores instead of pushing.
 #pragma once
 #include <cooperative_groups.h>
 
@@ -19,158 +19,207 @@ namespace eca {
 
 namespace ptx = cuda::ptx;
 
-template <class A>
+// The same place in the shared memory of block q of the cluster.
+template <class T>
+__device__ T* in_block(T* p, int q) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  return cooperative_groups::this_cluster().map_shared_rank(p, q);
+#else
+  return q == 0 ? p : nullptr;  // blocks are alone there
+#endif
+}
+
+// What a block is and where it stands, in shared memory: registers are scarce.
+struct Part {
+  int64_t n;       // the sample
+  int sample;      // how many came before it
+  int stage;       // where its slab is
+  int rank;        // of the block in its cluster
+  int first, own;  // channels
+  int run0, runs;  // planes or rows of the slab
+};
+
+// kAlone: for devices without clusters. What does not change is read from the plan, a kernel's parameter, whenever it
+// is needed: that takes no registers.
+template <class A, bool kAlone>
 struct ClusterChannels {
   using Value = A;
 
-  int64_t count, per, first, own;  // channels: of the sample, of a block at most, and this block's
-  int rank, ranks;
-  A* warps;    // shared memory for one number per warp
-  A* scratch;  // shared memory, of the gate
-  A* memory;   // shared memory: 2 * memory_size numbers, for exchanges
-  int64_t memory_size;
-  uint64_t* barriers;  // 2 * kMaxExchanges
-  const A* complete;   // numbers of all channels that all blocks can read, or null
-  int sample;          // how many samples came before
-  int step = 0;
-  int64_t used = 0;
+  const Problem& problem;
+  const ResidentPlan& plan;
+  const A* means;          // of all samples, where all blocks can read them; or null
+  int64_t record_size;     // keep and keep_sums are given the first sample's record, and write this sample's
+  int step = 0, used = 0;  // exchanges of this sample, and what they took of their memory
+  A* scratch = shared_at<A>(plan.shared.scratch);  // of the gate
+
+  __device__ int count() const { return static_cast<int>(problem.c); }
+  __device__ int ranks() const { return kAlone ? 1 : plan.ranks; }
+  __device__ const Part& part() const { return *shared_at<Part>(plan.shared.part); }
+  __device__ int own() const { return part().own; }
+  __device__ uint64_t* barriers() const { return shared_at<uint64_t>(plan.shared.barriers); }  // 2 * kMaxExchanges
+
+  // Before anything else; afterwards all blocks must wait for each other once.
+  __device__ void start() const {
+    if constexpr (!kAlone) {
+      if (threadIdx.x != 0) return;
+      for (int i = 0; i < 2 * kMaxExchanges; ++i) ptx::mbarrier_init(barriers() + i, 1);
+    }
+  }
 
   template <class Body>
-  __device__ void times(int64_t numbers, Body body) const {
+  __device__ void times(int numbers, Body body) const {
     __syncthreads();
 #pragma unroll 1
-    for (int64_t j = threadIdx.x; j < numbers; j += blockDim.x) body(j);
+    for (int j = threadIdx.x; j < numbers; j += blockDim.x) body(j);
     __syncthreads();
   }
   template <class Body>
   __device__ void each(Body body) const {
-    times(own, [&](int64_t i) { body(first + i); });
+    times(own(), [&](int i) { body(part().first + i); });
   }
 
-  __device__ A load(const A* p, int64_t c) const { return p[c]; }
-  __device__ void store(A* p, int64_t c, A value) const { p[c] = value; }
-  __device__ A window(const A* p, int64_t c, int64_t j) const { return p[c + j]; }
+  __device__ A load(const A* p, int c) const { return p[c]; }
+  __device__ void store(A* p, int c, A value) const { p[c] = value; }
+  __device__ A window(const A* p, int c, int j) const { return p[c + j]; }
+  __device__ A weight(const A* p, int j, int c) const {
+    if (plan.kept_rows == 0) return p[static_cast<int64_t>(j) * count() + c];
+    return shared_at<A>(plan.shared.kept)[j * plan.channels + c - part().first];
+  }
 
   template <class Term>
   __device__ A sum(Term term) {
     __syncthreads();
     A total = 0;
 #pragma unroll 1
-    for (int64_t i = threadIdx.x; i < own; i += blockDim.x) total += term(first + i);
-    total = sum_of_block(total, warps);
-    const A* const parts = exchange(ranks, ranks, [&](A* to, uint64_t* barrier) {
-      for (int q = threadIdx.x; q < ranks; q += blockDim.x) push(to + rank, total, q, barrier);
+    for (int i = threadIdx.x; i < own(); i += blockDim.x) total += term(part().first + i);
+    total = sum_of_block(total, shared_at<A>(plan.shared.warps));
+    const A* const parts = exchange(ranks(), ranks(), [&](A* to, uint64_t* barrier) {
+      for (int q = threadIdx.x; q < ranks(); q += blockDim.x) push(to + part().rank, total, q, barrier);
     });
     return sum_of_parts(parts, 0, 1);
   }
 
   template <class Term>
-  __device__ void sums(int64_t rows, A* out, Term term) {
+  __device__ void sums(int rows, A* out, Term term) {
     if (rows == 0) return;
-    const A* const parts = exchange(ranks * rows, ranks * rows, [&](A* to, uint64_t* barrier) {
-      each_sum(rows, term, [&](int64_t j, A total, int lane) {
-        for (int q = lane; q < ranks; q += kWarp) push(to + rank * rows + j, total, q, barrier);
+    const A* const parts = exchange(ranks() * rows, ranks() * rows, [&](A* to, uint64_t* barrier) {
+      each_sum(rows, term, [&](int j, A total, int lane) {
+        for (int q = lane; q < ranks(); q += kWarp) push(to + part().rank * rows + j, total, q, barrier);
       });
     });
-    times(rows, [&](int64_t j) { out[j] = sum_of_parts(parts, j, rows); });
+    times(rows, [&](int j) { out[j] = sum_of_parts(parts, j, rows); });
   }
 
   template <class Number>
-  __device__ void keep(int64_t numbers, A* p, Number number) const {
-    times(rank == 0 ? numbers : 0, [&](int64_t j) { p[j] = number(j); });
+  __device__ void keep(int numbers, A* p, Number number) const {
+    times(part().rank == 0 ? numbers : 0, [&](int j) { p[part().n * record_size + j] = number(j); });
   }
 
   template <class Term>
-  __device__ void keep_sums(int64_t rows, A* p, Term term) {
-    const A* const parts = exchange(ranks * rows, rank == 0 ? ranks * rows : 0, [&](A* to, uint64_t* barrier) {
-      each_sum(rows, term, [&](int64_t j, A total, int lane) {
-        if (lane == 0) push(to + rank * rows + j, total, 0, barrier);
-      });
-    });
-    keep(rows, p, [&](int64_t j) { return sum_of_parts(parts, j, rows); });
+  __device__ void keep_sums(int rows, A* p, Term term) {
+    const A* const parts =
+        exchange(ranks() * rows, part().rank == 0 ? ranks() * rows : 0, [&](A* to, uint64_t* barrier) {
+          each_sum(rows, term, [&](int j, A total, int lane) {
+            if (lane == 0) push(to + part().rank * rows + j, total, 0, barrier);
+          });
+        });
+    keep(rows, p, [&](int j) { return sum_of_parts(parts, j, rows); });
   }
 
-  __device__ const A* pad(int, const A* values, int64_t half, bool circular) {
+  __device__ const A* pad(int, const A* values, int half, bool circular) {
     A* padded;
-    if (values == complete) {
-      padded = take(count + 2 * half);
-      times(count, [&](int64_t c) { padded[half + c] = values[c]; });
+    if (means && values == means + part().n * problem.c) {
+      padded = take(count() + 2 * half);
+      times(count(), [&](int c) { padded[half + c] = values[c]; });
     } else {
       padded = gather(values, half);
     }
-    times(2 * half, [&](int64_t i) {
-      const int64_t at = i < half ? i : count + i, c = padded_channel(at - half, count, circular);
+    times(2 * half, [&](int i) {
+      const int at = i < half ? i : count() + i, c = padded_channel(at - half, count(), circular);
       padded[at] = c < 0 ? A(0) : padded[half + c];
     });
     return padded;
   }
 
   // Every block's own channels of `values`, in every block, behind and before room for `half` numbers.
-  __device__ A* gather(const A* values, int64_t half) {
-    return exchange(count + 2 * half, count, [&](A* to, uint64_t* barrier) {
-      for (int64_t i = threadIdx.x; i < own * ranks; i += blockDim.x) {
-        const int64_t c = first + i % own;
-        push(to + half + c, values[c], static_cast<int>(i / own), barrier);
+  __device__ A* gather(const A* values, int half) {
+    return exchange(count() + 2 * half, count(), [&](A* to, uint64_t* barrier) {
+      for (int i = threadIdx.x; i < own() * ranks(); i += blockDim.x) {
+        const int c = part().first + i % own();
+        push(to + half + c, values[c], i / own(), barrier);
       }
     });
   }
 
   // out[c] = the sum of partial[c] over the blocks, for this block's own channels; partial has all channels.
   __device__ void scatter_sums(const A* partial, A* out) {
-    const A* const parts = exchange(ranks * per, ranks * own, [&](A* to, uint64_t* barrier) {
-      for (int64_t c = threadIdx.x; c < count; c += blockDim.x) {
-        const int q = static_cast<int>(c / per);
-        push(to + rank * per + c - q * per, partial[c], q, barrier);
+    const A* const parts = exchange(ranks() * plan.channels, ranks() * own(), [&](A* to, uint64_t* barrier) {
+      for (int c = threadIdx.x; c < count(); c += blockDim.x) {
+        const int q = c / plan.channels;
+        push(to + part().rank * plan.channels + c - q * plan.channels, partial[c], q, barrier);
       }
     });
-    each([&](int64_t c) { out[c] = sum_of_parts(parts, c - first, per); });
+    each([&](int c) { out[c] = sum_of_parts(parts, c - part().first, plan.channels); });
   }
 
  private:
-  __device__ A* take(int64_t numbers) {
-    A* const taken = memory + sample % 2 * memory_size + used;
+  __device__ A* take(int numbers) {
+    A* const taken = shared_at<A>(plan.shared.exchanges) + part().sample % 2 * plan.exchange_numbers + used;
     used += numbers;
     return taken;
   }
 
   // send(to, barrier) pushes to the same places in other blocks; `expected` numbers arrive here, in room for `numbers`.
   template <class Send>
-  __device__ A* exchange(int64_t numbers, int64_t expected, Send send) {
-    A* const room = take(numbers);
-    uint64_t* const barrier = barriers + 2 * step++ + sample % 2;
+  __device__ A* exchange(int numbers, int expected, Send send) {
     __syncthreads();
-    if (expected > 0 && threadIdx.x == 0)
-      ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
-                                     static_cast<uint32_t>(expected * sizeof(A)));
-    send(room, barrier);
-    if (expected > 0) {
-      while (!ptx::mbarrier_try_wait_parity(ptx::sem_acquire, ptx::scope_cluster, barrier, sample / 2 % 2)) {
+    A* const room = take(numbers);
+    uint64_t* const barrier = barriers() + 2 * step++ + part().sample % 2;
+    if constexpr (!kAlone) {
+      if (ranks() > 1) {
+        if (expected > 0 && threadIdx.x == 0)
+          ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
+                                         static_cast<uint32_t>(expected * sizeof(A)));
+        send(room, barrier);
+        if (expected > 0) {
+          while (!ptx::mbarrier_try_wait_parity(ptx::sem_acquire, ptx::scope_cluster, barrier, part().sample / 2 % 2)) {
+          }
+        }
+        return room;
       }
     }
+    send(room, barrier);
+    __syncthreads();
     return room;
   }
 
   __device__ void push(A* to, A value, int q, uint64_t* barrier) const {
-    const auto cluster = cooperative_groups::this_cluster();
-    ptx::st_async(cluster.map_shared_rank(to, q), value, cluster.map_shared_rank(barrier, q));
+    if constexpr (!kAlone) {
+      if (ranks() > 1) {
+        ptx::st_async(in_block(to, q), value, in_block(barrier, q));
+        return;
+      }
+    }
+    *to = value;
   }
 
   // done(j, sum of term(j, c) over this block's channels, lane), by all lanes of a warp.
   template <class Term, class Done>
-  __device__ void each_sum(int64_t rows, Term term, Done done) const {
+  __device__ void each_sum(int rows, Term term, Done done) const {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
-    for (int64_t j = threadIdx.x / kWarp; j < rows; j += blockDim.x / kWarp) {
+    for (int j = threadIdx.x / kWarp; j < rows; j += blockDim.x / kWarp) {
       A total = 0;
-#pragma unroll 2
-      for (int64_t i = lane; i < own; i += kWarp) total += term(j, first + i);
+#pragma unroll 1
+      for (int i = lane; i < own(); i += kWarp) total += term(j, part().first + i);
       done(j, sum_of_lanes(total, kWarp), lane);
     }
   }
 
-  __device__ A sum_of_parts(const A* parts, int64_t j, int64_t stride) const {
+  __device__ A sum_of_parts(const A* parts, int j, int stride) const {
     A total = parts[j];
-    for (int r = 1; r < ranks; ++r) total += parts[r * stride + j];
+#pragma unroll 1
+    for (int r = 1; r < ranks(); ++r) total += parts[r * stride + j];
     return total;
   }
 };

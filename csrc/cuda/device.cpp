@@ -35,19 +35,27 @@ int resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int 
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   const std::lock_guard<std::mutex> lock(mutex);
+  const int threads = static_cast<int>(config.blockDim.x);
   const auto key = std::make_tuple(device, kernel, ranks, config.blockDim.x, config.dynamicSmemBytes);
   if (const auto found = known.find(key); found != known.end()) return found->second;
   cudaFuncAttributes attributes{};
-  int clusters = 0;
+  int count = 0;
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error == cudaSuccess && attributes.ptxVersion >= 90) {
-    error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  const bool clusters = config.numAttrs > 0;
+  if (error == cudaSuccess && clusters && attributes.ptxVersion >= 90) {
+    error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  } else if (error == cudaSuccess && !clusters && attributes.ptxVersion >= 80 && attributes.ptxVersion < 90) {
+    int multiprocessors = 0;
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess)
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, config.dynamicSmemBytes);
+    count *= multiprocessors;
   }
   if (error != cudaSuccess) {
     cudaGetLastError();
-    clusters = 0;
+    count = 0;
   }
-  return known[key] = clusters;
+  return known[key] = count;
 }
 
 }  // namespace eca

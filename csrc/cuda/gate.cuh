@@ -19,15 +19,13 @@ __device__ void add_partials(A* partial, int64_t channels, int64_t blocks) {
 }
 
 template <class A, class X>
-__device__ __attribute__((noinline)) void gate_forward(Variant variant, const GateArgs<A>& args, X& x, const A* mean,
-                                                       A* gate) {
+__device__ __forceinline__ void gate_forward(Variant variant, const GateArgs<A>& args, X& x, const A* mean, A* gate) {
   with_gate(variant, args, [&](auto of) { of.forward(x, mean, gate); });
 }
 
 template <class A, class X>
-__device__ __attribute__((noinline)) void gate_backward(Variant variant, const GateArgs<A>& args, X& x, const A* mean,
-                                                        const A* grad_gate, A* gate, A* grad_mean, A* record,
-                                                        A* field) {
+__device__ __forceinline__ void gate_backward(Variant variant, const GateArgs<A>& args, X& x, const A* mean,
+                                              const A* grad_gate, A* gate, A* grad_mean, A* record, A* field) {
   with_gate(variant, args, [&](auto of) { of.backward(x, mean, grad_gate, gate, grad_mean, record, field); });
 }
 

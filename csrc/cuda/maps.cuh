@@ -1,126 +1,186 @@
 // SPDX-License-Identifier: MIT
-// L1. The four things that are done to feature maps, N elements at a time: two sums for reduce.cuh (pool, dot) and two
-// ways to apply a gate for walk.cuh (rescale, gradient). cpu/maps.h is their twin.
+// L1. What is done to feature maps, N elements at a time: two sums for reduce.cuh (pool, dot) and three visits for
+// walk.cuh (mask, rescale, gradient). cpu/maps.h is their twin. They are given the maps as Runs, or as something that
+// has the same members: the slab of a resident kernel (resident.cuh), or Absent.
 #pragma once
 #include "../problem.h"
 #include "vector.cuh"
 
 namespace eca {
 
-// One sample of a feature map; absent where data is null.
-template <class T>
-struct Map {
+// Planes or rows in global memory; not there where data is null. Index: int where that is known to be enough.
+template <class T, class Index>
+struct Runs {
   T* data;
-  int64_t stride;  // between runs
+  Index stride;  // between runs
 
-  __device__ Map() : data(nullptr), stride(0) {}
-  __device__ Map(const Batch& batch, int64_t n)
-      : data(batch.data ? static_cast<T*>(batch.data) + n * batch.sample_stride : nullptr), stride(batch.run_stride) {}
-  __device__ __forceinline__ T* at(int64_t run, int64_t i) const { return data + run * stride + i; }
+  __device__ __forceinline__ T* at(Index run, Index i) const { return data + run * stride + i; }
 
   // N elements that will be read again soon, or that will not.
   template <int N>
-  __device__ __forceinline__ Vector<T, N> load(int64_t run, int64_t i) const {
+  __device__ __forceinline__ Vector<T, N> load(Index run, Index i) const {
     return Vector<T, N>::load(at(run, i));
   }
   template <int N>
-  __device__ __forceinline__ Vector<T, N> load_last(int64_t run, int64_t i) const {
+  __device__ __forceinline__ Vector<T, N> load_last(Index run, Index i) const {
     return Vector<T, N>::load_last(at(run, i));
   }
+  // Until everything up to there has arrived: it always was there.
+  __device__ __forceinline__ void await(Index, Index) const {}
 };
 
-// Runs `first` and following of a map, one after another in shared memory.
+// One sample of a map, with strides of any size.
 template <class T>
-struct Slab {
-  T* data;
-  int stride;
-  int64_t first;
+struct Map : Runs<T, int64_t> {
+  __device__ Map(const Batch& batch, int64_t n)
+      : Runs<T, int64_t>{batch.data ? static_cast<T*>(batch.data) + n * batch.sample_stride : nullptr,
+                         batch.run_stride} {}
+};
 
-  __device__ __forceinline__ T* at(int64_t run, int64_t i) const {
-    return data + static_cast<int>(run - first) * stride + static_cast<int>(i);
+// A map that is known not to be there.
+template <class T>
+struct Absent {
+  static constexpr T* data = nullptr;
+  template <int N, class Index>
+  __device__ Vector<T, N> load(Index, Index) const {
+    return {};
   }
-  template <int N>
-  __device__ __forceinline__ Vector<T, N> load(int64_t run, int64_t i) const {
-    return Vector<T, N>::load(at(run, i));
+  template <int N, class Index>
+  __device__ Vector<T, N> load_last(Index, Index) const {
+    return {};
   }
-  template <int N>
-  __device__ __forceinline__ Vector<T, N> load_last(int64_t run, int64_t i) const {
-    return load<N>(run, i);
+  template <class Index>
+  __device__ T* at(Index, Index) const {
+    return nullptr;
   }
 };
 
 // The sum of x.
-template <class T, int N, class X = Map<T>>
+template <class T, int N, class X>
 struct Pool {
   using A = Accumulator<T>;
   using Loaded = Vector<T, N>;
   X x;
 
-  __device__ __forceinline__ Loaded load(int64_t run, int64_t i) const { return x.template load<N>(run, i); }
-  __device__ __forceinline__ void add(int64_t, int64_t, const Loaded& loaded, A (&total)[N]) const {
-    A values[N];
-    loaded.get(values);
-#pragma unroll
-    for (int k = 0; k < N; ++k) total[k] += values[k];
+  template <class Index>
+  __device__ __forceinline__ void await(Index run, Index i) const {
+    x.await(run, i);
   }
+  template <class Index>
+  __device__ __forceinline__ Loaded load(Index run, Index i) const {
+    return x.template load<N>(run, i);
+  }
+  __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const { loaded.get(terms); }
 };
 
-// The sum of grad_y * x, over positions where y > 0 if there is a y. What else becomes of grad_y there:
-//   kReadAgain   nothing: Gradient reads y, too
-//   kMask        it is in shared memory, is set to zero where y <= 0, and is the residual's gradient already
-enum class Masking { kReadAgain, kMask };
-
-template <class T, int N, class G = Map<T>, Masking M = Masking::kReadAgain>
+// The sum of grad_y * x, over positions where y > 0 if there is a y.
+template <class T, int N, class G, class X, class Y>
 struct Dot {
   using A = Accumulator<T>;
   struct Loaded {
     Vector<T, N> grad_y, x, y;
   };
   G grad_y;
-  Map<T> x, y, grad_residual;  // grad_residual: for kMask
+  X x;
+  Y y;
 
-  __device__ __forceinline__ Loaded load(int64_t run, int64_t i) const {
+  template <class Index>
+  __device__ __forceinline__ void await(Index run, Index i) const {
+    grad_y.await(run, i);
+  }
+  template <class Index>
+  __device__ __forceinline__ Loaded load(Index run, Index i) const {
     Loaded loaded{};
     loaded.grad_y = grad_y.template load<N>(run, i);
     loaded.x = x.template load_last<N>(run, i);
     if (y.data) loaded.y = y.template load<N>(run, i);
     return loaded;
   }
-  __device__ __forceinline__ void add(int64_t run, int64_t i, const Loaded& loaded, A (&total)[N]) const {
-    A grad[N], values[N], outputs[N];
-    loaded.grad_y.get(grad);
+  __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const {
+    A values[N], outputs[N];
+    loaded.grad_y.get(terms);
     loaded.x.get(values);
     loaded.y.get(outputs);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      if (y.data && outputs[k] <= A(0)) grad[k] = A(0);
-      total[k] += grad[k] * values[k];
-    }
-    if constexpr (M == Masking::kMask) {
-      if (y.data) Vector<T, N>::put(grad_y.at(run, i), grad);
-      if (grad_residual.data) Vector<T, N>::store(grad_residual.at(run, i), grad);
+      if (y.data && outputs[k] <= A(0)) terms[k] = A(0);
+      terms[k] *= values[k];
     }
   }
 };
 
-// y = relu(x * gate + residual)
-template <class T, int N, class X = Map<T>>
+// In place: grad_y = grad_residual = [y > 0] grad_y
+template <class T, int N, class G, class M>
+struct Mask {
+  using A = Accumulator<T>;
+  struct Loaded {
+    Vector<T, N> grad_y, y;
+  };
+  G grad_y;
+  M y, grad_residual;
+
+  template <class Index>
+  __device__ __forceinline__ Loaded load(Index run, Index i) const {
+    grad_y.await(run, i);
+    return {grad_y.template load<N>(run, i), y.template load_last<N>(run, i)};
+  }
+  template <class Index>
+  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&)[N],
+                                         const A (&)[N]) const {
+    A grad[N], outputs[N];
+    loaded.grad_y.get(grad);
+    loaded.y.get(outputs);
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      if (outputs[k] <= A(0)) grad[k] = A(0);
+    Vector<T, N>::put(grad_y.at(run, i), grad);
+    if (grad_residual.data) Vector<T, N>::store(grad_residual.at(run, i), grad);
+  }
+};
+
+// y = x * gate
+template <class T, int N, class X, class M>
 struct Rescale {
+  using A = Accumulator<T>;
+  using Loaded = Vector<T, N>;
+  X x;
+  M y;
+
+  template <class Index>
+  __device__ __forceinline__ Loaded load(Index run, Index i) const {
+    return x.template load_last<N>(run, i);
+  }
+  template <class Index>
+  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
+                                         const A (&)[N]) const {
+    A values[N];
+    loaded.get(values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) values[k] *= gate[k];
+    Vector<T, N>::store(y.at(run, i), values);
+  }
+};
+
+// y = relu(x * gate + residual), with a residual or without
+template <class T, int N, class X, class M>
+struct RescaleRelu {
   using A = Accumulator<T>;
   struct Loaded {
     Vector<T, N> x, residual;
   };
   X x;
-  Map<T> residual, y;
+  M residual, y;
   bool relu;
 
-  __device__ __forceinline__ Loaded load(int64_t run, int64_t i) const {
+  template <class Index>
+  __device__ __forceinline__ Loaded load(Index run, Index i) const {
     Loaded loaded{};
     loaded.x = x.template load_last<N>(run, i);
     if (residual.data) loaded.residual = residual.template load_last<N>(run, i);
     return loaded;
   }
-  __device__ __forceinline__ void finish(int64_t run, int64_t i, const Loaded& loaded, const A (&gate)[N],
+  template <class Index>
+  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
                                          const A (&)[N]) const {
     A values[N], added[N];
     loaded.x.get(values);
@@ -136,22 +196,26 @@ struct Rescale {
 };
 
 // grad_residual = [y > 0] grad_y, grad_x = grad_residual * gate + shift
-template <class T, int N, class G = Map<T>>
+template <class T, int N, class G, class Y, class M>
 struct Gradient {
   using A = Accumulator<T>;
   struct Loaded {
     Vector<T, N> grad_y, y;
   };
   G grad_y;
-  Map<T> y, grad_x, grad_residual;
+  Y y;
+  M grad_x;
+  Y grad_residual;
 
-  __device__ __forceinline__ Loaded load(int64_t run, int64_t i) const {
+  template <class Index>
+  __device__ __forceinline__ Loaded load(Index run, Index i) const {
     Loaded loaded{};
     loaded.grad_y = grad_y.template load_last<N>(run, i);
     if (y.data) loaded.y = y.template load_last<N>(run, i);
     return loaded;
   }
-  __device__ __forceinline__ void finish(int64_t run, int64_t i, const Loaded& loaded, const A (&gate)[N],
+  template <class Index>
+  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
                                          const A (&shift)[N]) const {
     A grad[N], outputs[N];
     loaded.grad_y.get(grad);

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 
+#include "../plan/tuning.h"
 #include "parameters.h"
 #include "resident.h"
 #include "two_phase.h"
@@ -115,7 +116,7 @@ struct Launch {
   const Tensor& x;
   Parameters<A>& parameters;
   Request request;
-  Batch kept;  // the map that the resident kernel keeps
+  bool dense;  // all maps
   Device facts = device.device();
   cudaStream_t stream = device.stream();
 
@@ -146,8 +147,9 @@ struct Launch {
   template <class More, class Place>
   bool run_resident(const Call& call, More more, Place place) {
     const Problem& p = request.problem;
-    const Exchanges& exchanges = parameters.facts.exchanges[request.direction == Direction::kBackward];
-    ResidentRequest wanted{request, is_dense(p, kept), exchanges.padded, exchanges.per_block};
+    const GateFacts& gate = parameters.facts;
+    ResidentRequest wanted{request, dense, gate.exchanges[request.direction == Direction::kBackward], gate.weights,
+                           tuned(request)};
     while (wanted.most_ranks > 0) {
       const ResidentPlan plan = make_resident_plan(wanted, facts);
       if (!plan.possible) return false;
@@ -222,6 +224,11 @@ int64_t common_alignment(const Problem& p, const Maps&... maps) {
   return std::min({alignment_of(p, maps)...});
 }
 
+template <class... Maps>
+bool are_dense(const Problem& p, const Maps&... maps) {
+  return (... && (!maps.data || is_dense(p, maps)));
+}
+
 template <class A>
 Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors, const OptionalTensor& residual,
                   int64_t flags, OptionalTensor* mean) {
@@ -244,7 +251,7 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
                                 parameters,
                                 {p, Direction::kForward, residual.has_value(), alignment, parameters.args.kernel_size,
                                  parameters.facts.scratch_size},
-                                call.x};
+                                are_dense(p, call.x, call.residual, call.y)};
   launch.run(call, [](Workspace&) {}, [](const Workspace&, ForwardCall complete) { return complete; });
   return maps.finish();
 }
@@ -278,7 +285,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
       x,
       parameters,
       {p, Direction::kBackward, grad_residual, alignment, parameters.args.kernel_size, parameters.facts.scratch_size},
-      call.grad_y};
+      are_dense(p, call.grad_y, call.x, call.y, call.grad_x, call.grad_residual)};
   int64_t record = 0, field = 0;
   CombineArgs combine{};
   std::optional<Workspace> kept;

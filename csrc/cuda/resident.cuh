@@ -4,207 +4,264 @@
 // (kRows), a slab. Clusters take samples n, n + clusters, n + 2 clusters, ...; with several slabs per block, the next
 // samples are on their way while one is worked on. Of one sample:
 //
-//   load      bulk copies into the slab, counted by its mbarrier
-//   reduce    from the slab (backward: and from x and y, which are read here only)
+//   load      copies.cuh, into the slab
+//   reduce    from the slab as it arrives (backward: and from x, which is read here only)
 //   exchange  kRows: the sums of each channel go to the block that owns it; kPlanes: they are there
 //   gate      gates/ on the cluster's blocks (cluster.cuh); kRows: the gates of all channels go to all blocks
 //   apply     from the slab to global memory
 #pragma once
 #include "cluster.cuh"
+#include "copies.cuh"
 #include "gate.cuh"
-#include "maps.cuh"
 #include "resident_args.h"
-#include "walk.cuh"
+#include "straddle.cuh"
 
 namespace eca {
 
-// Numbers per channel in shared memory, and where this block stands.
-template <class T, Layout L, int N, class Call>
-struct ResidentBase {
-  using Element = T;
+// What distinguishes the kernels: N elements of type T per load and store; kStraddle: planes are not a number of those.
+template <class T_, Layout L, int N_, bool kStraddle_, Copies C>
+struct Instance {
+  using T = T_;
   using A = Accumulator<T>;
+  using Loader = std::conditional_t<C == Copies::kBulk, BulkLoader, ThreadLoader>;
+  using Executor = ClusterChannels<A, C == Copies::kThreads>;
+  static constexpr Copies kCopies = C;
+  static constexpr bool kPlanes = L == Layout::kPlanes, kStraddle = kStraddle_;
+  static constexpr int N = N_;
+};
+
+// The numbers of a sample in shared memory, and the steps that both directions share. Places in maps are relative to
+// the block's part of a sample.
+template <class I, class Call>
+struct ResidentBase {
+  using Kind = I;
+  using T = typename I::T;
+  using A = typename I::A;
   using Args = ResidentArgs<A, Call>;
+  using Other = Runs<T, int>;  // a map that is not kept
+  static constexpr Layout kLayout = I::kPlanes ? Layout::kPlanes : Layout::kRows;
+  static constexpr int N = I::N;
   const Args& args;
-  ClusterChannels<A>& x;
-  int64_t run0, runs;  // planes or rows of the slab
+  typename I::Executor& x;
 
-  // For this block's own channels, addressed by channel; `which` as in ResidentLayout.
-  __device__ A* own(int which) const { return shared_at<A>(args.plan.shared.numbers) + which * x.per - x.first; }
-  __device__ A* partial() const { return shared_at<A>(args.plan.shared.partial); }
+  __device__ const Part& part() const { return x.part(); }
+  __device__ int length() const { return static_cast<int>(I::kPlanes ? args.problem.s : args.problem.c); }  // of a run
 
-  __device__ Slab<T> slab(int stage) const {
-    const int64_t length = L == Layout::kPlanes ? args.problem.s : args.problem.c;
-    return {shared_at<T>(args.plan.shared.slabs + stage * args.plan.slab_bytes), static_cast<int>(length), run0};
+  __device__ Other other(const Batch& map, int64_t n) const {
+    T* const data = static_cast<T*>(map.data);
+    return {data ? data + n * map.sample_stride + static_cast<int64_t>(part().run0) * length() : nullptr, length()};
+  }
+  __device__ Other other(const Batch& map) const { return other(map, part().n); }
+
+  // Four numbers for each of this block's own channels, addressed by channel: sum, mean, gate, shift.
+  __device__ A* own(int which) const {
+    return shared_at<A>(args.plan.shared.numbers) + which * args.plan.channels - part().first;
   }
 
-  // Calls f with tiles that fit a block's threads.
-  template <class F>
-  __device__ void tiles(F f) const {
-    if constexpr (L == Layout::kPlanes) {
-      f(Tile{run0, run0 + runs, 0, args.problem.s});
-    } else {
-      const int64_t c = args.problem.c, strip = int64_t{blockDim.x} * N;
-      for (int64_t c0 = 0; c0 < c; c0 += strip) f(Tile{c0, c0 + strip < c ? c0 + strip : c, run0, run0 + runs});
-    }
+  // own(which) as `visit` needs it: of all channels there, from the first on.
+  __device__ const A* everywhere(int which) const {
+    if constexpr (I::kPlanes) return own(which) + part().first;
+    return x.gather(own(which), 0);
   }
 
   // The sums of this block's own channels into own(0).
   template <class Term>
-  __device__ void sums(const Term& term) {
-    A* const parts = shared_at<A>(args.plan.shared.parts);
-    if constexpr (L == Layout::kPlanes) {
-      tiles([&](const Tile& tile) { Reduce<A, L, N>::sums(tile, args.plan.lanes, term, parts, own(0) + x.first); });
+  __device__ void sums(const Term& term) const {
+    const ResidentPlan& plan = args.plan;
+    A *const parts = shared_at<A>(plan.shared.parts), *const out = own(0) + part().first;
+    if constexpr (I::kStraddle) {
+      Straddle<A, N>::sums(part().runs, length(), plan.lanes, plan.group, term, parts, out);
+    } else if constexpr (I::kPlanes) {
+      Reduce<A, kLayout, N>::sums(TileOf<int>{0, part().runs, 0, length()}, plan.lanes, term, parts, out);
     } else {
-      tiles([&](const Tile& tile) {
-        Reduce<A, L, N>::sums(tile, 1, term, parts, partial() + tile.c0);
+      A* const partial = shared_at<A>(plan.shared.partial);  // of all channels
+      strips([&](const TileOf<int>& tile) {
+        Reduce<A, kLayout, N>::sums(tile, 1, term, parts, partial + tile.c0);
         __syncthreads();  // parts are free again
       });
-      x.scatter_sums(partial(), own(0));
+      x.scatter_sums(partial, own(0));
     }
     __syncthreads();
   }
 
-  // own(which) as the apply step needs it: of all channels it visits, addressed by channel.
-  __device__ const A* everywhere(int which) const {
-    if constexpr (L == Layout::kPlanes) return own(which);
-    return x.gather(own(which), 0);
+  template <class Body>
+  __device__ void visit(const A* gate, const A* shift, const Body& body) const {
+    if constexpr (I::kStraddle) {
+      Straddle<A, N>::each(part().runs, length(), gate, shift, body);
+    } else if constexpr (I::kPlanes) {
+      Walk<A, kLayout, N>::each(TileOf<int>{0, part().runs, 0, length()}, gate, shift, body);
+    } else {
+      strips([&](const TileOf<int>& tile) { Walk<A, kLayout, N>::each(tile, gate, shift, body); });
+    }
+  }
+
+ private:
+  // kRows: calls f with tiles of as many columns as threads take in one step.
+  template <class F>
+  __device__ void strips(F f) const {
+    const int c = length(), strip = blockDim.x * N;
+    for (int c0 = 0; c0 < c; c0 += strip) f(TileOf<int>{c0, c0 + strip < c ? c0 + strip : c, 0, part().runs});
   }
 };
 
-template <class T, Layout L, int N>
-struct ResidentForward : ResidentBase<T, L, N, ForwardCall> {
-  using Base = ResidentBase<T, L, N, ForwardCall>;
-  using A = typename Base::A;
+template <class I>
+struct ResidentForward : ResidentBase<I, ForwardCall> {
+  using Base = ResidentBase<I, ForwardCall>;
   using Base::args;
+  using Base::N;
   using Base::x;
-  static constexpr Direction kDirection = Direction::kForward;
+  using typename Base::A;
+  using typename Base::Other;
+  using typename Base::T;
 
   __device__ static const Batch& resident(const ForwardCall& call) { return call.x; }
-  __device__ static const A* complete(const ForwardCall&, int64_t) { return nullptr; }
+  __device__ static const A* means(const ForwardCall&) { return nullptr; }
+  __device__ static int64_t record_size(const ForwardCall&) { return 0; }
 
-  __device__ void run(int64_t n, int stage) {
+  template <class S>
+  __device__ void run(const S& slab) const {
     const ForwardCall& call = args.call;
-    const Slab<T> slab = this->slab(stage);
-    this->sums(Pool<T, N, Slab<T>>{slab});
+    this->sums(Pool<T, N, S>{slab});
     A *const sums = this->own(0), *const mean = this->own(1), *const gate = this->own(2);
-    A* const kept = call.mean ? static_cast<A*>(call.mean) + n * args.problem.c : nullptr;
-    x.each([&](int64_t c) {
+    A* const kept = call.mean ? static_cast<A*>(call.mean) + this->part().n * args.problem.c : nullptr;
+    x.each([&](int c) {
       mean[c] = sums[c] / static_cast<A>(args.problem.s);
       if (kept) kept[c] = mean[c];
     });
     gate_forward(args.problem.variant, args.gate_args, x, static_cast<const A*>(mean), gate);
     const A* const gates = this->everywhere(2);
-    const Rescale<T, N, Slab<T>> body{slab, Map<T>(call.residual, n), Map<T>(call.y, n),
-                                      (args.problem.flags & kRelu) != 0};
-    this->tiles([&](const Tile& tile) { Walk<A, L, N>::each(tile, gates, static_cast<const A*>(nullptr), body); });
+    const bool relu = (args.problem.flags & kRelu) != 0;
+    if (relu || call.residual.data) {
+      this->visit(gates, nullptr,
+                  RescaleRelu<T, N, Slab<T>, Other>{slab, this->other(call.residual), this->other(call.y), relu});
+    } else {
+      this->visit(gates, nullptr, Rescale<T, N, Slab<T>, Other>{slab, this->other(call.y)});
+    }
   }
 };
 
-template <class T, Layout L, int N>
-struct ResidentBackward : ResidentBase<T, L, N, BackwardCall> {
-  using Base = ResidentBase<T, L, N, BackwardCall>;
-  using A = typename Base::A;
+template <class I>
+struct ResidentBackward : ResidentBase<I, BackwardCall> {
+  using Base = ResidentBase<I, BackwardCall>;
   using Base::args;
+  using Base::N;
   using Base::x;
-  static constexpr Direction kDirection = Direction::kBackward;
+  using typename Base::A;
+  using typename Base::Other;
+  using typename Base::T;
 
   __device__ static const Batch& resident(const BackwardCall& call) { return call.grad_y; }
-  __device__ static const A* complete(const BackwardCall& call, int64_t n_times_c) {
-    return static_cast<const A*>(call.mean) + n_times_c;
-  }
+  __device__ static const A* means(const BackwardCall& call) { return static_cast<const A*>(call.mean); }
+  __device__ static int64_t record_size(const BackwardCall& call) { return call.record_size; }
 
-  __device__ void run(int64_t n, int stage) {
+  template <class S>
+  __device__ void run(const S& slab) const {
     const BackwardCall& call = args.call;
-    const Slab<T> slab = this->slab(stage);
-    this->sums(
-        Dot<T, N, Slab<T>, Masking::kMask>{slab, Map<T>(call.x, n), Map<T>(call.y, n), Map<T>(call.grad_residual, n)});
+    if (call.y.data) {
+      this->visit(nullptr, nullptr, Mask<T, N, S, Other>{slab, this->other(call.y), this->other(call.grad_residual)});
+      __syncthreads();
+    }
+    this->sums(Dot<T, N, S, Other, Absent<T>>{slab, this->other(call.x), {}});
     A *const gate = this->own(2), *const shift = this->own(3);
-    gate_backward(args.problem.variant, args.gate_args, x, x.complete, static_cast<const A*>(this->own(0)), gate, shift,
-                  static_cast<A*>(call.record) + n * call.record_size,
-                  static_cast<A*>(call.field) + n * args.problem.c);
-    x.each([&](int64_t c) { shift[c] /= static_cast<A>(args.problem.s); });
+    gate_backward(args.problem.variant, args.gate_args, x, x.means + this->part().n * args.problem.c,
+                  static_cast<const A*>(this->own(0)), gate, shift, static_cast<A*>(call.record),
+                  static_cast<A*>(call.field) + this->part().n * args.problem.c);
+    x.each([&](int c) { shift[c] /= static_cast<A>(args.problem.s); });
     const A *const gates = this->everywhere(2), *const shifts = this->everywhere(3);
-    const Gradient<T, N, Slab<T>> body{slab, {}, Map<T>(call.grad_x, n), {}};
-    this->tiles([&](const Tile& tile) { Walk<A, L, N>::each(tile, gates, shifts, body); });
+    this->visit(gates, shifts, Gradient<T, N, Slab<T>, Absent<T>, Other>{slab, {}, this->other(call.grad_x), {}});
   }
 };
 
-// Issues the copies of one slab, in pieces that the hardware takes. One thread.
-__device__ inline void load_slab(unsigned char* slab, const char* from, int64_t bytes, uint64_t* barrier) {
-  ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
-                                 static_cast<uint32_t>(bytes));
-  constexpr int64_t kPiece = 16384;
-  for (int64_t at = 0; at < bytes; at += kPiece)
-    ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, slab + at, from + at,
-                       static_cast<uint32_t>(bytes - at < kPiece ? bytes - at : kPiece), barrier);
+template <class Pass>
+__device__ void run_resident(const typename Pass::Args& args) {
+  using Kind = typename Pass::Kind;
+  using A = typename Pass::A;
+  using T = typename Pass::T;
+  const ResidentPlan& plan = args.plan;
+  const Problem& p = args.problem;
+  typename Kind::Executor x{p, plan, Pass::means(args.call), Pass::record_size(args.call)};
+  const Pass pass{{args, x}};
+  typename Kind::Loader loader;
+  if constexpr (Kind::kCopies == Copies::kBulk) {
+    loader = {x.barriers() + 2 * kMaxExchanges, plan.stages, plan.piece_shift};
+  } else {
+    loader = {plan.stages};
+  }
+  const auto data = [&](int stage) { return shared_at<T>(plan.shared.slabs + stage * plan.slab_bytes); };
+  const auto load = [&](int64_t n, int stage) {
+    const char* from = nullptr;
+    if (n < p.n) from = reinterpret_cast<const char*>(pass.other(Pass::resident(args.call), n).data);
+    loader.load(stage, reinterpret_cast<unsigned char*>(data(stage)), from,
+                pass.part().runs * pass.length() * static_cast<int>(sizeof(T)));
+  };
+
+  if (threadIdx.x == 0) {
+    const int rank = static_cast<int>(blockIdx.x) % plan.ranks;
+    const auto cut = [&](int total, int per, int* first) {
+      *first = rank * per < total ? rank * per : total;
+      return total - *first < per ? total - *first : per;
+    };
+    Part& part = *shared_at<Part>(plan.shared.part);
+    part.n = blockIdx.x / plan.ranks;
+    part.sample = part.stage = 0;
+    part.rank = rank;
+    part.own = cut(static_cast<int>(p.c), plan.channels, &part.first);
+    part.runs = cut(static_cast<int>(Kind::kPlanes ? p.c : p.s), plan.runs, &part.run0);
+  }
+  x.start();
+  loader.start();
+  if constexpr (Kind::kCopies == Copies::kBulk) {
+    if (threadIdx.x == 0) ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
+    __syncthreads();
+    ptx::barrier_cluster_arrive(ptx::sem_relaxed);  // the barriers are initialised in all blocks before anyone pushes
+  } else {
+    __syncthreads();
+  }
+  for (int stage = 0; stage < plan.stages; ++stage) load(pass.part().n + stage * plan.clusters, stage);
+  for (int j = 0; j < plan.kept_rows; ++j) {
+    const A* const row = args.gate_args.parameters[plan.kept_parameter] + j * p.c + pass.part().first;
+    for (int i = threadIdx.x; i < x.own(); i += blockDim.x)
+      shared_at<A>(plan.shared.kept)[j * plan.channels + i] = row[i];
+  }
+  if constexpr (Kind::kCopies == Copies::kBulk) ptx::barrier_cluster_wait(ptx::sem_acquire);
+
+  while (pass.part().n < p.n) {
+    x.step = 0;
+    x.used = 0;
+    loader.wait();
+    pass.run(loader.slab(data(pass.part().stage), pass.length(), pass.part().stage, pass.part().sample));
+    loader.release();
+    __syncthreads();
+    load(pass.part().n + plan.stages * plan.clusters, pass.part().stage);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      Part& part = *shared_at<Part>(plan.shared.part);
+      part.n += plan.clusters;
+      part.stage = ++part.sample % plan.stages;
+    }
+    __syncthreads();
+  }
+}
+
+// The architectures that have what an instance is made of; the plan asks for none elsewhere.
+template <Copies C>
+__host__ __device__ constexpr bool is_built() {
+#if !defined(__CUDA_ARCH__)
+  return true;
+#elif __CUDA_ARCH__ >= 900
+  return C == Copies::kBulk;
+#else
+  return C == Copies::kThreads && __CUDA_ARCH__ >= 800;
+#endif
 }
 
 template <class Pass>
 __global__ void __launch_bounds__(512, 2) resident(const __grid_constant__ typename Pass::Args args) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // clusters; the plan asks for none before
-  using A = typename Pass::A;
-  const ResidentPlan& plan = args.plan;
-  const Problem& p = args.problem;
-  const int ranks = plan.ranks, rank = static_cast<int>(blockIdx.x) % ranks;
-  const int64_t cluster = blockIdx.x / ranks, clusters = gridDim.x / ranks;
-  const bool planes = p.layout == Layout::kPlanes;
-  const auto part = [&](int64_t total, int64_t per, int64_t* first) {
-    *first = rank * per < total ? rank * per : total;
-    return total - *first < per ? total - *first : per;
-  };
-
-  ClusterChannels<A> x{};
-  x.count = p.c;
-  x.per = plan.channels;
-  x.own = part(p.c, plan.channels, &x.first);
-  x.rank = rank;
-  x.ranks = ranks;
-  x.warps = shared_at<A>(plan.shared.warps);
-  x.scratch = shared_at<A>(plan.shared.scratch);
-  x.memory = shared_at<A>(plan.shared.exchanges);
-  x.memory_size = plan.exchange_numbers;
-  x.barriers = shared_at<uint64_t>(plan.shared.barriers) + plan.stages;
-  Pass pass{{args, x, 0, 0}};
-  pass.runs = part(planes ? p.c : p.s, plan.runs, &pass.run0);
-
-  uint64_t* const loaded = shared_at<uint64_t>(plan.shared.barriers);
-  const Batch& map = Pass::resident(args.call);
-  constexpr int64_t item = sizeof(typename Pass::Element);
-  const int64_t bytes = pass.runs * (planes ? p.s : p.c) * item;
-  const auto load = [&](int64_t n, int stage) {
-    load_slab(shared_at<unsigned char>(plan.shared.slabs + stage * plan.slab_bytes),
-              static_cast<const char*>(map.data) + (n * map.sample_stride + pass.run0 * map.run_stride) * item, bytes,
-              loaded + stage);
-  };
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < plan.stages + 2 * kMaxExchanges; ++i) ptx::mbarrier_init(loaded + i, 1);
-    ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
+  if constexpr (is_built<Pass::Kind::kCopies>()) {
+    run_resident<Pass>(args);
+  } else {
+    __trap();  // never silence: launch_clusters refuses code for such architectures
   }
-  __syncthreads();
-  ptx::barrier_cluster_arrive(ptx::sem_relaxed);  // the barriers are initialised in all blocks before anyone pushes
-  if (threadIdx.x == 0)
-    for (int stage = 0; stage < plan.stages && cluster + stage * clusters < p.n; ++stage)
-      load(cluster + stage * clusters, stage);
-  ptx::barrier_cluster_wait(ptx::sem_acquire);
-
-  for (int64_t n = cluster; n < p.n; n += clusters, ++x.sample) {
-    const int stage = x.sample % plan.stages;
-    x.step = 0;
-    x.used = 0;
-    x.complete = Pass::complete(args.call, n * p.c);
-    while (
-        !ptx::mbarrier_try_wait_parity(ptx::sem_acquire, ptx::scope_cta, loaded + stage, x.sample / plan.stages % 2)) {
-    }
-    pass.run(n, stage);
-    // Whatever threads have written to the slab comes before the copy that overwrites it.
-    ptx::fence_proxy_async(ptx::space_shared);
-    __syncthreads();
-    const int64_t next = n + plan.stages * clusters;
-    if (threadIdx.x == 0 && next < p.n) load(next, stage);
-  }
-#else
-  __trap();  // never silence: resident_clusters in device.cpp refuses code for architectures without clusters
-#endif
 }
 
 }  // namespace eca

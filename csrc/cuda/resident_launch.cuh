@@ -2,7 +2,6 @@
 // L2. Picks the instance of the resident kernel that a plan asks for. Included by one file per dtype.
 #pragma once
 #include <algorithm>
-#include <utility>
 
 #include "device.h"
 #include "launch.cuh"
@@ -15,13 +14,13 @@ template <class Call>
 struct ResidentPassOf;
 template <>
 struct ResidentPassOf<ForwardCall> {
-  template <class T, Layout L, int N>
-  using type = ResidentForward<T, L, N>;
+  template <class I>
+  using type = ResidentForward<I>;
 };
 template <>
 struct ResidentPassOf<BackwardCall> {
-  template <class T, Layout L, int N>
-  using type = ResidentBackward<T, L, N>;
+  template <class I>
+  using type = ResidentBackward<I>;
 };
 
 // Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is set
@@ -29,13 +28,14 @@ struct ResidentPassOf<BackwardCall> {
 template <class Args>
 cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t stream) {
   const ResidentPlan& plan = args.plan;
-  const std::pair<cudaFuncAttribute, int> attributes[] = {
-      {cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit)},
-      {cudaFuncAttributePreferredSharedMemoryCarveout, 100},
-      {cudaFuncAttributeNonPortableClusterSizeAllowed, 1}};
-  for (const auto& [attribute, value] : attributes) {
-    if (cudaFuncSetAttribute(kernel, attribute, value) != cudaSuccess) return cudaErrorInvalidClusterSize;
-  }
+  const bool bulk = plan.copies == Copies::kBulk;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    return cudaFuncSetAttribute(kernel, attribute, value) == cudaSuccess;
+  };
+  if (!set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit)) ||
+      !set(cudaFuncAttributePreferredSharedMemoryCarveout, 100) ||
+      (bulk && !set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1)))
+    return cudaErrorInvalidClusterSize;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
@@ -44,26 +44,34 @@ cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t
   config.blockDim = dim3(static_cast<unsigned>(plan.threads));
   config.dynamicSmemBytes = static_cast<size_t>(plan.shared.total);
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = bulk ? &cluster : nullptr;
+  config.numAttrs = bulk ? 1 : 0;
   const int64_t room = resident_clusters(reinterpret_cast<const void*>(kernel), config, plan.ranks);
   if (room < 1) return cudaErrorInvalidClusterSize;
-  config.gridDim = dim3(static_cast<unsigned>(std::min(plan.clusters, room) * plan.ranks));
-  return cudaLaunchKernelEx(&config, kernel, args);
+  Args there = args;
+  there.plan.clusters = std::min(plan.clusters, room);
+  config.gridDim = dim3(static_cast<unsigned>(there.plan.clusters * plan.ranks));
+  return cudaLaunchKernelEx(&config, kernel, there);
 }
 
-template <class T, Layout L, class Call>
+template <class T, Layout L, int N, bool kStraddle, class Call>
 cudaError_t launch_resident_in(const ResidentArgs<float, Call>& args, cudaStream_t stream) {
-  return with_width<T>(args.plan.vector, [&](auto width) {
-    using Pass = typename ResidentPassOf<Call>::template type<T, L, decltype(width)::value>;
-    return launch_clusters(resident<Pass>, args, stream);
-  });
+  using Bulk = typename ResidentPassOf<Call>::template type<Instance<T, L, N, kStraddle, Copies::kBulk>>;
+  using Threads = typename ResidentPassOf<Call>::template type<Instance<T, L, N, kStraddle, Copies::kThreads>>;
+  return args.plan.copies == Copies::kBulk ? launch_clusters(resident<Bulk>, args, stream)
+                                           : launch_clusters(resident<Threads>, args, stream);
 }
 
 template <class T, class Call>
 cudaError_t launch_resident_as(const ResidentArgs<float, Call>& args, cudaStream_t stream) {
-  return args.problem.layout == Layout::kPlanes ? launch_resident_in<T, Layout::kPlanes>(args, stream)
-                                                : launch_resident_in<T, Layout::kRows>(args, stream);
+  constexpr int kWidest = 16 / sizeof(T);
+  if (args.problem.layout == Layout::kRows) {
+    return with_width<T>(args.plan.vector, [&](auto width) {
+      return launch_resident_in<T, Layout::kRows, decltype(width)::value, false>(args, stream);
+    });
+  }
+  return args.plan.straddle ? launch_resident_in<T, Layout::kPlanes, kWidest, true>(args, stream)
+                            : launch_resident_in<T, Layout::kPlanes, kWidest, false>(args, stream);
 }
 
 }  // namespace eca

@@ -57,7 +57,7 @@ struct ForwardPass : PassBase<T, L, N, ForwardCall> {
   static constexpr Direction kDirection = Direction::kForward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
-    this->sums(tile, Pool<T, N>{Map<T>(args.call.x, n)}, out);
+    this->sums(tile, Pool<T, N, Map<T>>{Map<T>(args.call.x, n)}, out);
   }
   __device__ void gate(int64_t n, Channels<A>& x) const {
     A *const sums = this->partial(n), *const mean = this->of_sample(args.mean, n);
@@ -67,9 +67,16 @@ struct ForwardPass : PassBase<T, L, N, ForwardCall> {
   }
   __device__ void apply(int64_t n, const Tile& tile) const {
     const ForwardCall& call = args.call;
-    const Rescale<T, N> body{Map<T>(call.x, n), Map<T>(call.residual, n), Map<T>(call.y, n),
-                             (args.problem.flags & kRelu) != 0};
-    Walk<A, L, N>::each(tile, this->of_sample(args.gate, n), static_cast<const A*>(nullptr), body);
+    const A* const gate = this->of_sample(args.gate, n);
+    const bool relu = (args.problem.flags & kRelu) != 0;
+    if (relu || call.residual.data) {
+      const RescaleRelu<T, N, Map<T>, Map<T>> body{Map<T>(call.x, n), Map<T>(call.residual, n), Map<T>(call.y, n),
+                                                   relu};
+      Walk<A, L, N>::each(tile, gate, static_cast<const A*>(nullptr), body);
+    } else {
+      Walk<A, L, N>::each(tile, gate, static_cast<const A*>(nullptr),
+                          Rescale<T, N, Map<T>, Map<T>>{Map<T>(call.x, n), Map<T>(call.y, n)});
+    }
   }
 };
 
@@ -82,7 +89,8 @@ struct BackwardPass : PassBase<T, L, N, BackwardCall> {
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     const BackwardCall& call = args.call;
-    this->sums(tile, Dot<T, N>{Map<T>(call.grad_y, n), Map<T>(call.x, n), Map<T>(call.y, n), {}}, out);
+    const Dot<T, N, Map<T>, Map<T>, Map<T>> term{Map<T>(call.grad_y, n), Map<T>(call.x, n), Map<T>(call.y, n)};
+    this->sums(tile, term, out);
   }
   __device__ void gate(int64_t n, Channels<A>& x) const {
     const BackwardCall& call = args.call;
@@ -95,8 +103,8 @@ struct BackwardPass : PassBase<T, L, N, BackwardCall> {
   }
   __device__ void apply(int64_t n, const Tile& tile) const {
     const BackwardCall& call = args.call;
-    const Gradient<T, N> body{Map<T>(call.grad_y, n), Map<T>(call.y, n), Map<T>(call.grad_x, n),
-                              Map<T>(call.grad_residual, n)};
+    const Gradient<T, N, Map<T>, Map<T>, Map<T>> body{Map<T>(call.grad_y, n), Map<T>(call.y, n), Map<T>(call.grad_x, n),
+                                                      Map<T>(call.grad_residual, n)};
     Walk<A, L, N>::each(tile, this->of_sample(args.gate, n), this->of_sample(args.shift, n), body);
   }
 };

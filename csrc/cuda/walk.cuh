@@ -2,81 +2,103 @@
 // L1. Visits every element of a tile once, N at a time, each with the numbers of its channel. A body offers
 //   Loaded load(run, i)                        as in reduce.cuh
 //   finish(run, i, loaded, gate[N], shift[N])
-// `shift` may be null: then it is zero.
+// `gate` and `shift` may be null: then they are zero.
 #pragma once
 #include "reduce.cuh"
 
 namespace eca {
+
+template <class A, class Index>
+__device__ __forceinline__ A number_at(const A* numbers, Index c) {
+  return numbers ? numbers[c] : A(0);
+}
+
+// A place in planes of `length` that is moved on by the same distance again and again: divided once, then added.
+struct Place {
+  int plane, at;
+
+  __device__ static Place of(int distance, int length) { return {distance / length, distance % length}; }
+  __device__ __forceinline__ void advance(const Place& by, int length) {
+    plane += by.plane;
+    at += by.at;
+    if (at >= length) {
+      at -= length;
+      ++plane;
+    }
+  }
+};
 
 template <class A, Layout L, int N>
 struct Walk;
 
 template <class A, int N>
 struct Walk<A, Layout::kPlanes, N> {
-  template <class Body>
-  __device__ static void each(const Tile& tile, const A* gate, const A* shift, const Body& body) {
+  template <class Index, class Body>
+  __device__ static void each(const TileOf<Index>& tile, const A* gate, const A* shift, const Body& body) {
     const int planes = static_cast<int>(tile.c1 - tile.c0), vectors = static_cast<int>(tile.s1 - tile.s0) / N;
     constexpr int kBatch = batch_of<typename Body::Loaded>();
     if (vectors == 0) return;
-    // Vector number threadIdx.x, then every blockDim.x-th, as plane and place in the plane: divided once, then added.
-    const int planes_on = blockDim.x / vectors, vectors_on = blockDim.x % vectors;
-    int plane = threadIdx.x / vectors, vector = threadIdx.x % vectors;
-    while (plane < planes) {
+    const int step = blockDim.x, all = planes * vectors;
+    const Place distance = Place::of(step, vectors);
+    Place place = Place::of(threadIdx.x, vectors);
+    const auto load = [&](const Place& at) { return body.load(tile.c0 + at.plane, tile.s0 + at.at * N); };
+    const auto finish = [&](const Place& at, const typename Body::Loaded& loaded) {
+      const Index c = tile.c0 + at.plane;
+      A gates[N], shifts[N];
+      const A g = number_at(gate, c), h = number_at(shift, c);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        gates[i] = g;
+        shifts[i] = h;
+      }
+      body.finish(c, tile.s0 + at.at * N, loaded, gates, shifts);
+    };
+    int v = threadIdx.x;
+    for (; v + (kBatch - 1) * step < all; v += kBatch * step) {
       typename Body::Loaded loaded[kBatch];
-      int runs[kBatch], at[kBatch];
+      Place places[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
-        runs[b] = plane;
-        at[b] = vector * N;
-        if (plane < planes) loaded[b] = body.load(tile.c0 + plane, tile.s0 + vector * N);
-        plane += planes_on;
-        vector += vectors_on;
-        if (vector >= vectors) {
-          vector -= vectors;
-          ++plane;
-        }
+        places[b] = place;
+        loaded[b] = load(place);
+        place.advance(distance, vectors);
       }
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (runs[b] >= planes) break;
-        const int64_t c = tile.c0 + runs[b];
-        A gates[N], shifts[N];
-        const A g = gate[c], h = shift ? shift[c] : A(0);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          gates[i] = g;
-          shifts[i] = h;
-        }
-        body.finish(c, tile.s0 + at[b], loaded[b], gates, shifts);
-      }
+      for (int b = 0; b < kBatch; ++b) finish(places[b], loaded[b]);
+    }
+#pragma unroll 1
+    for (; v < all; v += step) {
+      finish(place, load(place));
+      place.advance(distance, vectors);
     }
   }
 };
 
 template <class A, int N>
 struct Walk<A, Layout::kRows, N> {
-  template <class Body>
-  __device__ static void each(const Tile& tile, const A* gate, const A* shift, const Body& body) {
+  template <class Index, class Body>
+  __device__ static void each(const TileOf<Index>& tile, const A* gate, const A* shift, const Body& body) {
     const int columns = static_cast<int>(tile.c1 - tile.c0) / N, groups = blockDim.x / columns;
     const int group = threadIdx.x / columns;
     constexpr int kBatch = batch_of<typename Body::Loaded>();
     if (group >= groups) return;
-    const int64_t c = tile.c0 + threadIdx.x % columns * N;
+    const Index c = tile.c0 + threadIdx.x % columns * N;
     A gates[N], shifts[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      gates[i] = gate[c + i];
-      shifts[i] = shift ? shift[c + i] : A(0);
+      gates[i] = number_at(gate, c + i);
+      shifts[i] = number_at(shift, c + i);
     }
-    for (int64_t s = tile.s0 + group; s < tile.s1; s += kBatch * groups) {
+    Index s = tile.s0 + group;
+    for (; s + (kBatch - 1) * groups < tile.s1; s += kBatch * groups) {
       typename Body::Loaded loaded[kBatch];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b)
-        if (s + b * groups < tile.s1) loaded[b] = body.load(s + b * groups, c);
+      for (int b = 0; b < kBatch; ++b) loaded[b] = body.load(s + b * groups, c);
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b)
-        if (s + b * groups < tile.s1) body.finish(s + b * groups, c, loaded[b], gates, shifts);
+      for (int b = 0; b < kBatch; ++b) body.finish(s + b * groups, c, loaded[b], gates, shifts);
     }
+#pragma unroll 1
+    for (; s < tile.s1; s += groups) body.finish(s, c, body.load(s, c), gates, shifts);
   }
 };
 

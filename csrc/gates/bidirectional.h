@@ -17,12 +17,13 @@ struct BidirectionalGate {
   // record: dwf [k], dwb [k], dl [2], dW2 [2, hidden], dh [hidden]
   static int64_t record_size(const GateArgs<A>& a) { return 2 * a.kernel_size + 2 + 3 * a.hidden; }
   static int64_t scratch_size(const GateArgs<A>& a) { return 2 * a.channels + 2 * a.kernel_size + 2 * a.hidden; }
+  static Weights weights(const GateArgs<A>& a) { return {2, a.hidden}; }
   static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
     const int64_t padded = a.channels + a.kernel_size - 1;
     return backward ? Exchanges{3 * padded, a.hidden + 1 + 2 * a.kernel_size} : Exchanges{padded, a.hidden};
   }
   static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
-    const int64_t k = a.kernel_size, hidden = a.hidden;
+    const int k = a.kernel_size, hidden = a.hidden;
     out[0] = {Combine::kSum, 0, k};
     out[1] = {Combine::kSum, k, k};
     out[2] = {Combine::kMean, 2 * k + 2 + 2 * hidden, hidden};
@@ -47,7 +48,7 @@ struct BidirectionalGate {
   template <class X>
   ECA_HD void backward(X& x, const A* mean, const A* grad_gate, A* gate, A* grad_mean, A* record, A* field) const {
     using V = typename X::Value;
-    const int64_t k = args.kernel_size, channels = args.channels, hidden = args.hidden;
+    const int k = args.kernel_size, hidden = args.hidden;
     const Scratch s = scratch(x);
     const A* m = x.pad(0, mean, k / 2, args.circular());
     A p[2], dl[2];
@@ -60,11 +61,9 @@ struct BidirectionalGate {
       x.store(field, c, du);
       x.store(s.ahead, c, squash_backward(V(p[0]) * du, at.z_ahead, at.ahead, args.hard()));
       x.store(s.back, c, squash_backward(V(p[1]) * du, at.z_back, at.back, args.hard()));
+      x.store(grad_mean, c, du * (at.ahead - at.back));
     });
-    const A difference = x.sum([&](auto c) {
-      const auto at = mixed(x, m, s, p, c);
-      return x.load(field, c) * (at.ahead - at.back);
-    });
+    const A difference = x.sum([&](auto c) { return x.load(grad_mean, c); });
     dl[0] = p[0] * p[1] * difference;
     dl[1] = -dl[0];
 
@@ -73,25 +72,25 @@ struct BidirectionalGate {
     const A* back = x.pad(1, s.back, k / 2, args.circular());
     x.each(
         [&](auto c) { x.store(grad_mean, c, x.load(grad_mean, c) + convolve_transposed(x, s.flipped, k, back, c)); });
-    x.keep_sums(k, record, [&](int64_t j, auto c) { return x.load(s.ahead, c) * x.window(m, c, j); });
-    x.keep_sums(k, record + k, [&](int64_t j, auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); });
+    x.keep_sums(k, record, [&](int j, auto c) { return x.load(s.ahead, c) * x.window(m, c, j); });
+    x.keep_sums(k, record + k, [&](int j, auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); });
 
     A* dh = s.grad_hidden;
     const A* w2 = args.parameters[4];
     x.times(hidden,
-            [&](int64_t j) { dh[j] = select(rectified(s, j) <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]); });
-    x.keep(2, record + 2 * k, [&](int64_t i) { return dl[i]; });
+            [&](int j) { dh[j] = select(rectified(s, j) <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]); });
+    x.keep(2, record + 2 * k, [&](int i) { return pick(dl, i); });
     A* of_layers = record + 2 * k + 2;
-    for (int64_t i = 0; i < 2; ++i) {
-      x.keep(hidden, of_layers + i * hidden, [&](int64_t j) { return dl[i] * rectified(s, j); });
+    for (int i = 0; i < 2; ++i) {
+      x.keep(hidden, of_layers + i * hidden, [&](int j) { return dl[i] * rectified(s, j); });
     }
-    x.keep(hidden, of_layers + 2 * hidden, [&](int64_t j) { return dh[j]; });
+    x.keep(hidden, of_layers + 2 * hidden, [&](int j) { return dh[j]; });
     const A* w1 = args.parameters[2];
-    ECA_ROLLED for (int64_t j = 0; j < hidden; j += 4) {  // four rows of W1 per visit of grad_mean
-      const int64_t rows = hidden - j < 4 ? hidden - j : 4;
+    ECA_ROLLED for (int j = 0; j < hidden; j += 4) {  // four rows of W1 per visit of grad_mean
+      const int rows = hidden - j < 4 ? hidden - j : 4;
       x.each([&](auto c) {
         V dm = x.load(grad_mean, c);
-        for (int64_t r = j; r < j + rows; ++r) dm = dm + V(dh[r]) * x.load(w1 + r * channels, c);
+        for (int r = j; r < j + rows; ++r) dm = dm + V(dh[r]) * x.weight(w1, r, c);
         x.store(grad_mean, c, dm);
       });
     }
@@ -110,21 +109,21 @@ struct BidirectionalGate {
 
   template <class X>
   ECA_HD Scratch scratch(X& x) const {
-    const int64_t c = args.channels, k = args.kernel_size;
+    const int64_t c = args.channels;
+    const int k = args.kernel_size;
     A* p = x.scratch;
     const Scratch s{p, p + c, p + 2 * c, p + 2 * c + k, p + 2 * c + k + args.hidden};
-    x.times(k, [&](int64_t j) { s.flipped[j] = args.parameters[1][k - 1 - j]; });
+    x.times(k, [&](int j) { s.flipped[j] = args.parameters[1][k - 1 - j]; });
     return s;
   }
 
   template <class X>
   ECA_HD void mixture(X& x, const A* mean, const Scratch& s, A (&p)[2]) const {
     const A *w1 = args.parameters[2], *w2 = args.parameters[4], *b2 = args.parameters[5];
-    x.sums(args.hidden, s.hidden,
-           [&](int64_t j, auto c) { return x.load(w1 + j * args.channels, c) * x.load(mean, c); });
+    x.sums(args.hidden, s.hidden, [&](int j, auto c) { return x.weight(w1, j, c) * x.load(mean, c); });
     p[0] = b2[0];
     p[1] = b2[1];
-    ECA_ROLLED for (int64_t j = 0; j < args.hidden; ++j) {
+    ECA_ROLLED for (int j = 0; j < args.hidden; ++j) {
       const A h = rectified(s, j);
       p[0] += w2[j] * h;
       p[1] += w2[args.hidden + j] * h;
@@ -133,7 +132,7 @@ struct BidirectionalGate {
   }
 
   // h[j] = relu(W1 m + b1)[j]; s.hidden holds W1 m.
-  ECA_HD A rectified(const Scratch& s, int64_t j) const {
+  ECA_HD A rectified(const Scratch& s, int j) const {
     const A z = args.parameters[3][j] + s.hidden[j];
     return select(z <= A(0), A(0), z);
   }

@@ -15,6 +15,7 @@ struct EcaGate {
 
   static int64_t record_size(const GateArgs<A>& a) { return a.kernel_size + 1; }
   static int64_t scratch_size(const GateArgs<A>&) { return 0; }
+  static Weights weights(const GateArgs<A>&) { return {0, 0}; }
   static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
     const int64_t padded = a.channels + a.kernel_size - 1;
     return backward ? Exchanges{2 * padded, a.kernel_size + 1} : Exchanges{padded, 0};
@@ -33,7 +34,7 @@ struct EcaGate {
 
   template <class X>
   ECA_HD void backward(X& x, const A* mean, const A* grad_gate, A* gate, A* grad_mean, A* record, A* field) const {
-    const int64_t k = args.kernel_size;
+    const int k = args.kernel_size;
     const A* weight = args.parameters[0];
     const A* m = x.pad(0, mean, k / 2, args.circular());
     x.each([&](auto c) {
@@ -43,8 +44,8 @@ struct EcaGate {
     });
     const A* dz = x.pad(1, field, k / 2, args.circular());
     x.each([&](auto c) { x.store(grad_mean, c, convolve_transposed(x, weight, k, dz, c)); });
-    x.keep_sums(k, record, [&](int64_t j, auto c) { return x.load(field, c) * x.window(m, c, j); });
-    x.keep_sums(1, record + k, [&](int64_t, auto c) { return x.load(field, c); });
+    x.keep_sums(k, record, [&](int j, auto c) { return x.load(field, c) * x.window(m, c, j); });
+    x.keep_sums(1, record + k, [&](int, auto c) { return x.load(field, c); });
   }
 
  private:

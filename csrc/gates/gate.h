@@ -13,6 +13,7 @@
 //   times(count, f)                  f(j) for the numbers j of [0, count), in any order
 //   sum(f)                           the sum of f(c) over the channels, known to all threads
 //   sums(count, out, f)              out[j] = sum of f(j, c) over the channels; out is scratch
+//   weight(p, j, c)                  p[j, c] of the matrix that weights() names: read for every sample, kept near
 //   pad(slot, p, half, circular)     a copy of p[C] with its neighbours, for window(padded, c, j) = padded[c + j]
 //   keep(count, p, f)                p[j] = f(j); p is the record
 //   keep_sums(count, p, f)           p[j] = sum of f(j, c) over the channels; p is the record
@@ -36,7 +37,8 @@ inline namespace ECA_TARGET {
 template <class A>
 struct GateArgs {
   const A* parameters[kMaxParameters];  // in the order of the operator's arguments; null where optional and absent
-  int64_t channels, kernel_size, hidden;
+  int64_t channels;
+  int kernel_size, hidden;
   int64_t flags;
 
   ECA_HD bool circular() const { return (flags & kCircular) != 0; }
@@ -48,6 +50,12 @@ struct Exchanges {
   int64_t padded, per_block;
 };
 
+// The parameter [rows, C] that x.weight reads, if there is one.
+struct Weights {
+  int parameter;
+  int rows;
+};
+
 enum class Combine : int { kSum, kMean, kField };
 
 struct ParameterGradient {
@@ -57,17 +65,17 @@ struct ParameterGradient {
 
 // z[c] = sum_j w[j] * m[c + j - half] for the channels of c; `padded` comes from x.pad.
 template <class X, class A, class C>
-ECA_HD auto convolve(X& x, const A* w, int64_t kernel_size, const A* padded, C c) {
+ECA_HD auto convolve(X& x, const A* w, int kernel_size, const A* padded, C c) {
   auto z = x.window(padded, c, 0) * typename X::Value(w[0]);
-  ECA_ROLLED for (int64_t j = 1; j < kernel_size; ++j) z = z + x.window(padded, c, j) * typename X::Value(w[j]);
+  ECA_ROLLED for (int j = 1; j < kernel_size; ++j) z = z + x.window(padded, c, j) * typename X::Value(w[j]);
   return z;
 }
 
 // The transpose: dm[c] = sum_j w[j] * dz[c - j + half].
 template <class X, class A, class C>
-ECA_HD auto convolve_transposed(X& x, const A* w, int64_t kernel_size, const A* padded, C c) {
+ECA_HD auto convolve_transposed(X& x, const A* w, int kernel_size, const A* padded, C c) {
   auto dm = x.window(padded, c, kernel_size - 1) * typename X::Value(w[0]);
-  ECA_ROLLED for (int64_t j = 1; j < kernel_size; ++j) dm =
+  ECA_ROLLED for (int j = 1; j < kernel_size; ++j) dm =
       dm + x.window(padded, c, kernel_size - 1 - j) * typename X::Value(w[j]);
   return dm;
 }

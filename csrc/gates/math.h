@@ -36,6 +36,14 @@ ECA_HD V squash_backward(V grad, V z, V g, bool hard) {
   return select(V(-3) <= z, select(z <= V(3), grad / V(6), V(0)), V(0));
 }
 
+// numbers[i], for an i that is known only at run time: by comparisons, so that a GPU keeps them in registers.
+template <int K, class A>
+ECA_HD A pick(const A (&numbers)[K], int i) {
+  A number = numbers[0];
+  for (int k = 1; k < K; ++k) number = select(i == k, numbers[k], number);
+  return number;
+}
+
 // p = softmax(logit) of K numbers, in place.
 template <int K, class A>
 ECA_HD void softmax(A (&logit)[K]) {
@@ -59,7 +67,8 @@ ECA_HD void softmax_grad(const A (&p)[K], A (&grad)[K]) {
 }
 
 // Which channel stands at position `i` in [-half, count + half) of the padded sequence of means; -1: a padding zero.
-ECA_HD int64_t padded_channel(int64_t i, int64_t count, bool circular) {
+template <class Index>
+ECA_HD Index padded_channel(Index i, Index count, bool circular) {
   if (i >= 0 && i < count) return i;
   if (!circular) return -1;
   return i < 0 ? i + count : i - count;

@@ -14,20 +14,21 @@ inline namespace ECA_TARGET {
 template <class A>
 struct MultiKernelGate {
   const GateArgs<A>& args;
-  static constexpr int64_t kAllTaps = 15, kHalf = 3;
+  static constexpr int kAllTaps = 15, kHalf = 3;
 
-  ECA_HD static constexpr int64_t taps(int64_t i) { return 3 + 2 * i; }
+  ECA_HD static constexpr int taps(int i) { return 3 + 2 * i; }
   ECA_HD static bool cross(const GateArgs<A>& a) { return (a.flags & kCrossChannel) != 0; }
   // record: what the three kernels need (their 15 taps, or p), then ds.
-  ECA_HD static int64_t kernels_size(const GateArgs<A>& a) { return cross(a) ? kAllTaps : 3; }
+  ECA_HD static int kernels_size(const GateArgs<A>& a) { return cross(a) ? kAllTaps : 3; }
   static int64_t record_size(const GateArgs<A>& a) { return kernels_size(a) + 3; }
   static int64_t scratch_size(const GateArgs<A>&) { return 3; }
+  static Weights weights(const GateArgs<A>&) { return {3, 3}; }
   static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
     const int64_t padded = cross(a) ? a.channels + 2 * kHalf : 0;
     return backward ? Exchanges{2 * padded, 6 + kAllTaps} : Exchanges{padded, 3};
   }
   static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
-    for (int64_t i = 0, offset = 0; i < 3; offset += cross(a) ? taps(i) : 1, ++i) {
+    for (int i = 0, offset = 0; i < 3; offset += cross(a) ? taps(i) : 1, ++i) {
       out[i] =
           cross(a) ? ParameterGradient{Combine::kSum, offset, taps(i)} : ParameterGradient{Combine::kField, offset, 1};
     }
@@ -56,7 +57,7 @@ struct MultiKernelGate {
       x.store(gate, c, g);
       x.store(field, c, squash_backward(x.load(grad_gate, c), z, g, args.hard()));  // dz
     });
-    x.sums(3, x.scratch, [&](int64_t i, auto c) { return x.load(field, c) * branch(x, i, mean, m, c); });
+    x.sums(3, x.scratch, [&](int i, auto c) { return x.load(field, c) * branch(x, i, mean, m, c); });
     for (int i = 0; i < 3; ++i) ds[i] = x.scratch[i];
     softmax_grad(p, ds);
     const A* dz = across ? x.pad(1, field, kHalf, args.circular()) : nullptr;
@@ -66,22 +67,22 @@ struct MultiKernelGate {
       for (int i = 0; i < 3; ++i) {
         const V back = across ? convolve_transposed(x, args.parameters[i], taps(i), dz + kHalf - taps(i) / 2, c)
                               : x.load(args.parameters[i], c) * x.load(field, c);
-        dm = dm + V(p[i]) * back + V(ds[i]) * x.load(mix + i * args.channels, c);
+        dm = dm + V(p[i]) * back + V(ds[i]) * x.weight(mix, i, c);
       }
       x.store(grad_mean, c, dm);
     });
-    const int64_t kernels = kernels_size(args);
+    const int kernels = kernels_size(args);
     if (across) {
-      for (int64_t i = 0, at = 0; i < 3; at += taps(i), ++i) {
-        const int64_t first = kHalf - taps(i) / 2;
+      for (int i = 0, at = 0; i < 3; at += taps(i), ++i) {
+        const int first = kHalf - taps(i) / 2;
         x.keep_sums(taps(i), record + at,
-                    [&](int64_t j, auto c) { return V(p[i]) * x.load(field, c) * x.window(m, c, first + j); });
+                    [&](int j, auto c) { return V(p[i]) * x.load(field, c) * x.window(m, c, first + j); });
       }
     } else {
-      x.keep(3, record, [&](int64_t i) { return p[i]; });
+      x.keep(3, record, [&](int i) { return pick(p, i); });
       x.each([&](auto c) { x.store(field, c, x.load(field, c) * x.load(mean, c)); });  // da_i[c] = sum_n p_i dz m
     }
-    x.keep(3, record + kernels, [&](int64_t i) { return ds[i]; });
+    x.keep(3, record + kernels, [&](int i) { return pick(ds, i); });
   }
 
  private:
@@ -93,13 +94,13 @@ struct MultiKernelGate {
   template <class X>
   ECA_HD void mixture(X& x, const A* mean, A (&p)[3]) const {
     const A* rows = args.parameters[3];
-    x.sums(3, x.scratch, [&](int64_t i, auto c) { return x.load(rows + i * args.channels, c) * x.load(mean, c); });
+    x.sums(3, x.scratch, [&](int i, auto c) { return x.weight(rows, i, c) * x.load(mean, c); });
     for (int i = 0; i < 3; ++i) p[i] = args.parameters[4][i] + x.scratch[i];
     softmax(p);
   }
 
   template <class X, class C>
-  ECA_HD auto branch(X& x, int64_t i, const A* mean, const A* m, C c) const {
+  ECA_HD auto branch(X& x, int i, const A* mean, const A* m, C c) const {
     if (!cross(args)) return x.load(args.parameters[i], c) * x.load(mean, c);
     return convolve(x, args.parameters[i], taps(i), m + kHalf - taps(i) / 2, c);
   }

@@ -12,6 +12,7 @@ inline namespace ECA_TARGET {
 struct GateFacts {
   int64_t record_size, scratch_size;
   Exchanges exchanges[2];  // forward, backward
+  Weights weights;
   ParameterGradient gradients[kMaxParameters];
   int parameters;
 };
@@ -36,6 +37,7 @@ inline GateFacts gate_facts(Variant variant, const GateArgs<A>& args) {
     facts.record_size = gate.record_size(args);
     facts.scratch_size = gate.scratch_size(args);
     for (int backward = 0; backward < 2; ++backward) facts.exchanges[backward] = gate.exchanges(args, backward);
+    facts.weights = gate.weights(args);
     facts.parameters = gate.gradients(args, facts.gradients);
   });
   return facts;

@@ -7,6 +7,7 @@
 
 #include "../gates/registry.h"
 #include "resident.h"
+#include "tuning.h"
 
 namespace eca {
 namespace {
@@ -29,6 +30,8 @@ constexpr Name kDTypeNames[] = {{"float32", static_cast<int>(DType::kFloat)},
                                 {"bfloat16", static_cast<int>(DType::kBFloat16)}};
 constexpr Name kLayoutNames[] = {{"contiguous", static_cast<int>(Layout::kPlanes)},
                                  {"channels_last", static_cast<int>(Layout::kRows)}};
+constexpr Name kWalkNames[] = {{"planes", static_cast<int>(Layout::kPlanes)},
+                               {"rows", static_cast<int>(Layout::kRows)}};
 constexpr Name kDirectionNames[] = {{"forward", static_cast<int>(Direction::kForward)},
                                     {"backward", static_cast<int>(Direction::kBackward)}};
 constexpr Name kVariantNames[] = {{"eca", static_cast<int>(Variant::kEca)},
@@ -54,11 +57,24 @@ py::dict to_dict(const Device& d) {
                   "copy_rate"_a = d.copy_rate, "measured"_a = d.measured, "shared_opt_in"_a = d.shared_opt_in);
 }
 
+py::object entry(const py::dict& d, const char* key) {
+  if (!d.contains(key)) refuse("dict", std::string("one with '") + key + "'", "one without");
+  return d[key];
+}
 template <class T>
 T number(const py::dict& d, const char* key, T least) {
-  if (!d.contains(key)) refuse("device", std::string("a dict with '") + key + "'", "one without");
-  const T value = d[key].cast<T>();
-  if (value < least) refuse("device", std::string(key) + " >= " + std::to_string(least), std::to_string(value));
+  const T value = entry(d, key).cast<T>();
+  if (value < least) refuse(key, "at least " + std::to_string(least), std::to_string(value));
+  return value;
+}
+std::string text(const py::dict& d, const char* key) {
+  const py::object value = entry(d, key);
+  if (!py::isinstance<py::str>(value)) refuse(key, "a name", py::repr(value));
+  return value.cast<std::string>();
+}
+int threads(const py::dict& d) {
+  const int value = number(d, "threads", 0);
+  if (value % 32 || value > 512) refuse("threads", "a multiple of 32 up to 512", std::to_string(value));
   return value;
 }
 
@@ -119,6 +135,8 @@ py::dict to_dict(const ResidentPlan& p) {
   if (!p.possible) return py::dict("possible"_a = false, "reason"_a = p.reason);
   return py::dict("possible"_a = true, "ranks"_a = p.ranks, "stages"_a = p.stages, "threads"_a = p.threads,
                   "vector"_a = p.vector, "lanes"_a = p.lanes, "runs"_a = p.runs, "channels"_a = p.channels,
+                  "copies"_a = p.copies == Copies::kBulk ? "bulk" : "threads", "straddle"_a = p.straddle,
+                  "group"_a = p.group, "piece_bytes"_a = 1 << p.piece_shift, "kept_rows"_a = p.kept_rows,
                   "clusters"_a = p.clusters, "slab_bytes"_a = p.slab_bytes, "shared_bytes"_a = p.shared.total,
                   "exchange_numbers"_a = p.exchange_numbers, "floor_us"_a = p.floor_us,
                   "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
@@ -126,13 +144,13 @@ py::dict to_dict(const ResidentPlan& p) {
 
 py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const std::string& layout,
               const std::string& variant, const std::string& direction, const py::object& device, bool relu,
-              bool residual, int64_t kernel_size, int64_t hidden, bool cross_channel, int64_t alignment) {
+              bool residual, int kernel_size, int hidden, bool cross_channel, int64_t alignment) {
   const std::pair<const char*, int64_t> sizes[] = {{"n", n}, {"c", c}, {"s", s}, {"hidden", hidden}};
   for (const auto& [name, size] : sizes)
     if (size < 0 || size > kMostElements) refuse(name, "a size from 0 to 2^40", std::to_string(size));
   if (static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) > static_cast<double>(kMostElements))
     refuse("n * c * s", "at most 2^40 elements", "more");
-  if (kernel_size < 1 || kernel_size % 2 == 0 || kernel_size > kMostElements)
+  if (kernel_size < 1 || kernel_size % 2 == 0)
     refuse("kernel_size", "a positive odd number", std::to_string(kernel_size));
 
   Problem p{n,
@@ -154,12 +172,23 @@ py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const s
   const Request request{p,           named<Direction>("direction", direction, kDirectionNames),
                         residual,    alignment,
                         kernel_size, facts.scratch_size};
-  const Exchanges& exchanges = facts.exchanges[request.direction == Direction::kBackward];
   const Device on = device_of(device);
   const bool is_kept = is_dense(p, {reinterpret_cast<void*>(256), c * s, p.layout == Layout::kRows ? c : s});
   py::dict made = to_dict(make_plan(request, on), p.layout, alignment);
-  made["resident"] = to_dict(make_resident_plan({request, is_kept, exchanges.padded, exchanges.per_block}, on));
+  const Exchanges& exchanges = facts.exchanges[request.direction == Direction::kBackward];
+  made["resident"] = to_dict(make_resident_plan({request, is_kept, exchanges, facts.weights, tuned(request)}, on));
   return made;
+}
+
+// One rule, as described at set_tuning.
+Rule rule_of(const py::dict& d) {
+  return {named<Direction>("direction", text(d, "direction"), kDirectionNames),
+          named<DType>("dtype", text(d, "dtype"), kDTypeNames),
+          named<Layout>("layout", text(d, "layout"), kWalkNames),
+          number<int64_t>(d, "n", 0),
+          number<int64_t>(d, "c", 1),
+          number<int64_t>(d, "s", 1),
+          {number(d, "ranks", 0), number(d, "stages", 0), threads(d)}};
 }
 
 }  // namespace
@@ -182,6 +211,16 @@ void bind_plan(py::module_& m) {
       "alignment"_a = 0,
       "How the CUDA kernels would do a call with maps [n, c, s]: csrc/plan/plan.h as a dict. device: a name, or a dict "
       "like those of devices(). alignment: 0 for that of dense maps.");
+  m.def(
+      "set_tuning",
+      [](const py::list& rules) {
+        std::vector<Rule> all;
+        for (const auto& rule : rules) all.push_back(rule_of(py::cast<py::dict>(rule)));
+        set_tuning(std::move(all));
+      },
+      "rules"_a,
+      "Replaces what is known to be best for the resident kernels: dicts with direction, dtype, layout ('planes' or "
+      "'rows'), n (0: any), c, s, ranks, stages and threads (0: as the plan finds). The first rule that fits counts.");
 }
 
 }  // namespace eca

@@ -9,15 +9,15 @@ namespace {
 
 constexpr int kWarp = 32, kMaxThreads = 512;
 constexpr int kThreadsPerMultiprocessor = 1024;  // what 64 registers each leave
-constexpr int kMaxStages = 4;
-constexpr int64_t kReserved = 1024;        // bytes of shared memory that the driver takes per block
-constexpr int64_t kCopyBytes = 16;         // bulk copies: addresses and sizes
-constexpr int64_t kMaxSlab = 1000 * 1024;  // an mbarrier counts to 2^20 - 1
+constexpr int kBlocksPerMultiprocessor = 32;
+constexpr int64_t kReserved = 1024;  // bytes of shared memory that the driver takes per block
+constexpr int64_t kCopyBytes = 16;   // bulk copies: addresses and sizes
+constexpr int kMostVectors = 128;    // of a group of planes that one thread adds up
 
 // Times in microseconds and rates for choosing among plans: shared/KERNELS.md section 9, never measured.
 constexpr double kLaunch = 4.1, kCluster = 0.6, kLargeCluster = 0.2, kBackward = 2.5;
 constexpr double kHiddenRound = 0.3, kOpenRound = 1.0;
-constexpr double kRatePerMultiprocessor = 65e9, kAssumedRate = 23e9;
+constexpr double kRatePerMultiprocessor = 65e9, kAssumedRate = 23e9, kCacheRate = 42e9;
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t align(int64_t n, int64_t to) { return ceil_divide(n, to) * to; }
@@ -26,15 +26,17 @@ struct Shape {
   int64_t runs, length, item;  // of a sample: planes of S or rows of C elements
 
   // The fewest runs whose bytes are a multiple of what bulk copies move.
-  int64_t granule() const {
-    int64_t n = 1;
+  int granule() const {
+    int n = 1;
     while (n * length * item % kCopyBytes) n *= 2;
     return n;
   }
 };
 
+// One warp for the smallest slabs: then as many samples as possible are under way on a multiprocessor.
 int threads_for(int64_t slab_bytes, const Device& d) {
-  int threads = slab_bytes > 48 * 1024 ? kMaxThreads : slab_bytes > 12 * 1024 ? 256 : 128;
+  const int64_t kB = 1024;
+  int threads = slab_bytes > 48 * kB ? kMaxThreads : slab_bytes > 12 * kB ? 256 : slab_bytes > 3 * kB ? 128 : kWarp;
   while (threads > kWarp && threads > d.max_threads) threads /= 2;
   return threads;
 }
@@ -46,20 +48,44 @@ int lanes_for(int64_t planes, int64_t vectors, int threads) {
   return lanes;
 }
 
-ResidentLayout layout_of(const ResidentRequest& r, const ResidentPlan& plan) {
+// Straddling planes: threads that share one. None if each thread can have groups of planes of its own: their vectors
+// are an odd number, so that neighbours read different banks of shared memory.
+int straddling_lanes(const ResidentPlan& plan, int64_t length) {
+  const int64_t vectors = plan.group * length / plan.vector;
+  if (vectors % 2 && vectors <= kMostVectors && plan.runs / plan.group >= plan.threads / 4) return 0;
+  return lanes_for(plan.runs, length / plan.vector + 1, plan.threads);
+}
+
+// Fills plan.shared; whether it fits.
+bool lay_out(const ResidentRequest& r, const Device& d, ResidentPlan* plan) {
   const Problem& p = r.request.problem;
-  const bool rows = p.layout == Layout::kRows;
-  const int64_t parts = rows ? int64_t{plan.threads} * plan.vector : plan.runs * std::max(1, plan.lanes / kWarp);
-  ResidentLayout at{};
-  at.warps = 8 * align(plan.stages + 2 * kMaxExchanges, 2);
-  at.parts = at.warps + kWarp * 4;
-  at.numbers = at.parts + 4 * parts;
-  at.partial = at.numbers + 4 * 4 * plan.channels;
-  at.exchanges = at.partial + (rows ? 4 * p.c : 0);
-  at.scratch = at.exchanges + 2 * 4 * plan.exchange_numbers;
-  at.slabs = align(at.scratch + 4 * r.request.gate_scratch, 128);
-  at.total = at.slabs + plan.stages * plan.slab_bytes;
-  return at;
+  const bool rows = p.layout == Layout::kRows, backward = r.request.direction == Direction::kBackward;
+  const int64_t gathered = backward ? 2 * p.c : p.c;
+  const int64_t exchanged = r.exchanges.padded + plan->ranks * r.exchanges.per_block +
+                            (rows ? plan->ranks * int64_t{plan->channels} + gathered : 0);
+  const int64_t parts = rows ? int64_t{plan->threads} * plan->vector : plan->runs * std::max(1, plan->lanes / kWarp);
+  int64_t at = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t begin = at;
+    at += bytes;
+    return static_cast<int>(begin);  // wrong if `at` is too large, which is found out below
+  };
+  ResidentLayout& shared = plan->shared;
+  shared.barriers = take(8 * (2 * kMaxExchanges + plan->stages * kMaxPieces));
+  shared.part = take(48);
+  shared.warps = take(4 * kWarp);
+  shared.parts = take(4 * parts);
+  shared.numbers = take(4 * 4 * int64_t{plan->channels});
+  shared.partial = take(rows ? 4 * p.c : 0);
+  shared.exchanges = take(2 * 4 * exchanged);
+  shared.scratch = take(4 * r.request.gate_scratch);
+  shared.kept = take(4 * int64_t{plan->kept_rows} * plan->channels);
+  at = align(at, 128);
+  shared.slabs = take(int64_t{plan->stages} * plan->slab_bytes);
+  if (at > d.shared_opt_in) return false;
+  shared.total = static_cast<int>(at);
+  plan->exchange_numbers = static_cast<int>(exchanged);
+  return true;
 }
 
 double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t resident, const Device& d) {
@@ -76,77 +102,110 @@ double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t resid
   us += backward ? kBackward : 0;
   us += static_cast<double>(full * resident) * sample / at(resident) * 1e6;
   us += rest ? static_cast<double>(rest) * sample / at(rest) * 1e6 : 0;
+  const double weights = 4.0 * r.weights.rows * static_cast<double>(p.c) / (kCacheRate * d.multiprocessors) * 1e6;
+  us += weights * static_cast<double>(plan.kept_rows > 0 ? plan.clusters : p.n * (backward ? 2 : 1));
   return us + static_cast<double>(rounds - 1) * (plan.stages > 1 ? kHiddenRound : kOpenRound);
 }
 
-// The best plan with this many blocks to a sample, if there is one.
-void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int ranks, ResidentPlan* best) {
+// The best plan with this many blocks to a sample, if there is one, keeping the gate's largest parameter or not.
+void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int ranks, bool keep, ResidentPlan* best) {
   const Problem& p = r.request.problem;
   const bool rows = p.layout == Layout::kRows;
   ResidentPlan plan = *best;
   plan.ranks = ranks;
-  plan.runs = align(ceil_divide(shape.runs, ranks), shape.granule());
-  if (plan.runs * (ranks - 1) >= shape.runs) return;  // a block without work
-  plan.channels = rows ? ceil_divide(p.c, ranks) : plan.runs;
-  const int64_t bytes = std::min(plan.runs, shape.runs) * shape.length * shape.item;
-  if (bytes > kMaxSlab) return;
-  plan.slab_bytes = align(bytes, 128);
-  plan.threads = threads_for(bytes, d);
-  plan.lanes = rows ? 1 : lanes_for(plan.runs, p.s / plan.vector, plan.threads);
-  const int64_t gathered = r.request.direction == Direction::kForward ? p.c : 2 * p.c;
-  plan.exchange_numbers = r.padded_numbers + ranks * r.sum_numbers + (rows ? ranks * plan.channels + gathered : 0);
+  const int64_t runs = align(ceil_divide(shape.runs, ranks), shape.granule());
+  if (runs * (ranks - 1) >= shape.runs) return;  // a block without work
+  const int64_t bytes = std::min(runs, shape.runs) * shape.length * shape.item;
+  if (bytes > d.shared_opt_in || p.c > d.shared_opt_in) return;
+  plan.runs = static_cast<int>(runs);
+  plan.channels = rows ? static_cast<int>(ceil_divide(p.c, ranks)) : plan.runs;
+  plan.kept_rows = keep ? r.weights.rows : 0;
+  plan.kept_parameter = keep ? r.weights.parameter : 0;
+  plan.slab_bytes = static_cast<int>(align(bytes, 128));
+  plan.piece_shift = 12;
+  while (plan.slab_bytes > kMaxPieces << plan.piece_shift) ++plan.piece_shift;
+  plan.threads = r.choice.threads ? r.choice.threads : threads_for(bytes, d);
+  plan.group = shape.granule();
+  plan.lanes = rows            ? 1
+               : plan.straddle ? straddling_lanes(plan, p.s)
+                               : lanes_for(plan.runs, p.s / plan.vector, plan.threads);
   for (plan.stages = 1; plan.stages <= kMaxStages; ++plan.stages) {
-    plan.shared = layout_of(r, plan);
-    if (plan.shared.total > d.shared_opt_in) return;
+    if (!lay_out(r, d, &plan)) return;
     const int64_t fit =
-        std::min<int64_t>(d.shared_per_multiprocessor / (plan.shared.total + kReserved),
-                          std::min(kThreadsPerMultiprocessor, d.threads_per_multiprocessor) / plan.threads);
+        std::min<int64_t>({d.shared_per_multiprocessor / (plan.shared.total + kReserved), kBlocksPerMultiprocessor,
+                           std::min(kThreadsPerMultiprocessor, d.threads_per_multiprocessor) / plan.threads});
     const int64_t resident = fit * d.multiprocessors / ranks;
     if (resident < 1) return;
     plan.clusters = std::min(p.n, resident);
     plan.predicted_us = time_of(r, plan, resident, d);
-    if (!best->possible || plan.predicted_us < best->predicted_us) {
+    const bool wanted = !r.choice.stages || plan.stages == r.choice.stages;
+    if (wanted && (!best->possible || plan.predicted_us < best->predicted_us)) {
       *best = plan;
       best->possible = true;
     }
-    if (plan.stages >= ceil_divide(p.n, resident)) return;  // more slabs than samples to come
+    if (!r.choice.stages && plan.stages >= ceil_divide(p.n, resident)) return;  // more slabs than samples to come
   }
 }
 
 const char* refusal(const ResidentRequest& r, const Device& d) {
   const Problem& p = r.request.problem;
+  const int64_t vector = 16 / item_size(p.dtype);
   if (p.n == 0 || p.c == 0 || p.s == 0) return "there is nothing to keep";
-  if (d.capability < 90) return "thread-block clusters need compute capability 9.0";
   if (p.dtype == DType::kDouble) return "float64 is for checking gradients";
-  if (!r.dense) return "bulk copies need dense samples at 16-byte boundaries";
+  if (d.capability < 80) return "asynchronous copies need compute capability 8.0";
+  if (d.capability < 90 && 2 * p.n < d.multiprocessors)
+    return "without thread-block clusters (compute capability 9.0), too few samples to keep the multiprocessors busy";
+  if (!r.dense) return "asynchronous copies need dense samples at 16-byte boundaries";
+  if (p.layout == Layout::kPlanes && p.s < vector) return "planes are smaller than a vector";
   return nullptr;
 }
 
-}  // namespace
-
-ResidentPlan make_resident_plan(const ResidentRequest& r, const Device& d) {
+ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
   const Problem& p = r.request.problem;
   ResidentPlan best{};
   best.reason = refusal(r, d);
   if (best.reason) return best;
   const bool rows = p.layout == Layout::kRows;
   const Shape shape{rows ? p.s : p.c, rows ? p.c : p.s, item_size(p.dtype)};
-  best.vector = vector_of(p, r.request.alignment);
+  const int widest = static_cast<int>(16 / shape.item);
+  best.copies = d.capability < 90 ? Copies::kThreads : Copies::kBulk;
+  best.straddle = !rows && p.s % widest != 0;
+  best.vector = rows ? vector_of(p, r.request.alignment) : widest;
   best.shared_limit = d.shared_opt_in;
+  const int most_ranks = d.capability < 90 ? 1 : r.most_ranks;
   for (const int ranks : {1, 2, 3, 4, 6, 8, 12, 16}) {
-    if (ranks <= r.most_ranks) consider(r, d, shape, ranks, &best);
+    if (ranks > most_ranks || (r.choice.ranks && ranks != r.choice.ranks)) continue;
+    consider(r, d, shape, ranks, false, &best);
+    if (r.weights.rows > 0) consider(r, d, shape, ranks, true, &best);
   }
-  if (!best.possible) best.reason = "a sample does not fit the shared memory of 16 blocks";
+  if (!best.possible)
+    best.reason = most_ranks == 1 ? "a sample does not fit the shared memory of one block"
+                                  : "a sample does not fit the shared memory of 16 blocks";
   const double floor = static_cast<double>(maps_moved(r.request) * p.n * p.c * p.s * shape.item);
   best.floor_us = d.copy_rate > 0 ? floor / d.copy_rate * 1e6 : 0;
   if (d.copy_rate <= 0) best.predicted_us = 0;
   return best;
 }
 
+}  // namespace
+
+// A choice that does not fit is nobody's.
+ResidentPlan make_resident_plan(const ResidentRequest& r, const Device& d) {
+  const ResidentPlan chosen = best_plan(r, d);
+  const bool chose = r.choice.ranks || r.choice.stages || r.choice.threads;
+  if (chosen.possible || !chose) return chosen;
+  ResidentRequest free = r;
+  free.choice = {};
+  return best_plan(free, d);
+}
+
 std::string describe(const ResidentPlan& plan) {
-  return "resident, " + std::to_string(plan.clusters) + " clusters of " + std::to_string(plan.ranks) + " blocks of " +
-         std::to_string(plan.threads) + " threads, " + std::to_string(plan.stages) + " slabs of " +
-         std::to_string(plan.slab_bytes) + " bytes, " + std::to_string(plan.shared.total) + " bytes of shared memory";
+  std::string text = "resident, " + std::to_string(plan.clusters) + " clusters of " + std::to_string(plan.ranks) +
+                     " blocks of " + std::to_string(plan.threads) + " threads, " + std::to_string(plan.stages) +
+                     " slabs of " + std::to_string(plan.slab_bytes) + " bytes, " + std::to_string(plan.shared.total) +
+                     " bytes of shared memory";
+  if (plan.kept_rows > 0) text += ", " + std::to_string(plan.kept_rows) + " rows of a parameter kept";
+  return text;
 }
 
 }  // namespace eca

@@ -25,4 +25,5 @@
 #include "device/interface.h"
 #include "device/launch.h"
 #include "device/memory.h"
+#include "device/pipeline.h"
 #include "device/warp.h"

@@ -62,6 +62,10 @@ void bulk_commit();
 void bulk_wait(unsigned groups_left, Where);
 void fence_proxy_async();
 
+void thread_load(void* shared, const void* source, unsigned bytes, Where);
+void thread_load_commit();
+void thread_load_wait(unsigned groups_left, Where);
+
 }  // namespace emulator
 
 // For ctypes. Schedules: 0 runs clusters one after another in index order, 1 all at once in reverse, any

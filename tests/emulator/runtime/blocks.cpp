@@ -39,6 +39,7 @@ void reset(Thread& t) {
   t.observed.clear();
   t.uncommitted.clear();
   t.committed.clear();
+  t.loads.assign(1, {});
   prepare_stack(t);
 }
 

@@ -141,4 +141,40 @@ void bulk_wait(unsigned groups_left, Where where) {
 
 void fence_proxy_async() { self->block->proxy.release(); }
 
+// A thread's own copy: nobody's until the thread has waited for it, and then its own alone until a barrier.
+void thread_load(void* shared, const void* source, unsigned bytes, Where where) {
+  {
+    const Trap trap;
+    if (bytes != 4 && bytes != 8 && bytes != 16) fault("asynchronous copies are of 4, 8 or 16 bytes", where);
+    if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(source) % bytes)
+      fault("an asynchronous copy needs addresses that are multiples of its size", where);
+    if (poisoned(source, bytes)) fault("an asynchronous copy from outside its source", where);
+    if (poisoned(shared, bytes)) fault("an asynchronous copy to outside its destination", where);
+    self->loads.back().push_back({shared, source, bytes, nullptr, self->block});
+  }
+  fill(shared, bytes);
+  poison(shared, bytes);
+}
+
+void thread_load_commit() {
+  const Trap trap;
+  self->loads.emplace_back();
+}
+
+void thread_load_wait(unsigned groups_left, Where where) {
+  std::vector<Copy> done;
+  {
+    const Trap trap;
+    if (!self->loads.back().empty()) fault("asynchronous copies waited for before they are committed", where);
+    while (self->loads.size() > groups_left + 1) {
+      done.insert(done.end(), self->loads.front().begin(), self->loads.front().end());
+      self->loads.pop_front();
+    }
+  }
+  for (const Copy& load : done) {
+    unpoison(load.destination, load.bytes);
+    copy(load.destination, load.source, load.bytes);
+  }
+}
+
 }  // namespace emulator

@@ -54,6 +54,7 @@ struct Thread {
   std::vector<const void*> observed;
   std::vector<Copy> uncommitted;
   std::vector<std::vector<Copy>> committed;
+  std::deque<std::vector<Copy>> loads;  // groups of the thread's own asynchronous copies, the last one still open
 
   unsigned lane() const { return rank % warpSize; }
 };
