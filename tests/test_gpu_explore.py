@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, resnet50
 from benchmarks.gpu import explore
 from benchmarks.gpu.explore import Question, best_rule, make_rule, try_all, write_table
 from benchmarks.gpu.machine import Rehearsal
@@ -38,9 +38,12 @@ class FakeC:
         self.rules: list[Any] = []
 
     def set_tuning(self, rules: list[dict[str, Any]]) -> None:
-        if any(rule["ranks"] == 16 for rule in rules):
-            raise ValueError("ranks: expected at most 8, got 16")
         self.rules.append(rules)
+
+    def taken(self, job: Job) -> tuple[int, int, int]:
+        """Sixteen blocks have no room."""
+        ((rule,),) = self.rules[-1:]
+        return (min(rule["ranks"], 8), rule["stages"], 512)
 
     def clusters(self, ranks: int, threads: int, shared_bytes: int) -> int:
         return 132 // ranks
@@ -51,6 +54,7 @@ def test_every_candidate_is_checked_and_captured_under_its_own_rule(
 ) -> None:
     fake, during = FakeC(), []
     monkeypatch.setattr(explore, "_C", fake)
+    monkeypatch.setattr(explore, "taken_plan", fake.taken)
     tuning = explore.Tuning(dry=False)
 
     def check(job: Job, *_: Any) -> None:
@@ -64,9 +68,7 @@ def test_every_candidate_is_checked_and_captured_under_its_own_rule(
     found = try_all(Question("what", "guess", job("backward", "float16"), candidates), rehearsal, tuning)
     assert during == [(2, 1, 0), (4, 1, 0)] and fake.rules[-1] == []
     assert found["timings"].keys() == {"clone", "plan", "2 1 0"}
-    assert found["refused"] == {"16 1 0": "ranks: expected at most 8, got 16"} and found["wrong"] == {
-        "4 1 0": "4 is wrong"
-    }
+    assert found["refused"] == {"16 1 0": "the plan takes 8 1 512"} and found["wrong"] == {"4 1 0": "4 is wrong"}
     assert fake.rules[0] == [
         {"direction": "backward", "dtype": "float16", "layout": "planes", "c": 16, "s": 48, "n": 0}
         | {"ranks": 2, "stages": 1, "threads": 0}
@@ -77,7 +79,7 @@ def test_every_candidate_is_checked_and_captured_under_its_own_rule(
 def test_a_build_without_the_hooks_is_refused_unless_in_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explore, "_C", SimpleNamespace())
     explore.Tuning(dry=True).set([])
-    with pytest.raises(RuntimeError, match="expected a build with set_tuning, clusters"):
+    with pytest.raises(RuntimeError, match="expected a build with set_tuning, got one without"):
         explore.Tuning(dry=False)
 
 
@@ -109,3 +111,19 @@ def test_exploration_asks_what_the_design_note_predicts_first() -> None:
     assert len({str(unit) for unit in explore.units()}) == len(explore.units())
     predicted = [unit for unit in asked if unit.predicted]
     assert asked[: len(predicted)] == predicted and len(predicted) == 6
+
+
+@pytest.mark.skipif(not hasattr(explore._C, "set_tuning"), reason="this build's plan takes no tuning")
+@pytest.mark.parametrize(("direction", "layout"), [("forward", "contiguous"), ("backward", "channels_last")])
+def test_rules_are_what_the_plan_understands(direction: str, layout: str) -> None:
+    """The real hook and the real plan, for an H100 where there is no GPU."""
+    wanted = Job(resnet50(256)[1], "eca", direction, "float16", layout, ())
+    tuning = explore.Tuning(dry=False)
+    before = explore.taken_plan(wanted)
+    other = (16, 1, 256)
+    assert other != before
+    with tuning.rule(wanted, *other):
+        assert explore.taken_plan(wanted) == other
+    assert explore.taken_plan(wanted) == before
+    with pytest.raises(ValueError, match="the plan takes"), tuning.rule(wanted, 1, 1, 512):
+        pass  # a sample of 784 KB in one block

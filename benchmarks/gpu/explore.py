@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from eca_cuda import plan_report
 from eca_cuda._ext import _C
 from eca_cuda.testing import ECA
 
@@ -66,7 +67,7 @@ def units(dry: bool = False) -> list[Unit]:
     """What is tried, the most valuable first. Predictions are those of the design note, before any GPU was seen."""
     if dry:
         case = Case("resnet50.layer4.n2", 2, 16, 7, 8)
-        return [Clusters(2, 48), Question("a rehearsal", "", _job(case), ((1, 1, 64), (2, 1, 64)))]
+        return [Clusters(2, 48), Question("a rehearsal", "", _job(case), ((1, 1, 128), (2, 1, 128)))]
     layer1, _, _, layer4 = resnet50(256)
     small1, *_, small4 = resnet50(1)
     stages = tuple((ranks, stage, 512) for ranks in (8, 16) for stage in STAGES)
@@ -93,6 +94,8 @@ def measure(session: Session) -> int:
 
     def work(unit: Unit) -> Found:
         if isinstance(unit, Clusters):
+            if tuning.clusters is None:
+                raise RuntimeError("explore: expected a build that can ask the driver for clusters, got one without")
             counted = tuning.clusters(unit.ranks, unit.threads, unit.shared_kb << 10)
             return {"clusters": [{**asdict(unit), "clusters": counted}]}
         return {"candidates": [try_all(unit, session.machine, tuning)]}
@@ -103,23 +106,32 @@ def measure(session: Session) -> int:
 
 
 class Tuning:
-    """The plan's tuning hooks; in a rehearsal without them, substitutes that change nothing."""
+    """The plan's hooks, ``clusters`` None in a build without; in a rehearsal, substitutes where they are missing."""
 
     def __init__(self, dry: bool) -> None:
-        missing = [name for name in ("set_tuning", "clusters") if not hasattr(_C, name)]
-        if missing and not dry:
-            raise RuntimeError(f"explore: expected a build with {', '.join(missing)}, got one without")
+        if not hasattr(_C, "set_tuning") and not dry:
+            raise RuntimeError("explore: expected a build with set_tuning, got one without")
         self.set = getattr(_C, "set_tuning", lambda rules: None)
-        self.clusters = (lambda *size: 0) if dry else _C.clusters
+        self.clusters = (lambda *size: 0) if dry else getattr(_C, "clusters", None)
 
     @contextmanager
     def rule(self, job: Job, ranks: int, stages: int, threads: int) -> Iterator[None]:
-        """Inside, the plan follows this choice for the maps of ``job``, in batches of any size."""
+        """Inside, the plan follows this choice for the maps of ``job``; ValueError if it can't."""
         self.set([make_rule(job, ranks, stages, threads, n=0)])
         try:
+            taken = taken_plan(job)
+            if any(wanted not in (0, got) for wanted, got in zip((ranks, stages, threads), taken, strict=True)):
+                raise ValueError(f"the plan takes {' '.join(map(str, taken))}")
             yield
         finally:
             self.set([])
+
+
+def taken_plan(job: Job) -> tuple[int, int, int]:
+    """Ranks, stages and threads of the resident plan for ``job``; zeros where there is none."""
+    call = {"layout": job.layout, "direction": job.phase}
+    resident = plan_report.collect(job.case.shape, job.dtype, **call)["plan"]["resident"]
+    return (resident["ranks"], resident["stages"], resident["threads"]) if resident["possible"] else (0, 0, 0)
 
 
 def make_rule(job: Job, ranks: int, stages: int, threads: int, n: int) -> dict[str, Any]:

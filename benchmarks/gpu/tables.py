@@ -135,8 +135,8 @@ def goals(results: Results) -> list[Goal]:
     costs = [cost(rows, "residual") for setting, rows in by_setting(results.models).items() if setting[-1]]
     measured = [value for value in costs if value is not None]
     return [
-        Goal("forward, least share of a copy's rate from 200 MB on", 0.92, least("forward")),
-        Goal("backward, least share of a copy's rate from 200 MB on", 0.88, least("backward")),
+        Goal("forward, least share of a copy's rate from 200 MB on", 0.92, least("forward"), unit=""),
+        Goal("backward, least share of a copy's rate from 200 MB on", 0.88, least("backward"), unit=""),
         Goal("forward, times faster than compile from 200 MB on", 1.4, faster("forward")),
         Goal("training, times faster than compile from 200 MB on", 1.3, faster("training")),
         Goal("compiled network, most that attention adds", 0.02, max(measured, default=None), at_least=False, unit=""),
