@@ -13,7 +13,6 @@ from benchmarks.gpu.record import DEVICE_LOST, DONE, FAILED, NOT_HERE, OUT_OF_TI
 from benchmarks.gpu.steps import Command, Step
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not here")
 
 
 def python(name: str, code: str, **options: object) -> Command:
