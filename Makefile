@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name 
 
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench lint format docs wheel test-wheel clean
+.PHONY: all test bench gpu lint format docs wheel test-wheel clean
 
 all: $(BUILD)
 
@@ -33,6 +33,13 @@ test: $(BUILD)
 
 bench: $(BUILD)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# On a machine with a GPU and no network: no environment is made, nothing is installed; docs/gpu.md.
+# STEP, BUDGET (seconds), RESUME (results of earlier runs) and DRY=1 may be given; results go to OUT.
+OUT ?= results
+gpu:
+	$(PYTHON) -m benchmarks gpu --out $(OUT) $(if $(STEP),--step $(STEP)) $(if $(BUDGET),--budget $(BUDGET)) \
+		$(if $(RESUME),--resume $(RESUME)) $(if $(DRY),--dry)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

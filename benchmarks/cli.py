@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from rich.console import Console
 
 from . import plan, predictions, results, tables, timing
 from .cases import SUITES, Case, all_cases
 from .compare import compare
 from .correctness import GateError
 from .environment import describe
+from .gpu import page
+from .gpu.fold import fold, stem
 from .providers import PROVIDERS
 from .report import rebuild
 from .results import Results
 from .run import run
+from .terminal import show
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,17 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after a wrong result, 2 after a wrong argument."""
     parser = _make_parser()
     options = parser.parse_args(argv)
-    # Not on a terminal there is no width to keep to, and a table must not be folded.
-    console = Console(width=None if sys.stdout.isatty() else 200)
     commands = {"report": _report, "compare": _compare, "complexity": _complexity, "models": _models, None: _run}
     commands["predictions"] = _predictions
-    return commands[options.command](options, parser, console)
+    return commands[options.command](options, parser)
 
 
-def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.list:
         rows = [[c.name, str(list(c.shape)), str(c.count)] for c in all_cases().values()]
-        console.print(tables.Table("Cases", ["case", "shape", "blocks"], rows).rich())
+        show(tables.Table("Cases", ["case", "shape", "blocks"], rows))
         return 0
     jobs = _jobs(options, parser)
     if options.threads is not None:
@@ -54,11 +54,11 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     except GateError as error:
         print(f"{parser.prog}: {error}; nothing is written", file=sys.stderr)
         return 1
-    console.print(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
+    show(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
     for table in (*tables.full(found.rows), tables.goal_table(found)):
-        console.print(table.rich())
+        show(table)
     if options.compare is not None:
-        console.print(compare(options.compare, found).rich())
+        show(compare(options.compare, found))
     if options.json is not None:
         results.save(found, options.json)
     if options.plots is not None:
@@ -93,29 +93,43 @@ def _cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list
     return chosen
 
 
-def _report(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
-    path, found = options.file
+def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    lines = [path for path in options.files if path.suffix == ".jsonl"]
     try:
-        text = rebuild(options.readme.read_text(encoding="utf-8"), path.stem, found)
+        by_path = {path: results.load(path) for path in options.files if path not in lines}
+        if lines:
+            folded = fold(lines)
+            path = options.results / f"{stem(folded.environment)}.json"
+            results.save(folded, path)
+            by_path[path] = folded
     except (OSError, ValueError) as error:
-        parser.error(f"argument --readme: {error}")
-    results.write_whole(options.readme, text)
-    _plot(found, path.parent, path.stem)
-    console.print(f"wrote {options.readme} and {path.parent}/{path.stem}-*.png")
+        parser.error(f"argument FILE: {error}")
+    for path, found in by_path.items():
+        try:
+            text = rebuild(options.readme.read_text(encoding="utf-8"), path.stem, found)
+            results.write_whole(options.readme, text)
+            if page.is_gpu(found):
+                beside = {other.stem: results.load(other) for other in path.parent.glob("*.json")}
+                of_gpus = {name: other for name, other in beside.items() if page.is_gpu(other)}
+                results.write_whole(options.page, page.rebuild(options.page.read_text(encoding="utf-8"), of_gpus))
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --readme or --page: {error}")
+        _plot(found, path.parent, path.stem)
+        show(f"wrote {path.parent}/{path.stem}-*.png and the tables made from {path}")
     return 0
 
 
-def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
-    console.print(compare(options.old, options.new).rich())
+def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    show(compare(options.old, options.new))
     return 0
 
 
-def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if importlib.util.find_spec("torchvision") is None:
         parser.error("complexity: expected torchvision to be installed, got no such module")
     from . import complexity  # torchvision takes a second to import and nothing else needs it
 
-    console.print(complexity.table(complexity.measure()).rich())
+    show(complexity.table(complexity.measure()))
     return 0
 
 
@@ -125,7 +139,7 @@ def _predictions(*_: object) -> int:
     return 0
 
 
-def _models(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+def _models(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if importlib.util.find_spec("timm") is None:
         parser.error("models: expected timm to be installed, got no such module")
     from . import models  # timm takes seconds to import and nothing else needs it
@@ -138,8 +152,8 @@ def _models(options: argparse.Namespace, parser: argparse.ArgumentParser, consol
     except GateError as error:
         print(f"{parser.prog}: {error}; nothing is written", file=sys.stderr)
         return 1
-    console.print(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
-    console.print(tables.models(found).rich())
+    show(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
+    show(tables.models(found))
     if options.json is not None:
         results.save(found, options.json)
     return 0
@@ -148,7 +162,11 @@ def _models(options: argparse.Namespace, parser: argparse.ArgumentParser, consol
 def _plot(found: Results, directory: Path, stem: str) -> None:
     if not found.rows:
         return
-    from . import plots  # matplotlib is slow to import, and a run without pictures does not need it
+    # matplotlib is slow to import, and a run without pictures does not need it
+    if page.is_gpu(found):
+        from .gpu import plots
+    else:
+        from . import plots
 
     plots.save_all(found, directory, stem)
 
@@ -157,7 +175,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m benchmarks",
         description="Time eca_cuda against PyTorch. Without options: the standard plan, under 4 minutes on 2 cores. "
-        "With one of the choosing options: every combination of what they name.",
+        "With one of the choosing options: every combination of what they name. "
+        "On a machine with a GPU: python -m benchmarks gpu --help.",
     )
     choose = parser.add_argument_group("what to measure (each option takes one name or several)")
     for option, choices, default in (
@@ -181,9 +200,13 @@ def _make_parser() -> argparse.ArgumentParser:
     output.add_argument("--compare", type=_results, metavar="OLD.json", help="show ratios to an earlier run")
 
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    report = commands.add_parser("report", help="regenerate a README's tables, and the plots next to FILE.json")
-    report.add_argument("file", type=_named_results, metavar="FILE.json")
+    report = commands.add_parser("report", help="regenerate tables and plots; results of make gpu are folded first")
+    report.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FILE.json, or results.jsonl of make gpu")
     report.add_argument("--readme", type=Path, default=Path("README.md"), help="default: README.md")
+    report.add_argument("--page", type=Path, default=Path("docs/gpu.md"), help="of GPUs (default: docs/gpu.md)")
+    report.add_argument(
+        "--results", type=Path, default=Path("benchmarks/results"), help="where GPU.json goes (default: %(default)s)"
+    )
     both = commands.add_parser("compare", help="compare two runs")
     both.add_argument("old", type=_results, metavar="OLD.json")
     both.add_argument("new", type=_results, metavar="NEW.json")
@@ -213,10 +236,6 @@ def _directory(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a folder, got the file {text!r}")
     return path
-
-
-def _named_results(text: str) -> tuple[Path, Results]:
-    return Path(text), _results(text)
 
 
 def _results(text: str) -> Results:

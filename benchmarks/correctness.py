@@ -1,23 +1,45 @@
 # SPDX-License-Identifier: MIT
 """The gate before the clock: a layer that computes something else is not timed."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eca_cuda.testing import Variant, check_against_reference, make_x
+from eca_cuda.testing import Variant, check_against_reference, evaluate, make_x, used_budget
 
 from .plan import Job
+from .providers import Function
 
 # The check runs in float64 too: of a larger case it takes as many whole samples as fit, at least one.
 _CHECKED_ELEMENTS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What one call reads: the inputs of the layer (x, and the residual if the phase has one) and grad_y."""
+
+    inputs: tuple[Tensor, ...]
+    grad_y: Tensor
 
 
 class GateError(Exception):
     """A layer about to be timed does not compute what the reference computes."""
 
 
-def check(job: Job, variant: Variant, layer: nn.Module) -> None:
+def differentiates(phase: str) -> bool:
+    """Whether a phase has a backward pass."""
+    return not phase.endswith("forward")
+
+
+def has_residual(phase: str) -> bool:
+    """Whether a phase is of relu(layer(x) + residual)."""
+    return phase.startswith("residual_")
+
+
+def check(job: Job, variant: Variant, layer: nn.Module, device: str = "cpu") -> None:
     """Compare ``layer`` with the reference in the dtype, layout and grad mode of ``job``, and in its shape but for N.
 
     GateError if the error is above the budget of ``eca_cuda.testing``.
@@ -26,19 +48,55 @@ def check(job: Job, variant: Variant, layer: nn.Module) -> None:
     n = max(1, min(job.case.n, _CHECKED_ELEMENTS // (c * h * w)))
     names = [name for name, _ in layer.named_parameters()]
 
-    def function(x: Tensor, *parameters: Tensor, residual: Tensor | None = None) -> Tensor:
-        y: Tensor = functional_call(layer, dict(zip(names, parameters, strict=True)), (x, residual))
+    def function(x: Tensor, *parameters: Tensor, residual: Tensor | None = None, **options: Any) -> Tensor:
+        y: Tensor = functional_call(layer, dict(zip(names, parameters, strict=True)), (x, residual), options)
         return y
 
-    x, grad_y = (in_layout(make_x((n, c, h, w), getattr(torch, job.dtype), seed=seed), job.layout) for seed in (0, 1))
-    training = job.phase == "training"
+    def make(seed: int) -> Tensor:
+        return in_layout(make_x((n, c, h, w), getattr(torch, job.dtype), seed=seed, device=device), job.layout)
+
+    training, adds = differentiates(job.phase), has_residual(job.phase)
     try:
         with torch.set_grad_enabled(training):
             check_against_reference(
-                variant, x, list(layer.parameters()), grad_y=grad_y if training else None, function=function
+                variant,
+                make(0),
+                list(layer.parameters()),
+                residual=make(2) if adds else None,
+                grad_y=make(1) if training else None,
+                function=function,
+                **({"activation": "relu"} if adds else {}),
             )
     except AssertionError as error:
         raise GateError(f"{job}: the result is wrong, so nothing is timed: {error}") from error
+
+
+def check_batch(job: Job, variant: Variant, layer: Function, maps: Maps) -> None:
+    """Check the very batch that is timed: a launch plan depends on how many samples there are.
+
+    Its first, middle and last sample are compared with the reference, which sees nothing of the others.
+    """
+    n = maps.grad_y.shape[0]
+    chosen = sorted({0, n // 2, n - 1})
+    training, adds = differentiates(job.phase), has_residual(job.phase)
+    leaves = [x.detach().requires_grad_(training) for x in maps.inputs]
+    with torch.set_grad_enabled(training):
+        y = layer.call(*leaves)
+    grads = torch.autograd.grad(y, leaves, maps.grad_y) if training else ()
+    names = ("grad_x", "grad_residual")
+    ours = {"y": y.detach(), **dict(zip(names, grads, strict=False))}
+    few = [x[chosen] for x in maps.inputs]
+    options: dict[str, Any] = {"activation": "relu", "residual": few[1]} if adds else {}
+    options |= {"grad_y": maps.grad_y[chosen]} if training else {}
+    eager, exact = (
+        evaluate(variant.reference, few[0], layer.parameters, dtype=dtype, **options) for dtype in (None, torch.float64)
+    )
+    for name, result in ours.items():
+        terms = job.case.c + job.case.h * job.case.w
+        try:
+            used_budget(f"{name} in its batch", result[chosen], eager.results[name], exact.results[name], terms)
+        except AssertionError as error:
+            raise GateError(f"{job}: the result is wrong, so nothing is timed: {error}") from error
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:

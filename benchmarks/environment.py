@@ -33,8 +33,10 @@ def collect() -> dict[str, Any]:
 
 
 def describe(environment: dict[str, Any]) -> str:
-    """One line for titles: processor, threads, torch and the day."""
+    """One line for titles: what it was measured on, torch and the day."""
     threads, day = environment["threads"], environment["date"][:10]
+    if gpu := environment.get("gpu"):
+        return f"{gpu['name']}, driver {gpu['driver']}, torch {environment['torch']}, {day}"
     return f"{environment['cpu']}, {threads} thread{'s' if threads != 1 else ''}, torch {environment['torch']}, {day}"
 
 

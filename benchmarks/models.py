@@ -55,11 +55,11 @@ def measure(setting: Setting, budget: timing.Budget) -> Results:
     """Check the converted models, then time all of them against each other; GateError after a wrong result."""
     measured_in = environment.collect()
     models = make_models(setting)
-    _check({name: models[name] for name in ("eager", "converted", "residual")})
+    check({name: models[name] for name in ("eager", "converted", "residual")})
     images = torch.randn(setting.batch, 3, setting.side, setting.side)
     rows = []
     for phase in ("forward", "training"):
-        calls = {name: _call(model.train(phase == "training"), images, phase) for name, model in models.items()}
+        calls = {name: make_call(model.train(phase == "training"), images, phase) for name, model in models.items()}
         with torch.set_grad_enabled(phase == "training"):
             peaks = {name: peak_bytes(call) for name, call in calls.items()}
             timings = timing.measure({name: [call] for name, call in calls.items()}, budget)
@@ -67,7 +67,7 @@ def measure(setting: Setting, budget: timing.Budget) -> Results:
     return Results(measured_in, [], rows)
 
 
-def _call(model: nn.Module, images: Tensor, phase: str) -> Callable[[], object]:
+def make_call(model: nn.Module, images: Tensor, phase: str) -> Callable[[], object]:
     """Inference, or a whole step of training."""
     if phase == "forward":
         return lambda: model(images)
@@ -81,8 +81,9 @@ def _call(model: nn.Module, images: Tensor, phase: str) -> Callable[[], object]:
     return step
 
 
-def _check(models: dict[str, nn.Module]) -> None:
-    images = torch.randn(2, 3, 64, 64)
+def check(models: dict[str, nn.Module], device: str = "cpu") -> None:
+    """Hold every network against ``models["eager"]`` in float64; GateError for a wrong one."""
+    images = torch.randn(2, 3, 64, 64, device=device)
     with torch.no_grad():
         exact = copy.deepcopy(models["eager"]).double().eval()(images.double())
         outputs = {name: model.eval()(images) for name, model in models.items()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Pictures of a run: speed-up per layer, share of the clone limit per layer, time against size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -17,13 +17,21 @@ from .plan import PHASES
 from .results import Results
 
 _COLORS = {"eager": "#9a9a9a", "compile": "#4c78a8", "fused": "#e4572e", "se": "#b8a3d1", "clone": "#222222"}
+_COLORS["triton"] = "#72b7b2"
 
 
 def save_all(results: Results, directory: Path, stem: str) -> list[Path]:
     """Write ``stem-speedup.png``, ``stem-clone.png`` and ``stem-time.png``; returns their paths."""
+    return save({"speedup": _speedups, "clone": _shares, "time": _times}, results, directory, stem)
+
+
+def save(
+    drawings: Mapping[str, Callable[[Results], Figure]], results: Results, directory: Path, stem: str
+) -> list[Path]:
+    """Write ``stem-NAME.png`` for every drawing; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, draw in {"speedup": _speedups, "clone": _shares, "time": _times}.items():
+    for name, draw in drawings.items():
         with plt.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
             figure = draw(results)
         paths.append(directory / f"{stem}-{name}.png")
@@ -35,7 +43,7 @@ def save_all(results: Results, directory: Path, stem: str) -> list[Path]:
 def _speedups(results: Results) -> Figure:
     figure, axes = _panels(results, "Speed-up over eager PyTorch, ECA in ResNet-50")
     for ax, phase in zip(axes, PHASES, strict=True):
-        _bars(ax, headline(results.rows, phase), ("compile", "fused"), lambda g, name: speedup(g, "eager", name))
+        bars(ax, headline(results.rows, phase), ("compile", "fused"), lambda g, name: speedup(g, "eager", name))
         ax.axhline(1, color=_COLORS["eager"], label="eager", zorder=0)
         ax.set(title=phase, ylabel="times faster than eager")
     axes[0].legend(loc="upper left", ncols=3, frameon=False)
@@ -45,7 +53,7 @@ def _speedups(results: Results) -> Figure:
 def _shares(results: Results) -> Figure:
     figure, axes = _panels(results, "Bytes per second as a share of clone(), ECA in ResNet-50")
     for ax, phase in zip(axes, PHASES, strict=True):
-        _bars(ax, headline(results.rows, phase), ("eager", "compile", "fused"), _share)
+        bars(ax, headline(results.rows, phase), ("eager", "compile", "fused"), _share)
         ax.axhline(1, color=_COLORS["clone"], linestyle="--", label="clone", zorder=0)
         ax.set(title=phase, ylabel="share of the clone's rate")
     axes[0].legend(loc="upper left", ncols=4, frameon=False)
@@ -78,7 +86,7 @@ def _panels(results: Results, title: str) -> tuple[Figure, list[Axes]]:
     return figure, list(axes)
 
 
-def _bars(
+def bars(
     ax: Axes, members: list[Group], providers: tuple[str, ...], value: Callable[[Group, str], float | None]
 ) -> None:
     """One cluster of bars per group, one bar per provider."""

@@ -26,9 +26,9 @@ PROVIDERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Function:
-    """A layer without a module around it: what to call with x, and the parameters that training differentiates."""
+    """A layer without a module around it: what to call, and the parameters that training differentiates."""
 
-    call: Callable[[Tensor], Tensor]
+    call: Callable[..., Tensor]
     parameters: tuple[Tensor, ...] = ()
 
 

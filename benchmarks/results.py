@@ -3,8 +3,8 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ from .timing import Timing
 from .traffic import floor_bytes, gb_per_s
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """What only a GPU's row has: there the row's ``timing`` is of replayed CUDA graphs."""
+
+    launched: Timing  # of the same calls, launched one by one from Python
+    host: float  # seconds of the CPU per call
+    peak_bytes: int  # the most that is held during a call beyond what was held before
+    predicted: float | None  # seconds by the launch plan; of our own kernels only
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Row:
     bytes: int
     gb_per_s: float
     share_of_clone: float | None  # of the rate of a clone measured in the same rounds
+    gpu: GpuFacts | None = None
 
     @property
     def job(self) -> tuple[Any, ...]:
@@ -39,7 +50,10 @@ class Row:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One network in one phase (models.py): ``timing`` of a call on ``batch`` square images of ``side`` pixels."""
+    """One network in one phase (models.py): ``timing`` of a call on ``batch`` square images of ``side`` pixels.
+
+    ``dtype`` is that of automatic mixed precision.
+    """
 
     name: str
     phase: str
@@ -47,15 +61,19 @@ class ModelRow:
     side: int
     timing: Timing
     peak_bytes: int
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of a run and the environment they were measured in (see environment.py)."""
+    """All rows of a run, the environment they were measured in (environment.py), and what else a GPU's run found."""
 
     environment: dict[str, Any]
     rows: Sequence[Row]
     models: Sequence[ModelRow] = ()
+    findings: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
 
 
 def make_rows(job: Job, itemsize: int, timings: dict[str, Timing]) -> list[Row]:
@@ -95,13 +113,22 @@ def load(path: Path) -> Results:
         version = document["schema_version"]
         if version != SCHEMA_VERSION:
             raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}")
-        rows = [
-            Row(**{**row, "case": Case(**row["case"]), "timing": Timing(**row["timing"])}) for row in document["rows"]
-        ]
-        models = [ModelRow(**{**row, "timing": Timing(**row["timing"])}) for row in document.get("models", [])]
-        return Results(document["environment"], rows, models)
+        rows, models = map(row_of, document["rows"]), map(model_row_of, document.get("models", []))
+        return Results(document["environment"], list(rows), list(models), document.get("findings", {}))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected the JSON of a benchmark run, got something else ({error!r})") from error
+
+
+def row_of(values: dict[str, Any]) -> Row:
+    """The row that ``dataclasses.asdict`` made ``values`` of."""
+    gpu = values.get("gpu")
+    facts = GpuFacts(**{**gpu, "launched": Timing(**gpu["launched"])}) if gpu else None
+    return Row(**{**values, "case": Case(**values["case"]), "timing": Timing(**values["timing"]), "gpu": facts})
+
+
+def model_row_of(values: dict[str, Any]) -> ModelRow:
+    """The same for a network's row."""
+    return ModelRow(**{**values, "timing": Timing(**values["timing"])})
 
 
 def write_whole(path: Path, text: str) -> None:

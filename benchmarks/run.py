@@ -6,17 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from eca_cuda.testing import VARIANTS
 
 from . import correctness, environment, timing
-from .correctness import in_layout
+from .correctness import Maps, differentiates, has_residual, in_layout
 from .plan import Job
 from .providers import Function, Layer, make_layers
 from .results import Results, Row, make_rows
+from .terminal import progress
 
 # Each call of a job takes the next of several sets of tensors. Together they exceed the last-level cache, as the
 # activations of a whole network do; tiny maps cannot, for them a few sets avoid that one stays in L1.
@@ -28,16 +27,8 @@ _BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 def run(jobs: Sequence[Job], budget: timing.Budget) -> Results:
     """Measure every job, with a progress bar on the terminal; GateError at the first layer with a wrong result."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     measured_in = environment.collect()
-    rows: list[Row] = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(jobs))
-        for job in jobs:
-            progress.update(task, description=str(job))
-            rows += run_job(job, budget)
-            progress.advance(task)
-    return Results(measured_in, rows)
+    return Results(measured_in, [row for job in progress(jobs) for row in run_job(job, budget)])
 
 
 def run_job(job: Job, budget: timing.Budget) -> list[Row]:
@@ -50,28 +41,35 @@ def run_job(job: Job, budget: timing.Budget) -> list[Row]:
     if isinstance(fused, nn.Module):
         correctness.check(job, variant, fused)
 
-    training = job.phase == "training"
-    sets = _tensor_sets(job, dtype)
-    calls = {
-        name: [_call(layer, x, grad_y if training else None) for x, grad_y in sets] for name, layer in layers.items()
-    }
-    with torch.set_grad_enabled(training):
+    sets = make_sets(job)
+    calls = {name: [make_call(layer, job.phase, maps) for maps in sets] for name, layer in layers.items()}
+    with torch.set_grad_enabled(differentiates(job.phase)):
         return make_rows(job, dtype.itemsize, timing.measure(calls, budget))
 
 
-def _tensor_sets(job: Job, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of x and grad_y; the numbers in them repeat, the memory does not."""
-    x, grad_y = (in_layout(torch.randn(job.case.shape, dtype=dtype), job.layout) for _ in range(2))
-    count = min(math.ceil(_ROTATED_BYTES / x.nbytes), _MOST_SETS)
-    return [(x, grad_y), *((x.clone(), grad_y.clone()) for _ in range(count - 1))]
+def make_sets(
+    job: Job, device: str = "cpu", rotated_bytes: int = _ROTATED_BYTES, most_sets: int = _MOST_SETS
+) -> list[Maps]:
+    """Sets of maps for calls in turn; the numbers in them repeat, the memory does not."""
+
+    def make() -> Tensor:
+        return in_layout(torch.randn(job.case.shape, dtype=getattr(torch, job.dtype), device=device), job.layout)
+
+    first = Maps(tuple(make() for _ in range(1 + has_residual(job.phase))), make())
+    count = min(math.ceil(rotated_bytes / first.grad_y.nbytes), most_sets)
+    copies = (Maps(tuple(t.clone() for t in first.inputs), first.grad_y.clone()) for _ in range(count - 1))
+    return [first, *copies]
 
 
-def _call(layer: Layer, x: Tensor, grad_y: Tensor | None) -> Callable[[], object]:
-    """The timed statement: forward, or with ``grad_y`` forward and the gradients of x and of every parameter."""
+def make_call(layer: Layer, phase: str, maps: Maps) -> Callable[[], object]:
+    """The timed statement: forward; the gradients of all inputs and parameters; or, in training, both."""
     call = layer.call if isinstance(layer, Function) else layer
     parameters = layer.parameters if isinstance(layer, Function) else tuple(layer.parameters())
-    if grad_y is None or not parameters:
-        return functools.partial(call, x)
-    leaf = x.detach().requires_grad_()
-    inputs = [leaf, *parameters]
-    return lambda: torch.autograd.grad(call(leaf), inputs, grad_y)
+    if not differentiates(phase) or not parameters:
+        return functools.partial(call, *maps.inputs)
+    leaves = [x.detach().requires_grad_() for x in maps.inputs]
+    wanted = [*leaves, *parameters]
+    if phase.endswith("backward"):
+        y = call(*leaves)
+        return lambda: torch.autograd.grad(y, wanted, maps.grad_y, retain_graph=True)
+    return lambda: torch.autograd.grad(call(*leaves), wanted, maps.grad_y)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Tables made from rows: the same ones for the terminal (rich) and for the README (Markdown)."""
+"""Tables made from rows: the same ones for the terminal and for the README (Markdown)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import rich.table
-
-from .analysis import Group, anyone, goals, groups, headline, is_slower, mean_speedup, speedup
+from .analysis import Goal, Group, anyone, goals, groups, headline, is_slower, mean_speedup, speedup
 from .cases import TINY
 from .environment import describe
 from .plan import PHASES
@@ -28,15 +26,6 @@ class Table:
         rule = [":--" if i < self.labels else "--:" for i in range(len(self.columns))]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rule, *self.rows))
 
-    def rich(self) -> rich.table.Table:
-        """The table for a terminal."""
-        table = rich.table.Table(title=self.title, title_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i < self.labels else "right", no_wrap=True)
-        for cells in self.rows:
-            table.add_row(*cells)
-        return table
-
 
 def full(rows: Iterable[Row]) -> list[Table]:
     """Everything measured, one line per job; one table per variant, dtype and layout."""
@@ -57,18 +46,24 @@ def _full(title: str, members: list[Group]) -> Table:
             [
                 row.case.name,
                 row.phase,
-                *(_median(group, name) for name in providers),
+                *(median(group, name) for name in providers),
                 f"{fused.gb_per_s:.1f}" if fused else "",
-                _share(fused.share_of_clone if fused else None),
-                _times(speedup(group, "eager")) + (" (slower)" if is_slower(group) else ""),
-                _times(speedup(group, "compile")),
+                percent(fused.share_of_clone if fused else None),
+                factor(speedup(group, "eager")) + (" (slower)" if is_slower(group) else ""),
+                factor(speedup(group, "compile")),
             ]
         )
     return Table(f"{title}: median times; the last four columns are about fused", columns, lines, labels=2)
 
 
 def goal_table(results: Results) -> Table:
-    """The goals of the project and what this run says about them."""
+    """The goals for a CPU and what this run says about them."""
+    title = "Goals; speed-ups are geometric means over ResNet-50's layers and batch sizes"
+    return table_of_goals(title, goals(results.rows))
+
+
+def table_of_goals(title: str, promised: Iterable[Goal]) -> Table:
+    """Goals next to what was measured."""
     answers = {True: "yes", False: "no", None: ""}
     lines = [
         [
@@ -77,13 +72,9 @@ def goal_table(results: Results) -> Table:
             "not measured" if goal.measured is None else f"{_plain(goal.measured)}{goal.unit}",
             answers[goal.met],
         ]
-        for goal in goals(results.rows)
+        for goal in promised
     ]
-    return Table(
-        "Goals; speed-ups are geometric means over ResNet-50's layers and batch sizes",
-        ["goal", "target", "measured", "met"],
-        lines,
-    )
+    return Table(title, ["goal", "target", "measured", "met"], lines)
 
 
 def layers(results: Results, phase: str) -> Table:
@@ -96,10 +87,10 @@ def layers(results: Results, phase: str) -> Table:
             [
                 f"{case.name.split('.')[1]}, {case.c} x {case.h} x {case.w}",
                 str(case.n),
-                *(_median(group, name) for name in providers),
-                _times(speedup(group, "eager")),
-                _times(speedup(group, "compile")),
-                _share(group["fused"].share_of_clone if "fused" in group else None),
+                *(median(group, name) for name in providers),
+                factor(speedup(group, "eager")),
+                factor(speedup(group, "compile")),
+                percent(group["fused"].share_of_clone if "fused" in group else None),
             ]
         )
     columns = ["layer", "batch", *providers, "vs eager", "vs compile", "of clone"]
@@ -114,7 +105,7 @@ def overview(results: Results) -> Table:
         setting = (row.case.name.split(".")[0], row.variant, row.dtype, row.layout)
         by_setting.setdefault(setting, {}).setdefault(row.phase, []).append(group)
     lines = [
-        [*setting, *(_times(mean_speedup(by_phase.get(phase, ()), "eager")) for phase in PHASES)]
+        [*setting, *(factor(mean_speedup(by_phase.get(phase, ()), "eager")) for phase in PHASES)]
         for setting, by_phase in by_setting.items()
     ]
     columns = ["model", "variant", "dtype", "layout", *(f"{phase} vs eager" for phase in PHASES)]
@@ -125,7 +116,7 @@ def overhead(results: Results) -> Table:
     """What one call costs where there is nothing to compute."""
     tiny = groups(row for row in results.rows if row.case == TINY)
     lines = [
-        [anyone(group).variant, anyone(group).phase, *(_median(group, name) for name in ("eager", "fused", "function"))]
+        [anyone(group).variant, anyone(group).phase, *(median(group, name) for name in ("eager", "fused", "function"))]
         for group in tiny
     ]
     return Table(f"One call on {list(TINY.shape)}", ["variant", "pass", "eager", "module", "function"], lines, labels=2)
@@ -199,7 +190,8 @@ README_TABLES: dict[str, Callable[[Results], str]] = {
 }
 
 
-def _median(group: Group, provider: str) -> str:
+def median(group: Group, provider: str) -> str:
+    """The median time of a provider; empty if it was not measured."""
     return duration(group[provider].timing.q50) if provider in group else ""
 
 
@@ -215,9 +207,11 @@ def _plain(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _times(value: float | None) -> str:
+def factor(value: float | None) -> str:
+    """``"1.50x"``."""
     return "" if value is None else f"{value:.2f}x"
 
 
-def _share(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """``"95%"``."""
     return "" if value is None else f"{value:.0%}"

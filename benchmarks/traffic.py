@@ -7,10 +7,13 @@ With ``S_b = N C S itemsize`` bytes in one feature map, and the gates (C numbers
     backward           read x, read grad_y, write grad_x                  3 S_b
     training           forward, then backward                             5 S_b
     residual_forward   read x, read the residual, write y                 3 S_b
+    residual_backward  read x, y, grad_y, write grad_x, grad_residual     5 S_b
+    residual_training  both                                               8 S_b
     clone              read x, write its copy: what rates are compared with  2 S_b
 """
 
-TRANSFERS = {"forward": 2, "backward": 3, "training": 5, "residual_forward": 3, "clone": 2}
+TRANSFERS = {"forward": 2, "backward": 3, "training": 5, "clone": 2}
+TRANSFERS |= {"residual_forward": 3, "residual_backward": 5, "residual_training": 8}
 
 
 def floor_bytes(work: str, elements: int, itemsize: int) -> int:

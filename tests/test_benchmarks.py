@@ -2,6 +2,8 @@
 """The benchmark suite: it measures what it says, refuses what is wrong, and README shows what was measured."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-
-pytest.importorskip("rich")
 
 from benchmarks import analysis, cases, compare, plan, report, results, run, tables, timing, traffic
 from benchmarks.cli import main
@@ -45,7 +45,14 @@ def make_row(
 
 @pytest.mark.parametrize(
     ("work", "expected"),
-    [("forward", 6_422_528), ("backward", 9_633_792), ("training", 16_056_320), ("residual_forward", 9_633_792)],
+    [
+        ("forward", 6_422_528),
+        ("backward", 9_633_792),
+        ("training", 16_056_320),
+        ("residual_forward", 9_633_792),
+        ("residual_backward", 16_056_320),
+        ("residual_training", 25_690_112),
+    ],
 )
 def test_floor_bytes(work: str, expected: int) -> None:
     assert traffic.floor_bytes(work, 256 * 56 * 56, 4) == expected
@@ -115,56 +122,6 @@ def test_eager_baseline_computes_the_reference(variant: Any) -> None:
     assert set(eager.parameters()) == set(layer.parameters())
 
 
-# --- timing --------------------------------------------------------------------------------------------------------
-
-
-class FakeMachine:
-    """A clock that only the calls advance, and the log of who called."""
-
-    def __init__(self) -> None:
-        self.now, self.log = 0.0, []  # type: tuple[float, list[str]]
-
-    def call(self, name: str, seconds: float) -> timing.Call:
-        def spend() -> None:
-            self.now += seconds
-            self.log.append(name)
-
-        return spend
-
-
-def test_measure_interleaves_rotates_and_calibrates() -> None:
-    machine = FakeMachine()
-    calls = {
-        "slow": [machine.call("slow", 0.5)],
-        "fast": [machine.call("fast/0", 0.125), machine.call("fast/1", 0.125)],
-    }
-    budget = Budget(warmup=0.5, sample=0.25, total=3.0, min_rounds=2)
-    timings = timing.measure(calls, budget, clock=lambda: machine.now)
-    # A round is one slow call and two fast ones: 0.75 s, of which 3 s hold four.
-    assert timings == {"slow": Timing(0.5, 0.5, 0.5, 4, 1), "fast": Timing(0.125, 0.125, 0.125, 4, 2)}
-    measured = [name.partition("/")[0] for name in machine.log[-12:]]
-    assert measured == ["slow", "fast", "fast", "fast", "fast", "slow"] * 2
-    fast = [name for name in machine.log if name != "slow"]
-    assert fast == [f"fast/{i % 2}" for i in range(len(fast))]
-
-
-def test_measure_returns_ordered_quantiles_of_real_calls() -> None:
-    timed = timing.measure({"sum": [torch.arange(9).sum]}, timing.QUICK)["sum"]
-    assert 0 < timed.q20 <= timed.q50 <= timed.q80
-
-
-def test_quantiles_are_those_of_the_samples() -> None:
-    machine = FakeMachine()
-    seconds = iter([1.0, 1.0, *range(1, 12)])  # the first call, the warm-up, eleven samples
-
-    def call() -> None:
-        machine.now += next(seconds)
-
-    budget = Budget(warmup=1.0, sample=1.0, total=1000.0, min_rounds=1, max_rounds=11)
-    timed = timing.measure({"call": [call]}, budget, clock=lambda: machine.now)["call"]
-    assert (timed.q20, timed.q50, timed.q80, timed.rounds) == (3, 6, 9, 11)
-
-
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,7 +129,7 @@ def test_quick_run_writes_rows_and_environment(tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "out.json"
     assert main([*TINY_RUN, "--json", str(out)]) == 0
     document = json.loads(out.read_text())
-    assert document.keys() == {"schema_version", "environment", "rows", "models"}
+    assert document.keys() == {"schema_version", "environment", "rows", "models", "findings"}
     assert document["environment"].keys() >= {
         "date",
         "cpu",
@@ -198,6 +155,14 @@ def test_quick_run_writes_rows_and_environment(tmp_path: Path, capsys: pytest.Ca
     loaded = results.load(out)
     assert len(loaded.rows) == 6 and loaded.rows[0].case == cases.TINY
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_without_rich_the_same_is_shown_in_markdown() -> None:
+    code = "import sys; sys.modules['rich'] = None; from benchmarks.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *TINY_RUN], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| tiny.overhead | forward |" in done.stdout and "| goal | target | measured | met |" in done.stdout
+    assert "2/2 tiny.overhead eca training float32 contiguous" in done.stderr
 
 
 @pytest.mark.parametrize("phase", plan.PHASES)
@@ -239,7 +204,7 @@ def test_wrong_result_stops_the_run_and_writes_nothing(
         (["--compare", "/nowhere/old.json"], ["--compare", "No such file", "/nowhere/old.json"]),
         (["--compare", __file__], ["--compare", "JSON", "test_benchmarks.py"]),
         (["compare", "/nowhere/old.json", "b.json"], ["OLD.json", "No such file"]),
-        (["report"], ["FILE.json", "required"]),
+        (["report"], ["FILE", "required"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("-") or len(value) < 2 else "",
 )

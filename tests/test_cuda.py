@@ -8,8 +8,10 @@ import os
 import pytest
 import torch
 from cases import CASES, DEFAULTS
+from layouts import LAYOUTS
 
-from eca_cuda.testing import ECA, evaluate, make_x
+from eca_cuda._ext import _C
+from eca_cuda.testing import ECA, check_against_reference, evaluate, make_x
 
 
 def results(case, x, parameters):
@@ -50,6 +52,43 @@ def test_a_side_stream_is_used(case, cuda):
         ours = results(case, fresh, parameters)
     stream.synchronize()
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_two_streams_at_once_do_not_disturb_each_other(case, memory, cuda):
+    x, parameters = case.inputs((64, 64, 28, 28), torch.float16, device=cuda)
+    inputs = [LAYOUTS[memory](x * scale) for scale in (1, 2)]
+    expected = [results(case, x, parameters) for x in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    ours = [[], []]
+    for _ in range(10):
+        for i, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                ours[i].append(results(case, inputs[i], parameters))
+    torch.cuda.synchronize()
+    for wanted, of_stream in zip(expected, ours, strict=True):
+        for found in of_stream:
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.skipif(not hasattr(_C, "set_tuning"), reason="this build's plan takes no tuning")
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
+def test_other_launch_plans_compute_the_reference(ranks, memory, cuda):
+    """The same case with clusters of another size and with one slab or two."""
+    shape = (40, 64, 14, 14)
+    x, grad_y = (LAYOUTS[memory](make_x(shape, torch.float16, seed=seed, device=cuda)) for seed in (0, 3))
+    parameters = ECA.make_parameters(64, torch.float16, device=cuda)
+    layout = {"contiguous": "planes", "channels_last": "rows"}[memory]
+    what = {"dtype": "float16", "layout": layout, "c": 64, "s": 14 * 14, "n": 0, "ranks": ranks, "threads": 0}
+    try:
+        for stages in (1, 2):
+            _C.set_tuning([{**what, "direction": d, "stages": stages} for d in ("forward", "backward")])
+            check_against_reference(ECA, x, parameters, grad_y=grad_y)
+    finally:
+        _C.set_tuning([])
 
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
@@ -95,3 +134,20 @@ def test_more_than_31_bits_of_elements(case, cuda):
         y = case.variant.function(x, *parameters)
         corner = case.variant.reference(x[-1:, :, :, -8:], *parameters)  # the same means to within rounding
     torch.testing.assert_close(y[-1:, :, :, -8:], corner, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_gradients_of_more_than_31_bits_of_elements(case, cuda):
+    """Of constant maps the gradient does not depend on the number of positions, so small ones say what it must be."""
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("less than 24 GiB of free GPU memory")
+    _, parameters = case.inputs((1, 16, 1, 1), torch.float16, device=cuda)
+
+    def grad_x(side):
+        x, grad_y = (torch.full((3, 16, side, side), value, dtype=torch.float16, device=cuda) for value in (0.5, 2.0))
+        x.requires_grad_()
+        (grad,) = torch.autograd.grad(case.variant.function(x, *parameters), x, grad_y)
+        return grad[:, :, -1, -1].clone()
+
+    one_rounding = torch.finfo(torch.float16).eps
+    torch.testing.assert_close(grad_x(6800), grad_x(8), rtol=one_rounding, atol=0)  # 2.2e9 elements

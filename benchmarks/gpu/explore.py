@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: MIT
+"""Which launch plan is best: clusters as the driver counts them, and every choice of ranks, stages and threads timed.
+
+Writes ``tuning.json``, which ECA_CUDA_TUNING makes the plan load: the choices that beat the plan's own beyond noise.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from eca_cuda import plan_report
+from eca_cuda._ext import _C
+from eca_cuda.testing import ECA
+
+from .. import correctness
+from ..cases import Case, mobilenetv2, resnet50
+from ..compare import verdict
+from ..correctness import GateError, differentiates
+from ..plan import Job
+from ..results import write_whole
+from ..run import make_call, make_sets
+from ..timing import Call, Timing
+from .machine import Machine, time_replays
+from .providers import make_layers, make_module
+from .record import Found, Record
+from .session import Session
+
+TABLE = "tuning.json"
+RANKS, STAGES, THREADS = (1, 2, 4, 8, 16), (1, 2, 3), (256, 512)
+_LAYOUTS = {"contiguous": "planes", "channels_last": "rows"}  # in the words of the plan
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing that the design note predicts, and the candidates (ranks, stages, threads) that answer it."""
+
+    what: str
+    predicted: str
+    job: Job
+    candidates: tuple[tuple[int, int, int], ...]
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.job}"
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The driver's count of clusters that run at once, for one size of cluster and of a block's shared memory."""
+
+    ranks: int
+    shared_kb: int
+    threads: int = 512
+
+    def __str__(self) -> str:
+        return f"clusters of {self.ranks} blocks, {self.shared_kb} KB each"
+
+
+Unit = Question | Clusters
+
+
+def units(dry: bool = False) -> list[Unit]:
+    """What is tried, the most valuable first. Predictions are those of the design note, before any GPU was seen."""
+    if dry:
+        case = Case("resnet50.layer4.n2", 2, 16, 7, 8)
+        return [Clusters(2, 48), Question("a rehearsal", "", _job(case), ((1, 1, 128), (2, 1, 128)))]
+    layer1, _, _, layer4 = resnet50(256)
+    small1, *_, small4 = resnet50(1)
+    stages = tuple((ranks, stage, 512) for ranks in (8, 16) for stage in STAGES)
+    ranks = tuple((rank, 1, 0) for rank in (1, 2, 4, 8, 16))
+    asked: list[Unit] = [
+        Question("one stage or more", "94 to 98 % of a copy with one, 97 to 99 % with two", _job(layer1), stages),
+        Question("one stage or more, backward", "two stages gain less", _job(layer1, "backward"), stages),
+        Question("256 or 512 threads", "less than 2 %", _job(layer1), ((0, 0, 256), (0, 0, 512))),
+        Question("cluster size, 7x7 planes", "small clusters", _job(layer4), ranks),
+        Question("cluster size at batch 1", "5 to 7 us, 16 best or equal", _job(small1), ranks),
+        Question("cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), ranks),
+    ]
+    asked += [Clusters(ranks, kb) for ranks in (2, 4, 8, 12, 16) for kb in (48, 98, 110, 196, 220)]
+    every = tuple(itertools.product(RANKS, STAGES, THREADS))
+    for direction, layout, dtype in itertools.product(("forward", "backward"), _LAYOUTS, ("float16", "float32")):
+        for case in (*resnet50(256), *resnet50(32), *resnet50(1), *mobilenetv2(256)):
+            asked.append(Question("all", "", _job(case, direction, dtype, layout), every))
+    return asked
+
+
+def measure(session: Session) -> int:
+    """The step ``explore``."""
+    tuning = Tuning(session.machine.dry)
+
+    def work(unit: Unit) -> Found:
+        if isinstance(unit, Clusters):
+            if tuning.clusters is None:
+                raise RuntimeError("explore: expected a build that can ask the driver for clusters, got one without")
+            counted = tuning.clusters(unit.ranks, unit.threads, unit.shared_kb << 10)
+            return {"clusters": [{**asdict(unit), "clusters": counted}]}
+        return {"candidates": [try_all(unit, session.machine, tuning)]}
+
+    status = session.each(units(session.machine.dry), work)
+    write_table(session.record)
+    return status
+
+
+class Tuning:
+    """The plan's hooks, ``clusters`` None in a build without; in a rehearsal, substitutes where they are missing."""
+
+    def __init__(self, dry: bool) -> None:
+        if not hasattr(_C, "set_tuning") and not dry:
+            raise RuntimeError("explore: expected a build with set_tuning, got one without")
+        self.set = getattr(_C, "set_tuning", lambda rules: None)
+        self.clusters = (lambda *size: 0) if dry else getattr(_C, "clusters", None)
+
+    @contextmanager
+    def rule(self, job: Job, ranks: int, stages: int, threads: int) -> Iterator[None]:
+        """Inside, the plan follows this choice for the maps of ``job``; ValueError if it can't."""
+        self.set([make_rule(job, ranks, stages, threads, n=0)])
+        try:
+            taken = taken_plan(job)
+            if any(wanted not in (0, got) for wanted, got in zip((ranks, stages, threads), taken, strict=True)):
+                raise ValueError(f"the plan takes {' '.join(map(str, taken))}")
+            yield
+        finally:
+            self.set([])
+
+
+def taken_plan(job: Job) -> tuple[int, int, int]:
+    """Ranks, stages and threads of the resident plan for ``job``; zeros where there is none."""
+    call = {"layout": job.layout, "direction": job.phase}
+    resident = plan_report.collect(job.case.shape, job.dtype, **call)["plan"]["resident"]
+    return (resident["ranks"], resident["stages"], resident["threads"]) if resident["possible"] else (0, 0, 0)
+
+
+def make_rule(job: Job, ranks: int, stages: int, threads: int, n: int) -> dict[str, Any]:
+    """A line of the tuning table. 0 leaves the choice to the plan, or stands for every batch size."""
+    case = job.case
+    what = {"direction": job.phase, "dtype": job.dtype, "layout": _LAYOUTS[job.layout]}
+    what |= {"c": case.c, "s": case.h * case.w, "n": n}
+    return what | {"ranks": ranks, "stages": stages, "threads": threads}
+
+
+def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, Any]:
+    """Check and capture each candidate under its own rule, then time them, the plan's choice and a copy together."""
+    job = question.job
+    module = make_module(job, machine.device)
+    layers = make_layers(job, module, ("fused", "clone"))
+    sets = make_sets(job, machine.device, machine.rotated_bytes, machine.most_sets)
+    refused: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    replays: dict[str, Call] = {}
+    with torch.set_grad_enabled(differentiates(job.phase)):
+
+        def capture(name: str) -> None:
+            calls = [make_call(layers["clone" if name == "clone" else "fused"], job.phase, maps) for maps in sets]
+            replays[name] = machine.replay(calls)
+
+        capture("clone")
+        capture("plan")
+        for candidate in question.candidates:
+            name = " ".join(map(str, candidate))
+            try:
+                with tuning.rule(job, *candidate):
+                    correctness.check_batch(job, ECA, layers["fused"], sets[0])
+                    capture(name)
+            except GateError as error:
+                wrong[name] = str(error)
+            except (RuntimeError, ValueError) as error:  # it does not fit
+                if not machine.is_usable():
+                    raise
+                refused[name] = str(error).splitlines()[0]
+        timings = time_replays(machine, replays, len(sets))
+    return {
+        "question": question.what,
+        "predicted": question.predicted,
+        "job": asdict(job),
+        "timings": {name: asdict(timing) for name, timing in timings.items()},
+        "refused": refused,
+        "wrong": wrong,
+    }
+
+
+def write_table(record: Record) -> None:
+    """``tuning.json`` beside the results: for every job the fastest candidate, if it is faster than the plan's own."""
+    found = [line.found.get("candidates", ()) for line in record.known.values()]
+    rules = [rule for tried in itertools.chain.from_iterable(found) if (rule := best_rule(tried))]
+    write_whole(record.path.with_name(TABLE), json.dumps(rules, indent=1) + "\n")
+
+
+def best_rule(tried: dict[str, Any]) -> dict[str, Any] | None:
+    """The line of the tuning table that the timings of one question speak for; None where the plan's choice stands."""
+    timings = {name: Timing(**timing) for name, timing in tried["timings"].items()}
+    plan = timings["plan"]
+    faster = {name: t for name, t in timings.items() if name != "clone" and verdict(plan, t) == "faster"}
+    if not faster:
+        return None
+    best = min(faster, key=lambda name: faster[name].q50)
+    ranks, stages, threads = map(int, best.split())
+    job = Job(**{**tried["job"], "case": Case(**tried["job"]["case"])})
+    return make_rule(job, ranks, stages, threads, job.case.n)
+
+
+def _job(case: Case, direction: str = "forward", dtype: str = "float16", layout: str = "contiguous") -> Job:
+    return Job(case, "eca", direction, dtype, layout, ("fused", "clone"))

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""What a run on a GPU leaves behind: a line of JSON for every unit of work, written when the unit ends.
+
+A run that is cut off loses the unit in work and nothing else, and a later run goes on after it. Nothing but the
+standard library here: this is read and written before the package is built.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "results.jsonl"
+
+# What became of a unit. Only the first two are not tried again by a run that goes on.
+DONE, FAILED, NOT_HERE, SHOWN, OUT_OF_TIME = "done", "failed", "not here", "shown", "out of time"
+
+# Exit statuses of a measuring process: units are left since the time was up, or since one of them has cost the process
+# its device, so that another process has to go on.
+ALL_DONE, SOME_FAILED, TIME_IS_UP, DEVICE_LOST = 0, 1, 3, 4
+
+Found = Mapping[str, Sequence[dict[str, Any]]]  # what was found out, by its kind
+
+
+@dataclass(frozen=True)
+class Line:
+    """One unit of a step, or with an empty ``unit`` the whole step."""
+
+    step: str
+    unit: str
+    status: str
+    seconds: float = 0.0
+    note: str = ""  # of a failure, or the last words of a command
+    found: Found = field(default_factory=dict)
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file; a last one that was cut off is left out. ValueError, naming the file, for anything else."""
+    lines = []
+    texts = path.read_text(encoding="utf-8").splitlines()
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(Line(**json.loads(text)))
+        except (json.JSONDecodeError, TypeError) as error:
+            if number < len(texts):
+                raise ValueError(f"{path}: expected results of make gpu, got line {number}: {error}") from error
+    return lines
+
+
+def is_dry(line: Line) -> bool | None:
+    """Whether a line was written in a rehearsal; None where it does not say."""
+    return next((bool(here["dry"]) for here in line.found.get("environment", ())), None)
+
+
+class Record:
+    """The file of a run, and what it and earlier ones have done already."""
+
+    def __init__(self, folder: Path, earlier: Sequence[Path] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / NAME
+        self.known = {(line.step, line.unit): line for path in earlier for line in read(path)}
+        if self.path.exists():  # without the part of a line that a cut-off run may have left
+            self.path.write_text("".join(map(_text, read(self.path))), encoding="utf-8")
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Learn what other processes have written into the file."""
+        if self.path.exists():
+            self.known |= {(line.step, line.unit): line for line in read(self.path)}
+
+    def has(self, step: str, unit: str = "") -> bool:
+        """Whether this need not be tried again."""
+        line = self.known.get((step, unit))
+        return line is not None and line.status in (DONE, FAILED)
+
+    def write(self, line: Line) -> None:
+        """Append a line; it is on disk when this returns."""
+        self.known[line.step, line.unit] = line
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_text(line))
+
+
+def _text(line: Line) -> str:
+    return json.dumps(asdict(line)) + "\n"

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""``python -m benchmarks.gpu.show FILES``: the tables of what runs have found so far, the most important last."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..tables import table_of_goals
+from ..terminal import show
+from . import tables
+from .fold import fold
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--dry", action="store_true")
+    options = parser.parse_args()
+    try:
+        found = fold([path for path in options.files if path.exists()], rehearsed=options.dry)
+    except ValueError as error:
+        print(error)  # steps that measure nothing have nothing to show
+        return 0
+    made = (
+        tables.explored,
+        tables.launches,
+        tables.clusters,
+        tables.limit,
+        tables.shares,
+        tables.networks,
+        tables.layers,
+    )
+    shown = [table for make in made if (table := make(found)).rows]
+    show(tables.GPU_TABLES["gpu-environment"](found), *shown, table_of_goals("Goals", tables.goals(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""The steps of ``make gpu`` in the order in which they run, and the commands that each consists of.
+
+Every command is a process of its own: an illegal access ends that process and nothing else. Standard library only.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .record import NAME
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process. ``{seconds}`` in an argument becomes the time that it may take."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""  # a program that may be missing
+    shown: bool = False  # only shown in a rehearsal
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is the same for all steps."""
+
+    out: Path
+    dry: bool
+    earlier: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """``share`` of the budget is the most that the step may take; what it leaves over, later ones have."""
+
+    name: str
+    what: str
+    share: float
+    commands: Callable[[Run], list[Command]]
+    always: bool = False  # also where an earlier run has done it: a fresh machine has nothing of it
+
+
+def _build(run: Run) -> list[Command]:
+    arguments = (sys.executable, "setup.py", "build_ext", "--inplace")
+    return [Command("build", arguments, {"ECA_CUDA_BUILD": "cuda"}, needs="c++", shown=run.dry)]
+
+
+# Every test that asks for a device runs on the GPU too; these files hold them.
+_ON_DEVICES = ("forward", "backward", "amp", "determinism", "errors", "gradcheck", "nonfinite", "properties")
+_ON_DEVICES += ("saved_memory", "in_place", "training")
+
+
+def _correctness(run: Run) -> list[Command]:
+    def tests(name: str, files: list[str], *options: str) -> Command:
+        paths = [f"tests/test_{file}.py" for file in files]
+        quiet = ("-q", "-rfE", "-p", "no:cacheprovider", "--maxfail=20")
+        return Command(name, (sys.executable, "-m", "pytest", *quiet, *options, *paths))
+
+    if run.dry:  # the same kernels, on the emulated device
+        return [tests("kernels", ["forward"], "-k", "emulated and every_shape and float32 and 7x7")]
+    workers = min(8, (os.cpu_count() or 2) // 2)
+    parallel = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()
+    return [
+        tests("only a GPU", ["cuda"]),
+        tests("bits of the emulated device", ["cuda_bits"]),
+        tests("kernels", list(_ON_DEVICES), "-k", "cuda", *parallel),
+        tests("compiled", ["registration", "lengths", "compile"], "-k", "cuda", *parallel),
+    ]
+
+
+def _sanitize(run: Run) -> list[Command]:
+    def check(tool: str) -> Command:
+        program = (sys.executable, "-m", "benchmarks.gpu.small_calls")
+        # Without torch's caching allocator every tensor has borders that can be watched.
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        arguments = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program)
+        return Command(tool, arguments, alone, needs="compute-sanitizer")
+
+    return [check(tool) for tool in ("memcheck", "synccheck", "racecheck")]
+
+
+def _measure(name: str, environment: Mapping[str, str] | None = None) -> Callable[[Run], list[Command]]:
+    def commands(run: Run) -> list[Command]:
+        options = ["--out", str(run.out), "--seconds", "{seconds}", *(["--dry"] if run.dry else [])]
+        options += [word for path in run.earlier for word in ("--resume", str(path))]
+        return [Command(name, (sys.executable, "-m", "benchmarks.gpu.measure", name, *options), environment or {})]
+
+    return commands
+
+
+# The kernels that decide most, as (case, phase); ncu replays each launch once per group of counters.
+PROFILED = (("layer1.n256", "forward"), ("layer4.n256", "forward"), ("layer1.n256", "backward"))
+
+
+def _profile(run: Run) -> list[Command]:
+    def profile(case: str, phase: str) -> Command:
+        program = (sys.executable, "-m", "benchmarks.gpu.one_call", f"resnet50.{case}", phase)
+        sections = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "SchedulerStats", "WarpStateStats")
+        # The clocks are left alone: the machine is lent. Only what lies between profiler's start and stop is read.
+        options = ("--clock-control", "none", "--profile-from-start", "off")
+        options += tuple(word for section in sections for word in ("--section", section))
+        return Command(f"{case} {phase}", ("ncu", *options, *program), needs="ncu")
+
+    return [profile(*chosen) for chosen in PROFILED]
+
+
+def _report(run: Run) -> list[Command]:
+    dry = ("--dry",) if run.dry else ()
+    files = [str(path) for path in (*run.earlier, run.out / NAME)]
+    return [Command("tables", (sys.executable, "-m", "benchmarks.gpu.show", *dry, *files))]
+
+
+STEPS = (
+    Step("build", "the extension in place, for the GPU found", 0.3, _build, always=True),
+    Step("correctness", "the tests on the GPU, against float64 and against the emulator", 0.3, _correctness),
+    Step("sanitize", "memcheck, synccheck and racecheck on a few small calls", 0.2, _sanitize),
+    Step("limit", "copies on the device, of all sizes", 0.1, _measure("limit")),
+    Step("kernels", "layers: fused, eager, compiled, Triton, and a copy", 0.5, _measure("kernels")),
+    Step("models", "whole networks with and without attention", 0.5, _measure("models")),
+    Step("explore", "clusters, stages and threads, one by one", 0.4, _measure("explore")),
+    Step("two-phase", "layers with the fallback kernels", 0.2, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
+    Step("profile", "ncu on the most important kernels", 0.3, _profile),
+    Step("report", "tables of all that was found", 1.0, _report, always=True),  # whichever steps were asked for
+)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""A GPU adds up in the order in which the emulated device does, so their results have the same bits.
+
+nvcc makes one rounding of a product and a sum where g++ makes two. Here such products are exact: taps and grad_y are
+powers of two, and the gate is hard_sigmoid, which needs no function of a library. Without a GPU the emulated device
+stands in for one, so that the test itself is tested.
+"""
+
+import emulated
+import pytest
+import torch
+from layouts import LAYOUTS
+from torch import Tensor
+
+from eca_cuda.testing import ECA, evaluate, make_x
+
+pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")
+
+HERE = "cuda" if torch.cuda.is_available() else "emulated"
+# The resident kernels with one block per sample, with several, and with samples that take turns; and, at addresses that
+# bulk copies can't take, the two-phase ones, with whole planes and with parts of planes to a tile.
+SHAPES = {"small": (2, 16, 4, 8), "7x7": (3, 64, 7, 7), "clusters": (2, 64, 28, 28), "turns": (300, 8, 4, 4)}
+SHAPES["odd"] = (2, 3, 70, 61)
+
+
+def like_the_gpu() -> dict[str, int]:
+    """The emulated device in the size of the GPU here, or of an H100."""
+    if HERE == "emulated":
+        return {"multiprocessors": 132, "threads": 1024, "shared": 227 << 10, "l2": 50 << 20}
+    here = torch.cuda.get_device_properties(0)
+    return {
+        "multiprocessors": here.multi_processor_count,
+        "threads": 1024,
+        "shared": here.shared_memory_per_block_optin,
+        "l2": here.L2_cache_size,
+        "capability": 10 * here.major + here.minor,
+    }
+
+
+def powers_of_two(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    signs_and_sizes = torch.tensor([-2, -1, -0.5, 0.5, 1, 2], dtype=dtype)
+    return signs_and_sizes[torch.randint(6, shape)]
+
+
+def results(shape: tuple[int, ...], dtype: torch.dtype, memory: str, device: str) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    maps = make_x(shape, dtype), powers_of_two(shape, dtype)
+    x, grad_y = (LAYOUTS[memory](t.to(device)) for t in maps)  # there: a copy to a device need not keep the layout
+    weight = powers_of_two((1, 1, 5), dtype).to(device)
+    found = evaluate(ECA.function, x, [weight], grad_y=grad_y, gate="hard_sigmoid").results
+    return {name: found[name].cpu() for name in ("y", "grad_x")}
+
+
+def on_emulated_device(shape: tuple[int, ...], dtype: torch.dtype, memory: str, **device: int) -> dict[str, Tensor]:
+    emulated.set_device(**device)
+    try:
+        with emulated.emulated(schedules=(0,)):
+            return results(shape, dtype, memory, "cpu")
+    finally:
+        emulated.set_device()
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "offset"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_gpu_gives_the_bits_of_the_emulated_device(shape, dtype, memory):
+    expected = on_emulated_device(shape, dtype, memory, **like_the_gpu())
+    if HERE == "cuda":
+        ours = results(shape, dtype, memory, "cuda")
+    else:
+        ours = on_emulated_device(shape, dtype, memory, **like_the_gpu())
+    for name in expected:
+        assert torch.equal(ours[name], expected[name]), f"{name}: {(ours[name] != expected[name]).sum()} differ"
+
+
+def test_another_order_of_sums_would_be_noticed():
+    """The same maps on a device whose blocks have 32 threads."""
+    device = like_the_gpu()
+    one, other = (
+        on_emulated_device(SHAPES["clusters"], torch.float32, "contiguous", **device | {"threads": threads})
+        for threads in (1024, 32)
+    )
+    assert not torch.equal(one["y"], other["y"])
