@@ -11,9 +11,9 @@ BIN := $(VENV)/bin
 BUILD := $(VENV)/.built
 SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(shell find csrc tests torch-ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench lint format docs wheel test-wheel clean
+.PHONY: all test bench lint format docs links wheel test-wheel hub clean
 
 all: $(BUILD)
 
@@ -60,6 +60,14 @@ test-wheel: wheel
 	$(WHEEL_VENV)/bin/pip install -q $(WHEEL_TORCH) pytest hypothesis expecttest numpy
 	$(WHEEL_VENV)/bin/pip install -q --no-deps --force-reinstall dist/eca_cuda-*.whl
 	cd build/wheel-test && ../../$(WHEEL_VENV)/bin/python -m pytest -q -p no:cacheprovider $(addprefix tests/,$(WHEEL_TESTS))
+
+# A project of Hugging Face's kernel-builder, to be committed as a repository of its own: docs/install.md.
+HUB ?= build/hub
+hub:
+	rm -rf $(HUB) && mkdir -p $(HUB)
+	cp -r build.toml csrc torch-ext LICENSE $(HUB)/
+	mv $(HUB)/torch-ext/flake.nix $(HUB)/
+	mkdir $(HUB)/torch-ext/eca_cuda && cp eca_cuda/*.py $(HUB)/torch-ext/eca_cuda/
 
 clean:
 	rm -rf build dist $(WHEEL_VENV) *.egg-info eca_cuda/_C*.so $(BUILD)
