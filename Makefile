@@ -5,7 +5,8 @@ VENV ?= .venv
 TORCH ?= torch torchvision
 WHEEL_VENV ?= .venv-wheel
 WHEEL_TORCH ?= torch==2.13.0
-WHEEL_TESTS ?= test_reference.py test_forward.py test_backward.py test_gradcheck.py test_errors.py test_modules.py
+WHEEL_TESTS ?= test_reference.py test_forward.py test_backward.py test_gradcheck.py test_errors.py test_modules.py \
+	test_module_tools.py test_lengths.py test_in_place.py test_convert.py test_info.py
 JOBS ?= auto
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.built
@@ -53,7 +54,8 @@ wheel: $(VENV)/.installed
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 
-# The wheel serves every torch >= 2.10: tests of the operations under another one, with the source tree out of sight.
+# The wheel serves every torch >= 2.10: tests of the layers and of convert under another one, with the source tree out
+# of sight. timm's layers are skipped: PyPI's torchvision, which timm needs, does not load beside a CPU-only torch.
 test-wheel: wheel
 	rm -rf build/wheel-test && mkdir -p build/wheel-test && cp -r tests build/wheel-test/
 	test -x $(WHEEL_VENV)/bin/pip || $(PYTHON) -m venv $(WHEEL_VENV)
