@@ -89,6 +89,7 @@ spec.loader.exec_module(hub)
 
 from {NAME} import info, ops
 assert ops.VARIANTS["eca"].infer.namespace == "{NAME}"
+assert info.collect()["built_with"]["eca_cuda"] is None
 assert info.collect()["built"] == "CPU kernels by kernel-builder" != eca_cuda.info.collect()["built"]
 results = []
 for package in (eca_cuda, hub):
