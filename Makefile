@@ -50,6 +50,10 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
 
+# Links out of the pages; those inside are checked by make test and by make docs.
+links:
+	$(PYTHON) docs/links.py *.md docs/*.md */README.md tests/emulator/README.md
+
 wheel: $(VENV)/.installed
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation

@@ -31,7 +31,7 @@ def register_sharding_rules() -> None:
 
 
 def register_before_tracing() -> bool:
-    """Register the rules if there can be DTensors. Dynamo runs this while tracing and takes the result as a constant."""
+    """Register the rules if there can be DTensors. Dynamo runs this while tracing and takes the result for constant."""
     if "torch.distributed.tensor" in sys.modules:
         register_sharding_rules()
     return _registered
