@@ -5,15 +5,16 @@ VENV ?= .venv
 TORCH ?= torch torchvision
 WHEEL_VENV ?= .venv-wheel
 WHEEL_TORCH ?= torch==2.13.0
-WHEEL_TESTS ?= test_reference.py test_forward.py test_backward.py test_gradcheck.py test_errors.py test_modules.py
+WHEEL_TESTS ?= test_reference.py test_forward.py test_backward.py test_gradcheck.py test_errors.py test_modules.py \
+	test_module_tools.py test_lengths.py test_in_place.py test_convert.py test_info.py
 JOBS ?= auto
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.built
 SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(shell find csrc tests torch-ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench gpu lint format docs wheel test-wheel clean
+.PHONY: all test bench gpu lint format docs links wheel test-wheel hub clean
 
 all: $(BUILD)
 
@@ -56,17 +57,30 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
 
+# Links out of the pages; those inside are checked by make test and by make docs.
+links:
+	$(PYTHON) docs/links.py *.md docs/*.md */README.md tests/emulator/README.md
+
 wheel: $(VENV)/.installed
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 
-# The wheel serves every torch >= 2.10: tests of the operations under another one, with the source tree out of sight.
+# The wheel serves every torch >= 2.10: tests of the layers and of convert under another one, with the source tree out
+# of sight. timm's layers are skipped: PyPI's torchvision, which timm needs, does not load beside a CPU-only torch.
 test-wheel: wheel
 	rm -rf build/wheel-test && mkdir -p build/wheel-test && cp -r tests build/wheel-test/
 	test -x $(WHEEL_VENV)/bin/pip || $(PYTHON) -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/pip install -q $(WHEEL_TORCH) pytest hypothesis expecttest numpy
 	$(WHEEL_VENV)/bin/pip install -q --no-deps --force-reinstall dist/eca_cuda-*.whl
 	cd build/wheel-test && ../../$(WHEEL_VENV)/bin/python -m pytest -q -p no:cacheprovider $(addprefix tests/,$(WHEEL_TESTS))
+
+# A project of Hugging Face's kernel-builder, to be committed as a repository of its own: docs/install.md.
+HUB ?= build/hub
+hub:
+	rm -rf $(HUB) && mkdir -p $(HUB)
+	cp -r build.toml csrc torch-ext LICENSE $(HUB)/
+	mv $(HUB)/torch-ext/flake.nix $(HUB)/
+	mkdir $(HUB)/torch-ext/eca_cuda && cp eca_cuda/*.py $(HUB)/torch-ext/eca_cuda/
 
 clean:
 	rm -rf build dist $(WHEEL_VENV) *.egg-info eca_cuda/_C*.so $(BUILD)

@@ -115,7 +115,8 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
         f'-DECA_CUDA_ARCHITECTURES="{architectures() if toolkit else ""}"',
     ]
     # -ffp-contract=off: the same roundings, so the same bits, on every instruction set (csrc/cpu/simd.h).
-    cxx = ["-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", *defines]
+    # The folder of the build leaves no trace: the same sources and tools give the same library.
+    cxx = ["-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", f"-ffile-prefix-map={ROOT.resolve()}/=", *defines]
     cxx += ["-O0", "-g", "-Wall", "-Werror"] if os.environ.get("ECA_CUDA_DEBUG") == "1" else ["-O3", "-g0"]
     arguments = {
         "name": "eca_cuda._C",

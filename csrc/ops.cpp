@@ -2,21 +2,16 @@
 // L3. The operators' names and schemas in torch, and the pybind11 module eca_cuda._C with what Python needs to know of
 // the build. The backends register their kernels in their own files: cpu/ops_cpu.cpp, cuda/register_cuda.cpp.
 #include <pybind11/pybind11.h>
-#include <torch/csrc/stable/library.h>
 
 #include "cpu/kernels.h"
+#include "library.h"
 #include "plan/python.h"
 #include "schemas.h"
 
-STABLE_TORCH_LIBRARY(eca_cuda, m) { eca::define_operators(m); }
+ECA_LIBRARY(ECA_NAMESPACE, m) { eca::define_operators(m); }
 
 PYBIND11_MODULE(_C, m) {
-  m.attr("CIRCULAR") = static_cast<int>(eca::kCircular);
-  m.attr("HARD_SIGMOID") = static_cast<int>(eca::kHardSigmoid);
-  m.attr("RELU") = static_cast<int>(eca::kRelu);
-  m.attr("CROSS_CHANNEL") = static_cast<int>(eca::kCrossChannel);
-  m.attr("SINGLE_SIGMOID") = static_cast<int>(eca::kSingleSigmoid);
-  m.attr("GRAD_RESIDUAL") = static_cast<int>(eca::kGradResidual);
+  for (const eca::NamedOption& option : eca::kNamedOptions) m.attr(option.name) = static_cast<int>(option.value);
   eca::bind_plan(m);
   m.def(
       "cpu_kernels", [] { return eca::kernels().name; }, "Name of the instruction set that the CPU kernels use here.");

@@ -2,26 +2,33 @@
 """Loads the compiled library, or says in one line why it can't be loaded and what to do."""
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 _BUILD = "pip install --no-build-isolation . (with torch, setuptools>=77, pybind11>=3, ninja and a C++ compiler)"
 _MINIMUM_TORCH = (2, 10)
 _NAME = f"{__package__}._C"  # the package may run under another name, as from Hugging Face's kernels
+_HUB = f"{__package__}._ops"  # written by kernel-builder, which gives library and operators names of the build's own
 
 
-def _load() -> ModuleType:
+def _load() -> tuple[ModuleType, Any]:
+    """The library's module, and the namespace that holds its operators."""
     installed = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if installed < _MINIMUM_TORCH:
         raise ImportError(f"eca_cuda needs torch >= 2.10, found {torch.__version__}: upgrade torch")
+    if importlib.util.find_spec(_HUB) is not None:
+        operators = importlib.import_module(_HUB).ops
+        return sys.modules[f"{__package__}.{operators.name}"], operators
     if _NAME not in sys.modules and _another_copy_is_loaded():
         # A second registration of the same operators would end the process.
         raise ImportError("eca_cuda: another copy of the library is loaded in this process: import only one of them")
     try:
-        return importlib.import_module(_NAME)
+        return importlib.import_module(_NAME), torch.ops.eca_cuda
     except ModuleNotFoundError as error:
         if error.name != _NAME:
             raise
@@ -40,4 +47,4 @@ def _another_copy_is_loaded() -> bool:
     return hasattr(torch.ops.eca_cuda, "eca_infer")
 
 
-_C = _load()
+_C, OPERATORS = _load()

@@ -81,6 +81,7 @@ def _transformed(
     if compiling.is_inline():
         ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
+    sharding.register_before_tracing()
     if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
         return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
@@ -147,7 +148,9 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
         # Aliases, so that a tensor that was passed twice gets each gradient once.
         x = x.view_as(x)
         parameters = [None if t is None else t.view_as(t) for t in parameters]
-        out = composite(ctx.name, x, tuple(parameters), None, ctx.flags & ~ops.RELU)
+        # Of convolutions on DTensors, torch 2.14 gets second derivatives by the weight wrong, without a word.
+        conv = compiling.shifted_conv if sharding.is_dtensor(x) else reference.channel_conv
+        out = composite(ctx.name, x, tuple(parameters), None, ctx.flags & ~ops.RELU, conv)
         needed = (ctx.needs_input_grad[2], *ctx.needs_input_grad[4:])
         wanted = [t for t, need in zip((x, *parameters), needed, strict=True) if need and t is not None]
         grads = iter(torch.autograd.grad(out, wanted, grad_sum, create_graph=True) if wanted else ())

@@ -23,7 +23,12 @@ def collect() -> dict[str, Any]:
     return {
         "eca_cuda": __version__,
         "built": build["built"],
-        "built_with": {"torch": build["torch"], "compiler": build["compiler"], "cuda": build["cuda"] or None},
+        "built_with": {
+            "eca_cuda": build.get("version"),  # of the library: an old one beside new Python files shows
+            "torch": build["torch"],
+            "compiler": build["compiler"],
+            "cuda": build["cuda"] or None,
+        },
         "running": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -2,12 +2,14 @@
 """DTensor: the operators run on shards of the batch, and the gradients of the parameters are then partial sums.
 
 ``torch.distributed.tensor`` takes half a second to import, so the rules are registered by the first call that lacks
-them; a compiled model that is never called eagerly needs ``register_sharding_rules`` first.
+them, and where a model is compiled that may hold DTensors.
 """
 
 import sys
 from functools import partial
 from typing import Any, Optional
+
+from torch import Tensor
 
 from . import ops
 
@@ -28,12 +30,29 @@ def register_sharding_rules() -> None:
         register_sharding(operators.backward)(_backward)
 
 
+def register_before_tracing() -> bool:
+    """Register the rules if there can be DTensors. Dynamo runs this while tracing and takes the result for constant."""
+    if "torch.distributed.tensor" in sys.modules:
+        register_sharding_rules()
+    return _registered
+
+
+# What torch.compiler.assume_constant_result does, less the second that importing torch._dynamo takes.
+register_before_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def are_missing(error: Exception) -> bool:
     """Whether ``error`` may be for lack of the rules; then they are registered, and the call can be repeated."""
     if _registered or not isinstance(error, NotImplementedError) or "torch.distributed.tensor" not in sys.modules:
         return False
     register_sharding_rules()
     return True
+
+
+def is_dtensor(x: Tensor) -> bool:
+    """Whether ``x`` is a DTensor; nothing is imported to find out."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
 
 
 # What a rule returns: ways to run, each the placements of the outputs and of the arguments, None for what is no tensor.

@@ -117,6 +117,11 @@ def test_a_cuda_tensor_on_a_cpu_build_is_refused_with_the_reason() -> None:
     checks.check_device(torch.device("cpu"), cuda_toolkit="")
 
 
+def test_the_library_does_not_depend_on_the_folder_it_was_built_in() -> None:
+    """Of two builds from one sdist in two folders, all that differed was this path."""
+    assert str(ROOT).encode() not in Path(_C.__file__).read_bytes()
+
+
 def test_import_is_fast() -> None:
     """At most 50 ms beyond torch's own import, in modules of ours (measured inside one process: best of three)."""
     code = "import torch, time; t = time.perf_counter(); import eca_cuda; print(time.perf_counter() - t)"

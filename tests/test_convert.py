@@ -6,12 +6,12 @@ import io
 import pickle
 import re
 import warnings
+from functools import partial
 
 import originals
 import pytest
 import torch
 from lookalikes import OTHER, SAME, UNRELATED, eca_layer
-from timm.layers import CecaModule, EcaModule
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -20,18 +20,24 @@ from eca_cuda import conversion_report, convert, revert
 from eca_cuda.conversion import FusedAttention
 from eca_cuda.testing import make_x, used_budget
 
+
+def timm_layer(name: str, **options: object) -> nn.Module:
+    """One for 64 channels; where timm is not installed, as in `make test-wheel`, the test is skipped."""
+    return getattr(pytest.importorskip("timm.layers"), name)(64, **options)
+
+
 KNOWN = SAME | {
-    "timm": lambda: EcaModule(64),
-    "timm, hard sigmoid": lambda: EcaModule(64, gate_layer="hard_sigmoid"),
-    "timm circular": lambda: CecaModule(64),
-    "timm circular, bias": lambda: CecaModule(64, act_layer=nn.ReLU),
+    "timm": partial(timm_layer, "EcaModule"),
+    "timm, hard sigmoid": partial(timm_layer, "EcaModule", gate_layer="hard_sigmoid"),
+    "timm circular": partial(timm_layer, "CecaModule"),
+    "timm circular, bias": partial(timm_layer, "CecaModule", act_layer=nn.ReLU),
     "original ECA": lambda: originals.EfficientChannelAttention(64),
     "original multi-kernel": lambda: originals.DynamicMultiKernelECA(64),
     "original bidirectional": lambda: originals.BidirectionalECA(64),
 }
 OTHERS = OTHER | {
-    "timm, mlp": (lambda: EcaModule(64, use_mlp=True), "not those of ECA"),
-    "timm, another gate": (lambda: EcaModule(64, gate_layer="tanh"), "Tanh"),
+    "timm, mlp": (partial(timm_layer, "EcaModule", use_mlp=True), "not those of ECA"),
+    "timm, another gate": (partial(timm_layer, "EcaModule", gate_layer="tanh"), "Tanh"),
 }
 every_known = pytest.mark.parametrize("make", KNOWN.values(), ids=KNOWN)
 
@@ -124,7 +130,8 @@ def test_our_own_layers_count_as_fused_and_stay():
 
 
 def test_the_report_in_full_before_and_after():
-    model = nn.Sequential(*(EcaModule(64) for _ in range(4)), EcaModule(64, gate_layer="tanh"), CecaModule(64))
+    others = timm_layer("EcaModule", gate_layer="tanh"), timm_layer("CecaModule")
+    model = nn.Sequential(*(timm_layer("EcaModule") for _ in range(4)), *others)
     text = re.sub(r"off by \S+", "off by 1.3e+00", str(conversion_report(convert(model))))
     assert text == (
         "attention: 6 found\n"
@@ -176,7 +183,7 @@ def test_reparametrised_weights_keep_acting(reparametrise):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_dtype_is_kept_and_a_cast_after_conversion_works(dtype):
-    before, after = convert(EcaModule(64).to(dtype)), convert(EcaModule(64)).to(dtype)
+    before, after = convert(eca_layer(64).to(dtype)), convert(eca_layer(64)).to(dtype)
     x = make_x((2, 64, 3, 5), dtype)
     assert before(x).dtype == after(x).dtype == dtype
     assert is_converted(before) and before.conv.weight.dtype == dtype
@@ -184,7 +191,7 @@ def test_dtype_is_kept_and_a_cast_after_conversion_works(dtype):
 
 def test_a_model_on_the_meta_device_is_converted_before_it_has_values():
     with torch.device("meta"):
-        layer = convert(EcaModule(64))
+        layer = convert(eca_layer(64))
     assert is_converted(layer) and layer.conv.weight.is_meta
     layer.to_empty(device="cpu")
     nn.init.ones_(layer.conv.weight)

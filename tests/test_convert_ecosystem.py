@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -122,6 +125,59 @@ def test_distributed_data_parallel_trains_alike(when, fuse_residual, process_gro
     losses = train(wrapped, optimizer_of(wrapped), range(3))
     torch.testing.assert_close(losses, train(plain, optimizer_of(plain), range(3)), rtol=1e-7, atol=1e-9)
     assert_close(wrapped.module, plain)
+
+
+@every_way
+def test_fsdp2_trains_alike(fuse_residual, process_group):
+    """Converted before: `fully_shard` replaces parameters, and the layers take those that are there when they run."""
+    model, plain = convert(make_model(), fuse_residual=fuse_residual), make_model()
+    mesh = init_device_mesh("cpu", (1,))
+    for block in (*model.layer1, *model.layer4):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    losses = train(model, optimizer_of(model), range(3))
+    torch.testing.assert_close(losses, train(plain, optimizer_of(plain), range(3)), rtol=1e-7, atol=1e-9)
+    whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
+    torch.testing.assert_close(whole, plain.state_dict(), rtol=1e-7, atol=1e-9)
+
+
+@every_way
+def test_mixed_precision_steps_with_the_scaler(fuse_residual):
+    """Under float16 autocast, float32 parameters: eager's dtype, finite gradients for all, and a step that is taken."""
+    model = convert(make_model().float(), fuse_residual=fuse_residual)
+    before, x = copy.deepcopy(model.state_dict()), images().float()
+    optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = model(x)
+        assert y.dtype == revert(copy.deepcopy(model))(x).dtype
+    scaler.scale(y.float().square().mean()).backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**4
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+
+
+@every_way
+def test_optimizer_states_load_both_ways(fuse_residual):
+    """Adam's, saved by a training with conversion and loaded by one without, and back."""
+
+    def adam(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=0.001)
+
+    losses = {}
+    for order in ((True, False, True), (False, False, False)):
+        state, of_optimizer, seen = make_model().state_dict(), None, []
+        for step, converted in enumerate(order):
+            model = convert(make_model(), fuse_residual=fuse_residual) if converted else make_model()
+            model.load_state_dict(state)
+            optimizer = adam(model)
+            if of_optimizer is not None:
+                optimizer.load_state_dict(of_optimizer)
+            seen += train(model, optimizer, range(step, step + 1))
+            state, of_optimizer = model.state_dict(), optimizer.state_dict()
+        losses[order] = seen
+    torch.testing.assert_close(*losses.values(), rtol=1e-7, atol=1e-9)
 
 
 @every_way

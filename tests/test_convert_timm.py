@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""All of timm's models with ECA, converted: outputs and gradients within budget, with and without fused residuals."""
+"""All of timm's models with ECA, converted: outputs and gradients within budget, and what timm's own tests ask.
+
+A model is made once for all tests of it; they leave it as it was.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -24,16 +27,38 @@ def test_these_are_all_models_with_eca():
     assert len(MODELS) == 23
 
 
+def size_of(name: str) -> int:
+    return SIZES.get(name, 32)
+
+
 def make_model(name: str, **options: object) -> nn.Module:
     """With random weights; gains and biases that timm starts at zero would hide the branch with the attention."""
     torch.manual_seed(0)
-    sized = {"img_size": SIZES[name]} if "botnext" in name else {}
-    model = timm.create_model(name, num_classes=10, **sized, **options)
+    sized = {"img_size": size_of(name)} if "botnext" in name else {}
+    model = timm.create_model(name, **sized, **options)
     with torch.no_grad():
         for p in model.parameters():
             if not p.count_nonzero():
                 p.uniform_(0.1, 0.5)
     return model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    """Not converted, in eval mode, with ten classes."""
+    return make_model(request.param, num_classes=10).eval()
+
+
+@pytest.fixture
+def name(model: nn.Module, request: pytest.FixtureRequest) -> str:
+    return request.node.callspec.params["model"]
+
+
+@pytest.fixture
+def converted(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` until the test ends."""
+    yield convert(model, fuse_residual=True)
+    revert(model)
 
 
 def results(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -47,7 +72,8 @@ def results(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def check_model(model: nn.Module, images: Tensor, **options: bool) -> None:
     """Converts ``model``. Of eager's error two draws count, as in ``eca_cuda.testing``: without oneDNN if need be."""
-    exact = dict(results(copy.deepcopy(model).double(), images.double()))
+    exact = dict(results(model.double(), images.double()))
+    model.float()  # Its own numbers again: float64 holds them all
     eager, other = dict(results(model, images)), None
     ours = dict(results(convert(model, **options), images))
     for name, result in ours.items():
@@ -61,13 +87,12 @@ def check_model(model: nn.Module, images: Tensor, **options: bool) -> None:
             used_budget(name, result, other[name], exact[name], terms=images[0].numel())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_outputs_and_gradients_are_within_budget(name, threads):
-    threads(2)
-    model, size = make_model(name).eval(), SIZES.get(name, 32)
+def test_outputs_and_gradients_are_within_budget(model, name):
+    size = size_of(name)
     attention = [path for path, m in model.named_modules() if isinstance(m, EcaModule)]
     check_model(model, torch.randn(1, 3, size, size), fuse_residual=True)
     report = conversion_report(model)
+    revert(model)
     assert [f.path for f in report.attention if f.status == "fused"] == attention
     fused = ADDING.get(name, 0)
     assert [f.status for f in report.residual].count("fused") == (len(attention) if fused is None else fused)
@@ -76,10 +101,56 @@ def test_outputs_and_gradients_are_within_budget(name, threads):
     }
 
 
+def test_a_training_step_reaches_every_parameter(converted, name):
+    """In training mode, with whatever drop-path and dropout the model has."""
+    size = size_of(name)
+    y = converted.train()(torch.randn(2, 3, size, size))
+    grads = torch.autograd.grad(y.square().sum(), list(converted.parameters()))
+    converted.eval()
+    assert y.shape == (2, 10) and y.isfinite().all()
+    assert all(grad.isfinite().all() and grad.count_nonzero() for grad in grads)
+
+
+def test_features_and_heads_are_what_the_configuration_says(converted, name):
+    """Of a copy, as heads are replaced: unpooled features, intermediate ones, other classifiers, pooling turned off."""
+    model, size = copy.deepcopy(converted), size_of(name)
+    x, config = torch.randn(2, 3, size, size), model.default_cfg
+    side = size * config["pool_size"][0] // config["input_size"][1]
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape == (2, model.num_features, side, side)
+        assert torch.equal(model.forward_head(features), model(x))
+        last, intermediates = model.forward_intermediates(x)
+        assert torch.equal(last, features)
+        assert [t.shape[1] for t in intermediates] == [info["num_chs"] for info in model.feature_info]
+        model.reset_classifier(5)
+        assert model(x).shape == (2, 5)
+        model.reset_classifier(0)
+        assert model(x).shape == (2, model.num_features)
+        model.reset_classifier(0, "")
+        assert torch.equal(model(x), features)
+    names = dict(converted.named_parameters())
+    assert {f"{config[key]}.weight" for key in ("classifier", "first_conv")} <= names.keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_only_gives_the_same_features(name):
+    """In float64, where converted and not agree far beyond what another error would leave."""
+    model, size = make_model(name, features_only=True).eval().double(), size_of(name)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        features = convert(model, fuse_residual=True)(x)
+    assert "fused" in {f.status for f in conversion_report(model).attention}
+    assert [t.shape[1] for t in features] == model.feature_info.channels()
+    assert [t.shape[2] for t in features] == [size // r for r in model.feature_info.reduction()]
+    torch.testing.assert_close(features, expected)
+
+
 @pytest.mark.parametrize("fuse_residual", [False, True])
 def test_training_updates_batch_norm_alike(fuse_residual):
     """In training mode, with batch statistics; drop-path is off."""
-    model = make_model("ecaresnet26t").train()
+    model = make_model("ecaresnet26t", num_classes=10).train()
     before = copy.deepcopy(model)
     images = torch.randn(8, 3, 64, 64)
     check_model(model, images, fuse_residual=fuse_residual)

@@ -22,13 +22,14 @@ def torchrun(*arguments: object) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += map(str, arguments)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_dtensor_rules_for_every_option():
-    """Batch sharding keeps maps sharded; gradients of the parameters are partial sums; nothing is imported early."""
+def test_dtensor_and_ddp_for_every_option():
+    """Batch sharding keeps maps sharded, compiled too; gradients of the parameters are partial sums; second derivatives
+    are those of one process, and so are DDP's gradients; nothing is imported early."""
     assert torchrun(TESTS / "two_processes.py").count("every case is right") == 2
 
 

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The documentation is true: its code runs, its commands exist, its links lead somewhere, and its site builds."""
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -77,6 +81,41 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{path.name}: {target}"
 
 
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A site with one page."""
+
+    class OnePage(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/here" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), OnePage) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize(
+    "target, status, says",
+    [
+        ("/here", 0, "0 of 1 links are gone"),
+        ("/there", 1, "1 of 1 links are gone"),
+        (None, 0, "NOT CHECKED, no answer from the network: 1 of 1 links"),
+    ],
+)
+def test_make_links_tells_what_is_gone_from_what_was_not_asked(target, status, says, server, tmp_path) -> None:
+    url = server + target if target else "http://127.0.0.1:1/nobody-listens"
+    (tmp_path / "page.md").write_text(f"A [link]({url}).")
+    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    command = [sys.executable, ROOT / "docs/links.py", tmp_path / "page.md"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, says in done.stdout) == (status, True), done.stdout + done.stderr
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -88,4 +127,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "convert/index.html").exists()
+    pictures = [tmp_path / "pictures" / f"cpu-{name}.png" for name in ("speedup", "clone", "time")]
+    page = (tmp_path / "benchmark/index.html").read_text(encoding="utf-8")
+    for path in pictures:
+        assert path.read_bytes().startswith(b"\x89PNG") and f'src="../pictures/{path.name}"' in page
     assert "(<code>csrc/README.md</code>)" in (tmp_path / "kernels/index.html").read_text(encoding="utf-8")

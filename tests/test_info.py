@@ -22,6 +22,7 @@ def test_json_and_python_agree() -> None:
     assert facts["eca_cuda"] == eca_cuda.__version__
     assert facts["running"]["torch"] == torch.__version__
     assert set(facts) == set(info.collect())
+    assert facts["built_with"]["eca_cuda"] == eca_cuda.__version__
     assert facts["built_with"]["torch"] and facts["built_with"]["compiler"]
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -26,22 +27,43 @@ def tracked() -> list[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+def version() -> str:
+    found = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text(encoding="utf-8"))
+    assert found
+    return found[1]
+
+
+def backend(hook: str, folder: Path) -> str:
+    """What the hook of setuptools prints, run as pip runs it; its result is put beside ``folder``."""
+    command = [sys.executable, "-c", f"from setuptools.build_meta import {hook}; {hook}('..')"]
+    environment = {**os.environ, "ECA_CUDA_BUILD": "cpu"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 def test_the_sdist_holds_everything_that_building_and_testing_need(tmp_path: Path) -> None:
-    """Made from a copy, so that nothing that an earlier build left behind can help."""
+    """Made from a copy, so that nothing that an earlier build left behind can help; and it describes itself."""
     files = [name for name in tracked() if (ROOT / name).is_file()]
     for name in files:
         target = tmp_path / "source" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
-    command = [sys.executable, "-c", "from setuptools.build_meta import build_sdist; build_sdist('..')"]
-    done = subprocess.run(command, cwd=tmp_path / "source", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    backend("build_sdist", tmp_path / "source")
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as sdist:
         packed = {name.partition("/")[2] for name in sdist.getnames()}
+        sdist.extractall(tmp_path / "unpacked", filter="data")
     wanted = {name for name in files if not name.startswith((".github/", ".ci/", ".gitignore", ".pre-commit"))}
     assert wanted - packed == set()
     assert not [name for name in packed if name.endswith((".so", ".pyc"))]
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    said = backend("prepare_metadata_for_build_wheel", unpacked)
+    (metadata,) = unpacked.parent.glob("*.dist-info/METADATA")
+    facts = message_from_string(metadata.read_text(encoding="utf-8"))
+    assert unpacked.name == f"eca_cuda-{facts['Version']}" == f"eca_cuda-{version()}"
+    assert facts["Requires-Dist"] == "torch>=2.10" and facts["License-File"] == "LICENSE"
+    assert "[eca_cuda] building CPU kernels only: ECA_CUDA_BUILD=cpu" in said
 
 
 def test_imports_inside_the_package_are_relative_and_outside_torch_alone() -> None:
@@ -83,8 +105,27 @@ assert "eca_cuda" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
+def test_what_make_test_wheel_runs_needs_what_it_installs() -> None:
+    """conversion among it; what else a test wants, it must ask for itself and be skipped without."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = re.search(r"^WHEEL_TESTS \?= ((?:.*\\\n)*.*)", makefile, re.MULTILINE)
+    assert listed
+    names = listed[1].replace("\\", "").split()
+    assert "test_convert.py" in names
+    helpers = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    installed = {"eca_cuda", "torch", "pytest", "numpy"} | helpers | set(sys.stdlib_module_names)
+    for name in names:
+        body = ast.parse((ROOT / "tests" / name).read_text(encoding="utf-8")).body
+        assert top_level_imports(body) <= installed, name
+
+
+def top_level_imports(body: list[ast.stmt]) -> set[str]:
+    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
 def test_info_names_version_and_build() -> None:
     done = subprocess.run([sys.executable, "-m", "eca_cuda.info", "--json"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    version = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text(encoding="utf-8"))
-    assert version and f'"eca_cuda": "{version[1]}"' in done.stdout
+    assert f'"eca_cuda": "{version()}"' in done.stdout

@@ -114,6 +114,24 @@ def test_only_ops_spells_the_operators_namespace() -> None:
             assert "torch.ops.eca_cuda" not in path.read_text(), path
 
 
+def test_pre_commit_runs_what_ci_runs() -> None:
+    """Both `make lint`, which alone says what that is."""
+    config, scripts = ROOT / ".pre-commit-config.yaml", [p for p in (ROOT / ".ci").glob("*") if p.is_file()]
+    if not (config.exists() and scripts):
+        pytest.skip("not a git checkout")
+    assert re.findall(r"^ +entry: (.+)$", config.read_text(), re.MULTILINE) == ["make lint"]
+    commands = [line for path in scripts for line in path.read_text().splitlines()]
+    assert "make lint" in commands
+    assert not [line for line in commands if re.search(r"\b(ruff|mypy|clang-format)\b", line)]
+
+
+def test_templates_ask_for_what_was_built() -> None:
+    templates = [path for path in tracked() if path.parts[-2] == "ISSUE_TEMPLATE" or "template" in path.stem]
+    assert len(templates) == 3
+    for path in templates:
+        assert "python -m eca_cuda.info" in path.read_text(), path
+
+
 def test_the_version_is_written_once() -> None:
     version = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text())
     assert version

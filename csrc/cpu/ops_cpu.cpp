@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // L3. The operators on the CPU: check, allocate, run, for all variants; registered at the end of this file.
+#include "../library.h"
 #include "../operators.h"
 #include "pages.h"
 #include "parameters.h"
@@ -123,7 +124,7 @@ struct Cpu {
   }
 };
 
-STABLE_TORCH_LIBRARY_IMPL(eca_cuda, CPU, m) { implement<Cpu>(m); }
+ECA_LIBRARY_IMPL(ECA_NAMESPACE, CPU, m) { implement<Cpu>(m); }
 
 }  // namespace
 }  // namespace eca
