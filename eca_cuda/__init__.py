@@ -10,6 +10,7 @@ from .compiling import compile_mode
 from .conversion import conversion_report, convert, revert
 from .functional import bidirectional_eca, eca, eca_, multi_kernel_eca
 from .modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
+from .tuning import load_from_environment, load_tuning
 
 if TYPE_CHECKING:
     from . import inductor
@@ -26,10 +27,13 @@ __all__ = [
     "eca",
     "eca_",
     "inductor",
+    "load_tuning",
     "multi_kernel_eca",
     "reference",
     "revert",
 ]
+
+load_from_environment()
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ PYTHON_LAYERS = {
     "checks": set(),
     "compiling": set(),
     "_ext": set(),
+    "tuning": {"_ext"},
     "ops": {"_ext", "checks"},
     "sharding": {"ops"},
     "autograd": {"checks", "compiling", "ops", "reference", "sharding"},
@@ -36,7 +37,7 @@ PYTHON_LAYERS = {
     "plan_report": {"_ext", "modules"},
     "info": {"_ext", "_version", "plan_report"},
     "testing": {"functional", "modules", "reference"},
-    "__init__": {"reference", "_version", "compiling", "functional", "inductor", "modules", "conversion"},
+    "__init__": {"reference", "_version", "compiling", "functional", "inductor", "modules", "conversion", "tuning"},
 }
 
 

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
-// L3. Makes the GPU backend the operators' implementation for CUDA tensors.
+// L3. Makes the GPU backend the operators' implementation for CUDA tensors, and the driver's answers known to Python.
 #include "../library.h"
+#include "../plan/device.h"
 #include "ops_cuda.h"
+#include "resident.h"
 
 namespace eca {
 namespace {
 
 ECA_LIBRARY_IMPL(ECA_NAMESPACE, CUDA, m) { implement<Cuda>(m); }
+
+[[maybe_unused]] const bool registered = (driver_clusters = &count_clusters) != nullptr;
 
 }  // namespace
 }  // namespace eca

@@ -12,6 +12,9 @@ namespace eca {
 template <DType D, class Call>
 cudaError_t launch_resident_of(const ResidentArgs<float, Call>& args, cudaStream_t stream);
 
+// How many clusters of this kind run at once on the current device, as the driver says; 0: none can.
+int64_t count_clusters(int ranks, int threads, int shared_bytes);
+
 template <class Call>
 cudaError_t launch_resident(const ResidentArgs<float, Call>& args, cudaStream_t stream) {
   switch (args.problem.dtype) {

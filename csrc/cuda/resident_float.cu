@@ -16,4 +16,19 @@ cudaError_t launch_resident_of<DType::kFloat, BackwardCall>(const ResidentArgs<f
   return launch_resident_as<float>(args, stream);
 }
 
+int64_t count_clusters(int ranks, int threads, int shared_bytes) {
+  Device device;
+  if (query_device(&device) != cudaSuccess) return 0;
+  ResidentPlan plan{};
+  plan.copies = device.capability < 90 ? Copies::kThreads : Copies::kBulk;
+  plan.ranks = ranks;
+  plan.threads = threads;
+  plan.shared.total = shared_bytes;
+  plan.shared_limit = device.shared_opt_in;
+  using Pass = ResidentForward<Instance<float, Layout::kPlanes, 4, false, Copies::kBulk>>;
+  using Alone = ResidentForward<Instance<float, Layout::kPlanes, 4, false, Copies::kThreads>>;
+  if (plan.copies == Copies::kBulk) return ClusterLaunch(resident<Pass>, plan, nullptr).room;
+  return ranks == 1 ? ClusterLaunch(resident<Alone>, plan, nullptr).room : 0;
+}
+
 }  // namespace eca

@@ -23,35 +23,45 @@ struct ResidentPassOf<BackwardCall> {
   using type = ResidentBackward<I>;
 };
 
-// Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is set
-// to the one value that serves all.
+// A launch of as many clusters as run at once, and how many those are: 0 if none can.
+struct ClusterLaunch {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  int64_t room = 0;
+
+  // Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is
+  // set to the one value that serves all.
+  template <class Args>
+  ClusterLaunch(void (*kernel)(Args), const ResidentPlan& plan, cudaStream_t stream) {
+    const bool bulk = plan.copies == Copies::kBulk;
+    const auto set = [&](cudaFuncAttribute what, int value) {
+      return cudaFuncSetAttribute(kernel, what, value) == cudaSuccess;
+    };
+    if (!set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit)) ||
+        !set(cudaFuncAttributePreferredSharedMemoryCarveout, 100) ||
+        (bulk && !set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1)))
+      return;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
+    config.gridDim = dim3(static_cast<unsigned>(plan.ranks));
+    config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(plan.shared.total);
+    config.stream = stream;
+    config.attrs = bulk ? &attribute : nullptr;
+    config.numAttrs = bulk ? 1 : 0;
+    room = resident_clusters(reinterpret_cast<const void*>(kernel), config, plan.ranks);
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;  // config points to attribute
+};
+
 template <class Args>
 cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t stream) {
-  const ResidentPlan& plan = args.plan;
-  const bool bulk = plan.copies == Copies::kBulk;
-  const auto set = [&](cudaFuncAttribute attribute, int value) {
-    return cudaFuncSetAttribute(kernel, attribute, value) == cudaSuccess;
-  };
-  if (!set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit)) ||
-      !set(cudaFuncAttributePreferredSharedMemoryCarveout, 100) ||
-      (bulk && !set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1)))
-    return cudaErrorInvalidClusterSize;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.ranks));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(plan.shared.total);
-  config.stream = stream;
-  config.attrs = bulk ? &cluster : nullptr;
-  config.numAttrs = bulk ? 1 : 0;
-  const int64_t room = resident_clusters(reinterpret_cast<const void*>(kernel), config, plan.ranks);
-  if (room < 1) return cudaErrorInvalidClusterSize;
+  ClusterLaunch launch(kernel, args.plan, stream);
+  if (launch.room < 1) return cudaErrorInvalidClusterSize;
   Args there = args;
-  there.plan.clusters = std::min(plan.clusters, room);
-  config.gridDim = dim3(static_cast<unsigned>(there.plan.clusters * plan.ranks));
-  return cudaLaunchKernelEx(&config, kernel, there);
+  there.plan.clusters = std::min(args.plan.clusters, launch.room);
+  launch.config.gridDim = dim3(static_cast<unsigned>(there.plan.clusters * args.plan.ranks));
+  return cudaLaunchKernelEx(&launch.config, kernel, there);
 }
 
 template <class T, Layout L, int N, bool kStraddle, class Call>

@@ -24,6 +24,8 @@ constexpr Device kDevices[] = {
 
 }  // namespace
 
+int64_t (*driver_clusters)(int, int, int) = nullptr;
+
 const Device* known_devices(size_t* count) {
   *count = sizeof kDevices / sizeof *kDevices;
   return kDevices;

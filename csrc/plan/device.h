@@ -23,4 +23,8 @@ struct Device {
 // Devices that plans can be shown and tested for on any machine, in alphabetical order.
 const Device* known_devices(size_t* count);
 
+// How many clusters of so many blocks, threads and bytes of shared memory per block run at once on the current GPU, as
+// its driver says. Null in builds without CUDA; cuda/register_cuda.cpp sets it.
+extern int64_t (*driver_clusters)(int ranks, int threads, int shared_bytes);
+
 }  // namespace eca

@@ -212,6 +212,15 @@ void bind_plan(py::module_& m) {
       "How the CUDA kernels would do a call with maps [n, c, s]: csrc/plan/plan.h as a dict. device: a name, or a dict "
       "like those of devices(). alignment: 0 for that of dense maps.");
   m.def(
+      "clusters",
+      [](int ranks, int threads, int shared_bytes) {
+        if (!driver_clusters) throw std::runtime_error("clusters: expected a build with CUDA, this one has none");
+        return driver_clusters(ranks, threads, shared_bytes);
+      },
+      "ranks"_a, "threads"_a, "shared_bytes"_a,
+      "How many clusters of so many blocks, threads per block and bytes of shared memory per block run at once on the "
+      "current GPU, as its driver says.");
+  m.def(
       "set_tuning",
       [](const py::list& rules) {
         std::vector<Rule> all;

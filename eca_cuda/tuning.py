@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""The tuning table: launch plans that were measured to be faster than what the plan would choose."""
+
+import json
+import os
+from pathlib import Path
+from typing import Optional, Union
+
+from ._ext import _C
+
+VARIABLE = "ECA_CUDA_TUNING"
+
+
+def load_tuning(path: Union[str, Path, None] = None) -> int:
+    """Make the resident CUDA kernels follow a table that ``make gpu`` wrote, and return how many rules it has.
+
+    The file is a JSON list of objects with ``direction``, ``dtype``, ``layout`` ("planes" or "rows"), ``n`` (0: any),
+    ``c``, ``s``, ``ranks``, ``stages`` and ``threads`` (0: as the plan finds). The first rule for a call counts; one
+    that does not fit the device is ignored. None forgets the table. The file that the environment variable
+    ECA_CUDA_TUNING names is loaded at import.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: naming what was expected and what came; the table in use stays.
+        RuntimeError: in builds that have no launch plans.
+    """
+    if not hasattr(_C, "set_tuning"):  # torch-ext/torch_binding.cpp
+        raise RuntimeError("load_tuning: expected a build by setup.py, this is one by Hugging Face's kernel-builder")
+    if path is None:
+        _C.set_tuning([])
+        return 0
+    try:
+        rules = json.loads(Path(path).read_text())
+        if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+            raise ValueError("expected a list of objects")
+        _C.set_tuning(rules)
+    except (ValueError, RuntimeError, TypeError) as error:  # pybind11's casts raise the last two
+        raise ValueError(f"tuning table {path}: {error}") from error
+    return len(rules)
+
+
+def load_from_environment() -> Optional[int]:
+    """What ECA_CUDA_TUNING names, if it is set."""
+    path = os.environ.get(VARIABLE)
+    return load_tuning(path) if path else None

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The tuning table reaches the plan, from a file and from the environment; what is wrong with it is said."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eca_cuda
+from eca_cuda._ext import _C
+
+RULE = {
+    "direction": "forward",
+    "dtype": "float16",
+    "layout": "planes",
+    "n": 0,
+    "c": 256,
+    "s": 3136,
+    "ranks": 12,
+    "stages": 1,
+    "threads": 256,
+}
+
+
+def resident() -> dict[str, Any]:
+    plan: dict[str, Any] = _C.plan(256, 256, 3136, "float16", "contiguous", "eca", "forward", "h100")["resident"]
+    return plan
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    yield
+    eca_cuda.load_tuning(None)
+
+
+def test_a_table_is_followed_and_forgotten(tmp_path: Path) -> None:
+    before = resident()
+    (tmp_path / "table.json").write_text(json.dumps([RULE]))
+    assert eca_cuda.load_tuning(tmp_path / "table.json") == 1
+    assert {key: resident()[key] for key in ("ranks", "stages", "threads")} == {"ranks": 12, "stages": 1, "threads": 256}
+    assert eca_cuda.load_tuning(None) == 0
+    assert resident() == before != {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "table.json: Expecting"),
+        ("{}", "expected a list of objects"),
+        ("[7]", "expected a list of objects"),
+        (json.dumps([{**RULE, "threads": 100}]), "threads: expected a multiple of 32"),
+        (json.dumps([RULE, {**RULE, "dtype": "half"}]), "dtype: expected one of"),
+        (json.dumps([{k: v for k, v in RULE.items() if k != "c"}]), "'c'"),
+        (json.dumps([{**RULE, "c": "many"}]), "table.json"),
+    ],
+)
+def test_a_bad_table_is_refused_and_changes_nothing(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "table.json").write_text(text)
+    before = resident()
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        eca_cuda.load_tuning(tmp_path / "table.json")
+    assert resident() == before
+
+
+def test_the_environment_names_a_table(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text(json.dumps([RULE]))
+    code = "import test_tuning; print(test_tuning.resident()['ranks'])"
+    environment = {**os.environ, "ECA_CUDA_TUNING": str(tmp_path / "table.json")}
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(here)!r}); {code}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=here.parent,
+    )
+    assert done.stdout.strip() == "12", done.stderr
+
+
+def test_clusters_need_a_gpu_or_a_build_with_cuda() -> None:
+    try:
+        assert _C.clusters(2, 128, 1 << 10) >= 0
+    except RuntimeError as error:
+        assert "build with CUDA" in str(error)
