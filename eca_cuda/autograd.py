@@ -78,11 +78,12 @@ def _transformed(
     if _functorch_is_active() or forward_ad._current_level >= 0 or torch.onnx.is_in_onnx_export():
         ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags)
-    if compiling.is_inline():
+    differentiated = torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters)
+    if compiling.inlines(x, differentiated):
         ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
     sharding.register_before_tracing()
-    if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
+    if differentiated:
         return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
 

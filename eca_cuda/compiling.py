@@ -4,24 +4,26 @@
 from types import TracebackType
 from typing import Literal, Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Mode = Literal["fused", "inline"]
+Mode = Literal["auto", "fused", "inline"]
 
-MODES = ("fused", "inline")
+MODES = ("auto", "fused", "inline")
 
 # Read while tracing, so that Dynamo guards on it: a change of mode recompiles.
-_mode: Mode = "fused"
+_mode: Mode = "auto"
 
 
 class compile_mode:
     """Choose what compiled and exported calls become; eager calls stay as they are.
 
-    ``"fused"``, the default, keeps one operator of this package in the graph: two passes over memory less, but a
-    barrier that nothing fuses across. ``"inline"`` gives plain operators, with the convolution across channels as
-    shifted sums, so that Inductor may fuse them with what stands before and after; ``torch.export`` then makes programs
-    that need nothing of this package. Which is faster depends on the model: docs/pytorch.md says what was measured.
+    ``"fused"`` keeps one operator of this package in the graph: two passes over memory less, but a barrier that nothing
+    fuses across. ``"inline"`` gives plain operators, with the convolution across channels as shifted sums, so that
+    Inductor may fuse them with what stands before and after; ``torch.export`` then makes programs that need nothing of
+    this package. ``"auto"``, the default, is what was measured to be faster in a residual block: inline for compiled
+    inference on a CPU, fused for everything else (docs/pytorch.md).
 
     Like ``torch.set_grad_enabled``, a call sets the mode, and as a context manager it is restored at the end. The mode
     counts where a compiled model is called, not where ``torch.compile`` is; a model called in both has two versions.
@@ -48,7 +50,14 @@ class compile_mode:
 
 
 def is_inline() -> bool:
-    """Whether traced calls become plain operators."""
+    """Whether traced calls become plain operators in any case."""
+    return _mode == "inline"
+
+
+def inlines(x: Tensor, differentiated: bool) -> bool:
+    """Whether this call becomes plain operators, if it is traced."""
+    if _mode == "auto":
+        return x.device.type == "cpu" and not differentiated and not torch.compiler.is_exporting()
     return _mode == "inline"
 
 

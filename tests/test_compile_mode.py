@@ -22,7 +22,7 @@ SHAPE = (2, 20, 3, 5)
 def nothing_compiled_before() -> Iterator[None]:
     torch.compiler.reset()
     yield
-    eca_cuda.compile_mode("fused")
+    eca_cuda.compile_mode("auto")
     torch.compiler.reset()
 
 
@@ -84,6 +84,7 @@ def test_the_mode_counts_at_the_call_and_is_restored(device):
             compiled(make_x((2, 20, height, 5), device=device))
         return [any("eca_cuda" in str(node.target) for node in graph.graph.nodes) for graph in counter.graphs]
 
+    eca_cuda.compile_mode("fused")
     assert graphs(3) == [True]
     with eca_cuda.compile_mode("inline"):
         assert graphs(4) == [True, False]
@@ -94,6 +95,21 @@ def test_the_mode_counts_at_the_call_and_is_restored(device):
     assert graphs(9) == [True, False]
     eca_cuda.compile_mode("inline")
     assert graphs(11) == [True, False]
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "nothing", "no grad mode"])
+def test_auto_is_inline_for_inference_on_a_cpu_only(wanted, device):
+    counter = CompileCounterWithBackend("aot_eager")
+    layer, x = eca_cuda.EfficientChannelAttention(20).to(device), make_x((2, 20, 3, 5), device=device)
+    layer.requires_grad_(wanted in ("weight", "no grad mode"))
+    with torch.set_grad_enabled(wanted != "no grad mode"):
+        torch.compile(layer, backend=counter)(x.requires_grad_(wanted == "x"))
+    modules = [m for graph in counter.graphs for m in graph.modules() if isinstance(m, torch.fx.GraphModule)]
+    fused = any("eca_cuda" in str(node.target) for m in modules for node in m.graph.nodes)
+    assert fused == (device != "cpu" or wanted in ("x", "weight"))
+    with torch.no_grad():
+        program = torch.export.export(layer, (x.detach(),))
+    assert any("eca_cuda" in str(node.target) for node in program.graph.nodes), "export keeps the operator"
 
 
 def test_the_mode_is_restored_after_an_error_too():
@@ -126,5 +142,5 @@ def test_bad_arguments_are_named_in_both_modes(device):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode: expected one of 'fused', 'inline', got 'fast'"):
+    with pytest.raises(ValueError, match="mode: expected one of 'auto', 'fused', 'inline', got 'fast'"):
         eca_cuda.compile_mode("fast")

@@ -49,7 +49,7 @@ def test_python_blocks_run_in_order(path: Path) -> None:
     exec(GIVEN.get(path.name, ""), scope)
     for number, code in enumerate(blocks(path, "python")):
         exec(compile(code, f"{path.name}, block {number}", "exec"), scope)
-    eca_cuda.compile_mode("fused")
+    eca_cuda.compile_mode("auto")
     torch.compiler.reset()
 
 
