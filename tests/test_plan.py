@@ -239,6 +239,7 @@ def test_floor_bytes_count_each_map_once(dtype: str) -> None:
         ({"device": 7}, "device: expected a name or a dict, got 7"),
         ({"device": {"capability": 90}}, "device: expected a dict with 'multiprocessors', got one without"),
         ({"device": {**DEVICES["h100"], "max_threads": 16}}, "device: expected max_threads >= 32, got 16"),
+        ({"device": {**DEVICES["h100"], "l2": "50 MB"}}, "device: expected l2 >= 0, got '50 MB'"),
         ({"kernel_size": 4}, "kernel_size: expected a positive odd number, got 4"),
         ({"alignment": 3}, "alignment: expected a power of two from the size of an element to 16 bytes, got 3"),
         ({"alignment": 32}, "alignment: expected a power of two from the size of an element to 16 bytes, got 32"),
@@ -285,7 +286,7 @@ def test_the_report_names_what_is_predicted_and_the_assumed_device(capsys: pytes
         "time": "floor 274.0 us; the call 327.8 us*, 83.6%* of the copy rate",
         "*": "a prediction that no measurement backs; it counts bytes and waiting, not instructions",
         "resident": "yes, and so instead of the path above: 8 clusters of 16 blocks of 512 threads, 2 slabs of 100352 "
-        "bytes, 203520 bytes of shared memory",
+        "bytes, 203776 bytes of shared memory",
         "resident time": "the call 288.2 us*, 95.1%* of the copy rate",
     }
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The launch plan of the resident kernels (csrc/plan/resident.cpp): within all limits, work for all blocks, bulk copies
-of whole 16 bytes, and resident wherever the goals need it."""
+"""The launch plan of the resident kernels (csrc/plan/resident.cpp): within all limits, work for all blocks, copies of
+whole 16 bytes, and resident wherever the goals need it; and the rules that stand above it (csrc/plan/tuning.cpp)."""
 
 import itertools
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from eca_cuda._ext import _C
 
 DEVICES = {device["name"]: device for device in _C.devices()}
-WITH_CLUSTERS = [name for name, device in DEVICES.items() if device["capability"] >= 90]
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 STRANGE = [
     DEVICES["h100"] | {"name": "one", "multiprocessors": 1},
@@ -25,7 +26,7 @@ MOBILENET = [(32, 112), (96, 56), (144, 56), (144, 28), (192, 28), (192, 14), (3
 
 def test_random_problems_stay_within_all_limits() -> None:
     random.seed(0)
-    possible = 0
+    possible, met, kept_by = 0, set(), set()
     for _ in range(4000):
         n, c, s = (
             random.choice([1, 2, 7, 32, 300]),
@@ -50,8 +51,12 @@ def test_random_problems_stay_within_all_limits() -> None:
             continue
         possible += 1
         runs, length = (s, c) if rows else (c, s)
-        assert device["capability"] >= 90
         assert plan["ranks"] in (1, 2, 3, 4, 6, 8, 12, 16) and plan["clusters"] >= 1 and plan["clusters"] <= n
+        if device["capability"] >= 90:
+            assert plan["copies"] == "bulk"
+        else:
+            assert device["capability"] >= 80 and 2 * n >= device["multiprocessors"]
+            assert (plan["copies"], plan["ranks"]) == ("threads", 1)
         assert plan["runs"] * (plan["ranks"] - 1) < runs <= plan["runs"] * plan["ranks"]  # work for every block
         bulk = [plan["runs"], runs - plan["runs"] * (plan["ranks"] - 1)]  # of the first and of the last block
         assert all(part * length * ITEM[dtype] % 16 == 0 for part in bulk)
@@ -60,8 +65,26 @@ def test_random_problems_stay_within_all_limits() -> None:
         assert plan["threads"] <= min(512, device["max_threads"]) and plan["threads"] % 32 == 0
         resident = device["shared_per_multiprocessor"] // (plan["shared_bytes"] + 1024) * device["multiprocessors"]
         assert plan["clusters"] * plan["ranks"] <= resident
-        assert plan["shared_bytes"] >= plan["stages"] * plan["slab_bytes"] + 8 * plan["exchange_numbers"]
+        kept = 4 * plan["kept_rows"] * plan["channels"]
+        assert plan["shared_bytes"] >= plan["stages"] * plan["slab_bytes"] + 8 * plan["exchange_numbers"] + kept
+        rows_of = {"eca": 0, "multi_kernel_eca": 3, "bidirectional_eca": c // 16}
+        assert plan["kept_rows"] in (0, rows_of[variant])
+        piece = plan["piece_bytes"]
+        assert piece >= 4096 and piece & (piece - 1) == 0 and plan["slab_bytes"] <= 8 * piece
+        assert piece == 4096 or plan["slab_bytes"] > 4 * piece  # no larger than need be
+        assert plan["straddle"] == (not rows and s * ITEM[dtype] % 16 != 0)
+        if not rows:
+            group = plan["group"]
+            assert group * s * ITEM[dtype] % 16 == 0 and plan["runs"] % group == 0
+            assert group == 1 or group // 2 * s * ITEM[dtype] % 16 != 0  # no larger than need be
+            assert plan["lanes"] > 0 or plan["straddle"]
+            met.add((plan["copies"], plan["straddle"], plan["lanes"] == 0))
+        kept_by.add((plan["copies"], variant, plan["kept_rows"] > 0))
     assert possible > 1000
+    ways = [(False, False), (True, False), (True, True)]  # straddling planes, in groups
+    assert met == {(copies, *way) for copies in ("bulk", "threads") for way in ways}
+    may_keep = {(v, keep) for v in ("multi_kernel_eca", "bidirectional_eca") for keep in (False, True)}
+    assert kept_by == {(copies, *k) for copies in ("bulk", "threads") for k in {("eca", False)} | may_keep}
 
 
 @pytest.mark.parametrize("name", ["h100", "h200"])
@@ -73,13 +96,145 @@ def test_every_layer_of_the_goals_is_resident(name: str) -> None:
         assert plan["possible"], (c, side, dtype, layout, direction, plan)
 
 
+def plan(n: int, c: int, s: int, device: Any = "h100", direction: str = "forward", **options: Any) -> dict[str, Any]:
+    """Of float16 planes."""
+    variant = "bidirectional_eca" if "hidden" in options else "eca"
+    made: dict[str, Any] = _C.plan(n, c, s, "float16", "contiguous", variant, direction, device, **options)["resident"]
+    return made
+
+
 @pytest.mark.parametrize("dtype", ITEM)
 def test_what_can_not_be_resident_says_why(dtype: str) -> None:
     def reason(*args: object, **kwargs: object) -> str:
         return str(_C.plan(*args, "eca", "forward", **kwargs)["resident"]["reason"])
 
-    assert "compute capability 9.0" in reason(8, 64, 49, dtype, "contiguous", device="a100")
+    assert "compute capability 8.0" in reason(8, 64, 49, dtype, "contiguous", device="t4")
+    assert "too few samples to keep the multiprocessors busy" in reason(8, 64, 49, dtype, "contiguous", device="a100")
+    assert "shared memory of one block" in reason(256, 256, 3136, dtype, "contiguous", device="a100")
     assert "16-byte boundaries" in reason(8, 3, 49, dtype, "contiguous", device="h100")
+    assert "planes are smaller than a vector" in reason(8, 64, 3, dtype, "contiguous", device="h100")
     assert "shared memory of 16 blocks" in reason(8, 2048, 3136, dtype, "contiguous", device="h100")
     assert "nothing to keep" in reason(0, 64, 49, dtype, "contiguous", device="h100")
     assert "float64" in reason(8, 64, 49, "float64", "contiguous", device="h100")
+
+
+@pytest.mark.parametrize("name", [name for name, device in DEVICES.items() if 80 <= device["capability"] < 90])
+def test_without_clusters_a_sample_has_one_block(name: str) -> None:
+    enough = (DEVICES[name]["multiprocessors"] + 1) // 2  # samples, for half of the multiprocessors
+    made = plan(enough, 512, 49, name)
+    assert (made["possible"], made["copies"], made["ranks"]) == (True, "threads", 1)
+    assert "too few samples" in plan(enough - 1, 512, 49, name)["reason"]
+    room = DEVICES[name]["shared_opt_in"]
+    channels = room // (2 * 49) // 8 * 8  # what fits without the rest of what the kernel needs
+    assert "shared memory of one block" in plan(enough, channels, 49, name)["reason"]
+    assert plan(enough, channels * 3 // 4 // 8 * 8, 49, name)["possible"]
+
+
+def test_planes_that_vectors_straddle_are_added_up_in_groups_or_by_lanes() -> None:
+    # 98 bytes a plane: 8 planes are 49 vectors, and 1024 planes are 128 groups: enough for a block of 512 threads.
+    made = plan(256, 1024, 49)
+    assert (made["vector"], made["straddle"], made["group"], made["lanes"]) == (8, True, 8, 0)
+    # 960 planes are 120 groups: too few.
+    made = plan(256, 960, 49)
+    assert (made["threads"], made["straddle"], made["group"]) == (512, True, 8) and made["lanes"] > 0
+    # 392 bytes: 2 planes are 49 vectors. 1058 bytes (23 x 23): 8 planes are 529, too many for one thread.
+    assert plan(256, 512, 196)["group"] == 2
+    made = plan(256, 512, 23 * 23)
+    assert made["group"] == 8 and made["lanes"] > 0
+    # 128 bytes: whole vectors, a plane for itself.
+    made = plan(256, 512, 64)
+    assert (made["straddle"], made["group"]) == (False, 1) and made["lanes"] > 0
+
+
+def test_slabs_arrive_in_up_to_eight_pieces() -> None:
+    for kilobytes, piece in {8: 4, 32: 4, 33: 8, 64: 8, 65: 16, 128: 16, 129: 32}.items():
+        c = 8 * kilobytes  # of planes of 128 bytes
+        _C.set_tuning([RULE | {"n": 0, "c": c, "s": 64, "ranks": 1, "stages": 1}])
+        made = plan(256, c, 64)
+        assert (made["slab_bytes"], made["piece_bytes"]) == (kilobytes << 10, piece << 10)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("c", [960, 2048])
+def test_the_largest_parameter_is_kept_where_every_sample_would_read_it_again(c: int, direction: str) -> None:
+    hidden = c // 16
+    made = plan(256, c, 49, "h100", direction, hidden=hidden)
+    assert made["kept_rows"] == hidden and f"{hidden} rows of a parameter kept" in made["text"]
+    assert plan(1, c, 49, "h100", "forward", hidden=hidden)["kept_rows"] == 0  # read once, then
+    assert plan(256, c, 49, "h100", direction)["kept_rows"] == 0  # plain ECA has none
+
+
+def test_small_slabs_leave_room_for_many_samples() -> None:
+    small = plan(8192, 16, 49)  # 1.5 KB
+    assert (small["threads"], small["clusters"]) == (32, 32 * DEVICES["h100"]["multiprocessors"])
+    assert [plan(8192, c, 64)["threads"] for c in (16, 64, 256)] == [32, 128, 256]  # 2, 8 and 32 KB
+
+
+# --- rules that stand above the plan ---------------------------------------------------------------------------------
+
+RULE = {"direction": "forward", "dtype": "float16", "layout": "planes", "n": 32, "c": 512, "s": 784}
+RULE |= {"ranks": 0, "stages": 0, "threads": 0}
+FREE = plan(32, 512, 784)
+
+
+@pytest.fixture(autouse=True)
+def no_rules() -> Iterator[None]:
+    _C.set_tuning([])
+    yield
+    _C.set_tuning([])
+
+
+@pytest.mark.parametrize(("key", "value"), [("ranks", 12), ("stages", 1), ("stages", 3), ("threads", 96)])
+def test_a_rule_is_followed(key: str, value: int) -> None:
+    assert FREE[key] != value or key == "stages"
+    _C.set_tuning([RULE | {"ranks": 12, key: value}])
+    made = plan(32, 512, 784)
+    assert made["possible"] and (made[key], made["ranks"]) == (value, 12)
+    _C.set_tuning([])
+    assert plan(32, 512, 784) == FREE
+
+
+def test_a_rule_is_for_exactly_its_calls() -> None:
+    call = {"direction": "forward", "dtype": "float16", "layout": "contiguous", "n": 32, "c": 512, "s": 784}
+    call |= {"variant": "eca", "device": "h100"}
+    others = {"direction": "backward", "dtype": "bfloat16", "layout": "channels_last", "n": 31, "c": 504, "s": 783}
+    free = {name: _C.plan(**call | {name: other}) for name, other in others.items()}
+    _C.set_tuning([RULE | {"ranks": 16, "stages": 1, "threads": 96}])
+    assert _C.plan(**call)["resident"]["threads"] == 96
+    for name, other in others.items():
+        assert _C.plan(**call | {name: other}) == free[name], name
+
+
+def test_n_0_is_any_and_the_first_rule_counts() -> None:
+    _C.set_tuning([RULE | {"n": 32, "ranks": 12}, RULE | {"n": 0, "ranks": 6}, RULE | {"n": 64, "ranks": 8}])
+    assert [plan(n, 512, 784)["ranks"] for n in (32, 33, 64)] == [12, 6, 6]
+
+
+@pytest.mark.parametrize("wish", [{"ranks": 1}, {"ranks": 5}, {"ranks": 12, "stages": 5}], ids=str)
+def test_a_rule_that_does_not_fit_is_nobodys(wish: dict[str, int]) -> None:
+    _C.set_tuning([RULE | wish])  # 784 KB in one block, a cluster of 5, more slabs than there are barriers
+    assert plan(32, 512, 784) == FREE
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({key: value for key, value in RULE.items() if key != "stages"}, "a dict with 'stages', got one without"),
+        (RULE | {"direction": "up"}, "direction: expected one of forward, backward, got 'up'"),
+        (RULE | {"dtype": 16}, "dtype: expected a name, got 16"),
+        (RULE | {"layout": "contiguous"}, "layout: expected one of planes, rows, got 'contiguous'"),
+        (RULE | {"threads": 48}, "expected threads: a multiple of 32 up to 512, got 48"),
+        (RULE | {"threads": 544}, "expected threads: a multiple of 32 up to 512, got 544"),
+        (RULE | {"ranks": -1}, "expected ranks >= 0, got -1"),
+        (RULE | {"c": 0}, "expected c >= 1, got 0"),
+        (RULE | {"n": "many"}, "expected n >= 0, got 'many'"),
+        (7, "expected dicts, got 7"),
+    ],
+    ids=str,
+)
+def test_a_bad_rule_is_refused_and_changes_nothing(rule: Any, message: str) -> None:
+    _C.set_tuning([RULE | {"ranks": 12}])
+    with pytest.raises(ValueError, match="^rules") as refused:
+        _C.set_tuning([RULE | {"ranks": 6}, rule])
+    assert message in str(refused.value)
+    assert plan(32, 512, 784)["ranks"] == 12

@@ -39,7 +39,7 @@ constexpr Name kVariantNames[] = {{"eca", static_cast<int>(Variant::kEca)},
                                   {"bidirectional_eca", static_cast<int>(Variant::kBidirectional)}};
 
 template <class E, size_t Count>
-E named(const char* argument, const std::string& name, const Name (&names)[Count]) {
+E named(const std::string& argument, const std::string& name, const Name (&names)[Count]) {
   std::string all;
   for (const Name& known : names) {
     if (name == known.name) return static_cast<E>(known.value);
@@ -57,39 +57,47 @@ py::dict to_dict(const Device& d) {
                   "copy_rate"_a = d.copy_rate, "measured"_a = d.measured, "shared_opt_in"_a = d.shared_opt_in);
 }
 
-py::object entry(const py::dict& d, const char* key) {
-  if (!d.contains(key)) refuse("dict", std::string("one with '") + key + "'", "one without");
-  return d[key];
-}
-template <class T>
-T number(const py::dict& d, const char* key, T least) {
-  const T value = entry(d, key).cast<T>();
-  if (value < least) refuse(key, "at least " + std::to_string(least), std::to_string(value));
-  return value;
-}
-std::string text(const py::dict& d, const char* key) {
-  const py::object value = entry(d, key);
-  if (!py::isinstance<py::str>(value)) refuse(key, "a name", py::repr(value));
-  return value.cast<std::string>();
-}
-int threads(const py::dict& d) {
-  const int value = number(d, "threads", 0);
-  if (value % 32 || value > 512) refuse("threads", "a multiple of 32 up to 512", std::to_string(value));
-  return value;
-}
+// The entries of a dict that was given as the argument of that name.
+struct Entries {
+  const char* argument;
+  const py::dict& dict;
+
+  py::object at(const char* key) const {
+    if (!dict.contains(key)) refuse(argument, std::string("a dict with '") + key + "'", "one without");
+    return dict[key];
+  }
+  template <class T>
+  T number(const char* key, T least) const {
+    const std::string expected = std::string(key) + " >= " + std::to_string(static_cast<int64_t>(least));
+    try {
+      const T value = at(key).cast<T>();
+      if (value >= least) return value;
+    } catch (const py::cast_error&) {
+    }
+    refuse(argument, expected, py::repr(at(key)));
+  }
+  template <class E, size_t Count>
+  E name(const char* key, const Name (&names)[Count]) const {
+    const py::object value = at(key);
+    const std::string argument_and_key = std::string(argument) + ": " + key;
+    if (!py::isinstance<py::str>(value)) refuse(argument_and_key, "a name", py::repr(value));
+    return named<E>(argument_and_key, value.cast<std::string>(), names);
+  }
+};
 
 Device from_dict(const py::dict& d) {
+  const Entries device{"device", d};
   return {"",
-          number(d, "capability", 0),
-          number(d, "multiprocessors", 1),
-          number(d, "max_threads", 32),
-          number(d, "threads_per_multiprocessor", 32),
-          number<int64_t>(d, "shared_per_block", 16 << 10),
-          number<int64_t>(d, "shared_per_multiprocessor", 16 << 10),
-          number<int64_t>(d, "l2", 0),
-          number<double>(d, "copy_rate", 0),
+          device.number("capability", 0),
+          device.number("multiprocessors", 1),
+          device.number("max_threads", 32),
+          device.number("threads_per_multiprocessor", 32),
+          device.number<int64_t>("shared_per_block", 4 << 10),
+          device.number<int64_t>("shared_per_multiprocessor", 4 << 10),
+          device.number<int64_t>("l2", 0),
+          device.number<double>("copy_rate", 0),
           false,
-          d.contains("shared_opt_in") ? number<int64_t>(d, "shared_opt_in", 0) : 0};
+          d.contains("shared_opt_in") ? device.number<int64_t>("shared_opt_in", 0) : 0};
 }
 
 Device device_of(const py::object& given) {
@@ -181,14 +189,19 @@ py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const s
 }
 
 // One rule, as described at set_tuning.
-Rule rule_of(const py::dict& d) {
-  return {named<Direction>("direction", text(d, "direction"), kDirectionNames),
-          named<DType>("dtype", text(d, "dtype"), kDTypeNames),
-          named<Layout>("layout", text(d, "layout"), kWalkNames),
-          number<int64_t>(d, "n", 0),
-          number<int64_t>(d, "c", 1),
-          number<int64_t>(d, "s", 1),
-          {number(d, "ranks", 0), number(d, "stages", 0), threads(d)}};
+Rule rule_of(const py::handle& given) {
+  if (!py::isinstance<py::dict>(given)) refuse("rules", "dicts", py::repr(given));
+  const auto d = py::reinterpret_borrow<py::dict>(given);
+  const Entries rule{"rules", d};
+  const int threads = rule.number("threads", 0);
+  if (threads % 32 || threads > 512) refuse("rules", "threads: a multiple of 32 up to 512", std::to_string(threads));
+  return {rule.name<Direction>("direction", kDirectionNames),
+          rule.name<DType>("dtype", kDTypeNames),
+          rule.name<Layout>("layout", kWalkNames),
+          rule.number<int64_t>("n", 0),
+          rule.number<int64_t>("c", 1),
+          rule.number<int64_t>("s", 1),
+          {rule.number("ranks", 0), rule.number("stages", 0), threads}};
 }
 
 }  // namespace
@@ -224,7 +237,7 @@ void bind_plan(py::module_& m) {
       "set_tuning",
       [](const py::list& rules) {
         std::vector<Rule> all;
-        for (const auto& rule : rules) all.push_back(rule_of(py::cast<py::dict>(rule)));
+        for (const auto& rule : rules) all.push_back(rule_of(rule));
         set_tuning(std::move(all));
       },
       "rules"_a,
