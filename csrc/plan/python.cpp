@@ -194,7 +194,8 @@ Rule rule_of(const py::handle& given) {
   const auto d = py::reinterpret_borrow<py::dict>(given);
   const Entries rule{"rules", d};
   const int threads = rule.number("threads", 0);
-  if (threads % 32 || threads > 512) refuse("rules", "threads: a multiple of 32 up to 512", std::to_string(threads));
+  if (threads != 0 && (threads & (threads - 1) || threads < 32 || threads > 512))
+    refuse("rules", "threads: 0 or a power of two from 32 to 512", std::to_string(threads));
   return {rule.name<Direction>("direction", kDirectionNames),
           rule.name<DType>("dtype", kDTypeNames),
           rule.name<Layout>("layout", kWalkNames),

@@ -125,6 +125,7 @@ void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int
   plan.piece_shift = 12;
   while (plan.slab_bytes > kMaxPieces << plan.piece_shift) ++plan.piece_shift;
   plan.threads = r.choice.threads ? r.choice.threads : threads_for(bytes, d);
+  if (plan.threads > d.max_threads) return;
   plan.group = shape.granule();
   plan.lanes = rows            ? 1
                : plan.straddle ? straddling_lanes(plan, p.s)
