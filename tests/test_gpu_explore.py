@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.cases import Case, resnet50
 from benchmarks.gpu import explore
-from benchmarks.gpu.explore import Question, best_rule, make_rule, try_all, write_table
+from benchmarks.gpu.explore import Choice, Question, best_rule, make_rule, try_all, write_table
 from benchmarks.gpu.machine import Rehearsal
 from benchmarks.gpu.record import DONE, Line, Record
 from benchmarks.plan import Job
@@ -40,10 +40,10 @@ class FakeC:
     def set_tuning(self, rules: list[dict[str, Any]]) -> None:
         self.rules.append(rules)
 
-    def taken(self, job: Job) -> tuple[int, int, int]:
+    def taken(self, job: Job) -> Choice:
         """Sixteen blocks have no room."""
         ((rule,),) = self.rules[-1:]
-        return (min(rule["ranks"], 8), rule["stages"], 512)
+        return Choice(min(rule["ranks"], 8), rule["stages"], 512)
 
     def clusters(self, ranks: int, threads: int, shared_bytes: int) -> int:
         return 132 // ranks
@@ -64,14 +64,15 @@ def test_every_candidate_is_checked_and_captured_under_its_own_rule(
             raise explore.GateError("4 is wrong")
 
     monkeypatch.setattr(explore.correctness, "check_batch", check)
-    candidates = ((2, 1, 0), (4, 1, 0), (16, 1, 0))
+    candidates = (Choice(2, 1), Choice(4, 1), Choice(16, 1))
     found = try_all(Question("what", "guess", job("backward", "float16"), candidates), rehearsal, tuning)
     assert during == [(2, 1, 0), (4, 1, 0)] and fake.rules[-1] == []
-    assert found["timings"].keys() == {"clone", "plan", "2 1 0"}
-    assert found["refused"] == {"16 1 0": "the plan takes 8 1 512"} and found["wrong"] == {"4 1 0": "4 is wrong"}
+    assert found["timings"].keys() == {"clone", "plan", "ranks=2 stages=1"}
+    assert found["refused"] == {"ranks=16 stages=1": "the plan takes ranks=8 stages=1 threads=512"}
+    assert found["wrong"] == {"ranks=4 stages=1": "4 is wrong"}
     assert fake.rules[0] == [
         {"direction": "backward", "dtype": "float16", "layout": "planes", "c": 16, "s": 48, "n": 0}
-        | {"ranks": 2, "stages": 1, "threads": 0}
+        | {"ranks": 2, "stages": 1, "threads": 0, "lanes": 0, "piece": 0}
     ]
     assert tuning.clusters(4, 512, 1024) == 33
 
@@ -85,7 +86,8 @@ def test_a_build_without_the_hooks_is_refused_unless_in_a_rehearsal(monkeypatch:
 
 def tried(**medians: float) -> dict[str, Any]:
     timings = {
-        name.strip("_").replace("_", " "): {"q20": m * 0.99, "q50": m, "q80": m * 1.01} for name, m in medians.items()
+        name.replace("__", "=").replace("_", " "): {"q20": m * 0.99, "q50": m, "q80": m * 1.01}
+        for name, m in medians.items()
     }
     whole = {name: {**timing, "rounds": 7, "repetitions": 1} for name, timing in timings.items()}
     case = {"name": "resnet50.layer1.n256", "n": 256, "c": 256, "h": 56, "w": 56, "count": 3}
@@ -94,23 +96,22 @@ def tried(**medians: float) -> dict[str, Any]:
 
 
 def test_only_what_is_faster_beyond_noise_goes_into_the_table(tmp_path: Path) -> None:
-    assert best_rule(tried(clone=0.5, plan=1.0, _8_1_512=0.99)) is None
+    assert best_rule(tried(clone=0.5, plan=1.0, ranks__8_threads__512=0.99)) is None
     record = Record(tmp_path)
-    record.write(
-        Line("explore", "a", DONE, found={"candidates": [tried(clone=0.5, plan=1.0, _8_1_512=0.9, _4_2_0=0.8)]})
-    )
+    faster = tried(**{"clone": 0.5, "plan": 1.0, "ranks=8 threads=512": 0.9, "ranks=4 lanes=-1": 0.8})
+    record.write(Line("explore", "a", DONE, found={"candidates": [faster]}))
     write_table(record)
     (rule,) = json.loads((tmp_path / "tuning.json").read_text())
     expected = {"direction": "forward", "dtype": "float16", "layout": "rows", "c": 256, "s": 3136, "n": 256}
-    assert rule == expected | {"ranks": 4, "stages": 2, "threads": 0}
-    assert rule.keys() == make_rule(job(), 0, 0, 0, 0).keys()
+    assert rule == expected | {"ranks": 4, "stages": 0, "threads": 0, "lanes": -1, "piece": 0}
+    assert rule.keys() == make_rule(job(), Choice(), 0).keys()
 
 
 def test_exploration_asks_what_the_design_note_predicts_first() -> None:
     asked = [unit for unit in explore.units() if isinstance(unit, Question)]
     assert len({str(unit) for unit in explore.units()}) == len(explore.units())
     predicted = [unit for unit in asked if unit.predicted]
-    assert asked[: len(predicted)] == predicted and len(predicted) == 6
+    assert asked[: len(predicted)] == predicted and len(predicted) == 8
 
 
 @pytest.mark.skipif(not hasattr(explore._C, "set_tuning"), reason="this build's plan takes no tuning")
@@ -120,10 +121,10 @@ def test_rules_are_what_the_plan_understands(direction: str, layout: str) -> Non
     wanted = Job(resnet50(256)[1], "eca", direction, "float16", layout, ())
     tuning = explore.Tuning(dry=False)
     before = explore.taken_plan(wanted)
-    other = (16, 1, 256)
-    assert other != before
-    with tuning.rule(wanted, *other):
-        assert explore.taken_plan(wanted) == other
+    other = Choice(16, 1, 256, piece=1 << 15, lanes=2 if layout == "contiguous" else 0)
+    with tuning.rule(wanted, other):
+        taken = explore.taken_plan(wanted)
+        assert taken != before and all(ours in (0, theirs) for ours, theirs in zip(other, taken, strict=True))
     assert explore.taken_plan(wanted) == before
-    with pytest.raises(ValueError, match="the plan takes"), tuning.rule(wanted, 1, 1, 512):
+    with pytest.raises(ValueError, match="the plan takes"), tuning.rule(wanted, Choice(1, 1, 512)):
         pass  # a sample of 784 KB in one block

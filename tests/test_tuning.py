@@ -42,7 +42,11 @@ def test_a_table_is_followed_and_forgotten(tmp_path: Path) -> None:
     before = resident()
     (tmp_path / "table.json").write_text(json.dumps([RULE]))
     assert eca_cuda.load_tuning(tmp_path / "table.json") == 1
-    assert {key: resident()[key] for key in ("ranks", "stages", "threads")} == {"ranks": 12, "stages": 1, "threads": 256}
+    assert {key: resident()[key] for key in ("ranks", "stages", "threads")} == {
+        "ranks": 12,
+        "stages": 1,
+        "threads": 256,
+    }
     assert eca_cuda.load_tuning(None) == 0
     assert resident() == before != {}
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,14 +35,27 @@ RANKS, STAGES, THREADS = (1, 2, 4, 8, 16), (1, 2, 3), (256, 512)
 _LAYOUTS = {"contiguous": "planes", "channels_last": "rows"}  # in the words of the plan
 
 
+class Choice(NamedTuple):
+    """What a rule of the tuning table decides; 0 leaves it to the plan."""
+
+    ranks: int = 0
+    stages: int = 0
+    threads: int = 0
+    lanes: int = 0  # threads to a plane; -1: groups of planes to a thread
+    piece: int = 0  # bytes
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self._asdict().items() if value)
+
+
 @dataclass(frozen=True)
 class Question:
-    """One thing that the design note predicts, and the candidates (ranks, stages, threads) that answer it."""
+    """One thing that the design note predicts, and the candidates that answer it."""
 
     what: str
     predicted: str
     job: Job
-    candidates: tuple[tuple[int, int, int], ...]
+    candidates: tuple[Choice, ...]
 
     def __str__(self) -> str:
         return f"{self.what}: {self.job}"
@@ -67,21 +80,27 @@ def units(dry: bool = False) -> list[Unit]:
     """What is tried, the most valuable first. Predictions are those of the design note, before any GPU was seen."""
     if dry:
         case = Case("resnet50.layer4.n2", 2, 16, 7, 8)
-        return [Clusters(2, 48), Question("a rehearsal", "", _job(case), ((1, 1, 128), (2, 1, 128)))]
+        return [Clusters(2, 48), Question("a rehearsal", "", _job(case), (Choice(1, 1, 128), Choice(2, 1, 128)))]
     layer1, _, _, layer4 = resnet50(256)
     small1, *_, small4 = resnet50(1)
-    stages = tuple((ranks, stage, 512) for ranks in (8, 16) for stage in STAGES)
-    ranks = tuple((rank, 1, 0) for rank in (1, 2, 4, 8, 16))
+    stages = tuple(Choice(ranks, stage, 512) for ranks in (8, 16) for stage in STAGES)
+    ranks = tuple(Choice(rank, 1) for rank in (1, 2, 4, 8, 16))
+    lanes = tuple(Choice(lanes=n) for n in (-1, 1, 2, 4, 8))
+    pieces = tuple(Choice(piece=kb << 10) for kb in (16, 32, 64, 128))
     asked: list[Unit] = [
         Question("one stage or more", "94 to 98 % of a copy with one, 97 to 99 % with two", _job(layer1), stages),
         Question("one stage or more, backward", "two stages gain less", _job(layer1, "backward"), stages),
-        Question("256 or 512 threads", "less than 2 %", _job(layer1), ((0, 0, 256), (0, 0, 512))),
+        Question("256 or 512 threads", "less than 2 %", _job(layer1), (Choice(threads=256), Choice(threads=512))),
         Question("cluster size, 7x7 planes", "small clusters", _job(layer4), ranks),
+        Question(
+            "groups or shared planes, 7x7", "groups as fast as a copy, lanes 0.6 to 0.8 of it", _job(layer4), lanes
+        ),
+        Question("pieces of a slab", "less than 2 %", _job(layer1), pieces),
         Question("cluster size at batch 1", "5 to 7 us, 16 best or equal", _job(small1), ranks),
         Question("cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), ranks),
     ]
     asked += [Clusters(ranks, kb) for ranks in (2, 4, 8, 12, 16) for kb in (48, 98, 110, 196, 220)]
-    every = tuple(itertools.product(RANKS, STAGES, THREADS))
+    every = tuple(Choice(*sizes) for sizes in itertools.product(RANKS, STAGES, THREADS))
     for direction, layout, dtype in itertools.product(("forward", "backward"), _LAYOUTS, ("float16", "float32")):
         for case in (*resnet50(256), *resnet50(32), *resnet50(1), *mobilenetv2(256)):
             asked.append(Question("all", "", _job(case, direction, dtype, layout), every))
@@ -115,31 +134,34 @@ class Tuning:
         self.clusters = (lambda *size: 0) if dry else getattr(_C, "clusters", None)
 
     @contextmanager
-    def rule(self, job: Job, ranks: int, stages: int, threads: int) -> Iterator[None]:
+    def rule(self, job: Job, choice: Choice) -> Iterator[None]:
         """Inside, the plan follows this choice for the maps of ``job``; ValueError if it can't."""
-        self.set([make_rule(job, ranks, stages, threads, n=0)])
+        self.set([make_rule(job, choice, n=0)])
         try:
             taken = taken_plan(job)
-            if any(wanted not in (0, got) for wanted, got in zip((ranks, stages, threads), taken, strict=True)):
-                raise ValueError(f"the plan takes {' '.join(map(str, taken))}")
+            if any(wanted not in (0, got) for wanted, got in zip(choice, taken, strict=True)):
+                raise ValueError(f"the plan takes {taken}")
             yield
         finally:
             self.set([])
 
 
-def taken_plan(job: Job) -> tuple[int, int, int]:
-    """Ranks, stages and threads of the resident plan for ``job``; zeros where there is none."""
+def taken_plan(job: Job) -> Choice:
+    """What the resident plan for ``job`` is; zeros where there is none."""
     call = {"layout": job.layout, "direction": job.phase}
     resident = plan_report.collect(job.case.shape, job.dtype, **call)["plan"]["resident"]
-    return (resident["ranks"], resident["stages"], resident["threads"]) if resident["possible"] else (0, 0, 0)
+    if not resident["possible"]:
+        return Choice()
+    lanes = resident["lanes"] or -1
+    return Choice(resident["ranks"], resident["stages"], resident["threads"], lanes, resident["piece_bytes"])
 
 
-def make_rule(job: Job, ranks: int, stages: int, threads: int, n: int) -> dict[str, Any]:
-    """A line of the tuning table. 0 leaves the choice to the plan, or stands for every batch size."""
+def make_rule(job: Job, choice: Choice, n: int) -> dict[str, Any]:
+    """A line of the tuning table; n = 0 stands for every batch size."""
     case = job.case
     what = {"direction": job.phase, "dtype": job.dtype, "layout": _LAYOUTS[job.layout]}
     what |= {"c": case.c, "s": case.h * case.w, "n": n}
-    return what | {"ranks": ranks, "stages": stages, "threads": threads}
+    return what | choice._asdict()
 
 
 def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, Any]:
@@ -160,9 +182,9 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
         capture("clone")
         capture("plan")
         for candidate in question.candidates:
-            name = " ".join(map(str, candidate))
+            name = str(candidate)
             try:
-                with tuning.rule(job, *candidate):
+                with tuning.rule(job, candidate):
                     correctness.check_batch(job, ECA, layers["fused"], sets[0])
                     capture(name)
             except GateError as error:
@@ -197,9 +219,9 @@ def best_rule(tried: dict[str, Any]) -> dict[str, Any] | None:
     if not faster:
         return None
     best = min(faster, key=lambda name: faster[name].q50)
-    ranks, stages, threads = map(int, best.split())
+    choice = Choice(**{name: int(value) for name, value in (part.split("=") for part in best.split())})
     job = Job(**{**tried["job"], "case": Case(**tried["job"]["case"])})
-    return make_rule(job, ranks, stages, threads, job.case.n)
+    return make_rule(job, choice, job.case.n)
 
 
 def _job(case: Case, direction: str = "forward", dtype: str = "float16", layout: str = "contiguous") -> Job:

@@ -188,21 +188,33 @@ py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const s
   return made;
 }
 
+// An entry that may be left out: 0 or a power of two.
+int power(const Entries& rule, const char* key, int least, int most) {
+  if (!rule.dict.contains(key)) return 0;
+  const int value = rule.number(key, 0);
+  if (value != 0 && (value & (value - 1) || value < least || value > most))
+    refuse("rules",
+           std::string(key) + ": 0 or a power of two from " + std::to_string(least) + " to " + std::to_string(most),
+           std::to_string(value));
+  return value;
+}
+
 // One rule, as described at set_tuning.
 Rule rule_of(const py::handle& given) {
   if (!py::isinstance<py::dict>(given)) refuse("rules", "dicts", py::repr(given));
   const auto d = py::reinterpret_borrow<py::dict>(given);
   const Entries rule{"rules", d};
-  const int threads = rule.number("threads", 0);
-  if (threads != 0 && (threads & (threads - 1) || threads < 32 || threads > 512))
-    refuse("rules", "threads: 0 or a power of two from 32 to 512", std::to_string(threads));
+  rule.at("threads");  // the others may be left out
+  const int threads = power(rule, "threads", 32, 512), piece = power(rule, "piece", 4096, 1 << 17);
+  const bool groups = d.contains("lanes") && rule.number("lanes", -1) == -1;
+  const int lanes = groups ? -1 : power(rule, "lanes", 1, 512);
   return {rule.name<Direction>("direction", kDirectionNames),
           rule.name<DType>("dtype", kDTypeNames),
           rule.name<Layout>("layout", kWalkNames),
           rule.number<int64_t>("n", 0),
           rule.number<int64_t>("c", 1),
           rule.number<int64_t>("s", 1),
-          {rule.number("ranks", 0), rule.number("stages", 0), threads}};
+          {rule.number("ranks", 0), rule.number("stages", 0), threads, lanes, piece}};
 }
 
 }  // namespace
@@ -243,7 +255,9 @@ void bind_plan(py::module_& m) {
       },
       "rules"_a,
       "Replaces what is known to be best for the resident kernels: dicts with direction, dtype, layout ('planes' or "
-      "'rows'), n (0: any), c, s, ranks, stages and threads (0: as the plan finds). The first rule that fits counts.");
+      "'rows'), n (0: any), c, s, ranks, stages and threads, and if you like lanes (threads to a plane; -1: groups of "
+      "planes to a thread) and piece (bytes of a slab that arrive together); 0: as the plan finds. The first rule that "
+      "fits counts.");
 }
 
 }  // namespace eca

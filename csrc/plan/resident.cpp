@@ -123,13 +123,17 @@ void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int
   plan.kept_parameter = keep ? r.weights.parameter : 0;
   plan.slab_bytes = static_cast<int>(align(bytes, 128));
   plan.piece_shift = 12;
-  while (plan.slab_bytes > kMaxPieces << plan.piece_shift) ++plan.piece_shift;
+  while (plan.slab_bytes > kMaxPieces << plan.piece_shift || 1 << plan.piece_shift < r.choice.piece) ++plan.piece_shift;
   plan.threads = r.choice.threads ? r.choice.threads : threads_for(bytes, d);
   if (plan.threads > d.max_threads) return;
   plan.group = shape.granule();
   plan.lanes = rows            ? 1
                : plan.straddle ? straddling_lanes(plan, p.s)
                                : lanes_for(plan.runs, p.s / plan.vector, plan.threads);
+  if (r.choice.lanes) {
+    if (rows || r.choice.lanes > plan.threads || (r.choice.lanes < 0 && !plan.straddle)) return;
+    plan.lanes = std::max(r.choice.lanes, 0);
+  }
   for (plan.stages = 1; plan.stages <= kMaxStages; ++plan.stages) {
     if (!lay_out(r, d, &plan)) return;
     const int64_t fit =
@@ -173,15 +177,16 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
   best.straddle = !rows && p.s % widest != 0;
   best.vector = rows ? vector_of(p, r.request.alignment) : widest;
   best.shared_limit = d.shared_opt_in;
-  const int most_ranks = d.capability < 90 ? 1 : r.most_ranks;
+  const int most_ranks = std::min(r.most_ranks, d.capability < 90 ? 1 : d.capability < 110 ? 16 : 8);
   for (const int ranks : {1, 2, 3, 4, 6, 8, 12, 16}) {
     if (ranks > most_ranks || (r.choice.ranks && ranks != r.choice.ranks)) continue;
     consider(r, d, shape, ranks, false, &best);
     if (r.weights.rows > 0) consider(r, d, shape, ranks, true, &best);
   }
   if (!best.possible)
-    best.reason = most_ranks == 1 ? "a sample does not fit the shared memory of one block"
-                                  : "a sample does not fit the shared memory of 16 blocks";
+    best.reason = most_ranks == 1   ? "a sample does not fit the shared memory of one block"
+                  : most_ranks <= 8 ? "a sample does not fit the shared memory of 8 blocks"
+                                    : "a sample does not fit the shared memory of 16 blocks";
   const double floor = static_cast<double>(maps_moved(r.request) * p.n * p.c * p.s * shape.item);
   best.floor_us = d.copy_rate > 0 ? floor / d.copy_rate * 1e6 : 0;
   if (d.copy_rate <= 0) best.predicted_us = 0;
@@ -193,7 +198,8 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
 // A choice that does not fit is nobody's.
 ResidentPlan make_resident_plan(const ResidentRequest& r, const Device& d) {
   const ResidentPlan chosen = best_plan(r, d);
-  const bool chose = r.choice.ranks || r.choice.stages || r.choice.threads;
+  const Choice& c = r.choice;
+  const bool chose = c.ranks || c.stages || c.threads || c.lanes || c.piece;
   if (chosen.possible || !chose) return chosen;
   ResidentRequest free = r;
   free.choice = {};

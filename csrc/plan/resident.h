@@ -10,6 +10,8 @@ namespace eca {
 // What a measurement has found to be best, or an experiment asks for; zero where the plan may choose.
 struct Choice {
   int ranks, stages, threads;
+  int lanes;  // threads to a plane; -1: groups of planes to a thread
+  int piece;  // bytes of a slab that arrive together
 };
 
 struct ResidentRequest {
