@@ -234,7 +234,7 @@ def test_a_rule_that_does_not_fit_is_nobodys(wish: dict[str, int]) -> None:
 )
 def test_a_bad_rule_is_refused_and_changes_nothing(rule: Any, message: str) -> None:
     _C.set_tuning([RULE | {"ranks": 12}])
-    with pytest.raises(ValueError, match="^rules") as refused:
+    with pytest.raises(ValueError, match=r"^rules") as refused:
         _C.set_tuning([RULE | {"ranks": 6}, rule])
     assert message in str(refused.value)
     assert plan(32, 512, 784)["ranks"] == 12
