@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 from eca_cuda import ops
+from eca_cuda._ext import _C
 
 ROOT = Path(__file__).parent.parent
 FLAVOUR = os.environ.get("ECA_CUDA_EMULATOR", "plain")  # "address" and "thread": under sanitizers
@@ -85,6 +86,45 @@ def set_device(
 ) -> None:
     """Change the emulated device. The small defaults make small feature maps take many blocks and many tiles."""
     library().emulator_set_device(multiprocessors, threads, shared, l2, capability)
+
+
+def facts(
+    multiprocessors: int = 3, threads: int = 64, shared: int = 48 << 10, l2: int = 64 << 10, capability: int = 90
+) -> dict[str, int]:
+    """What ``_C.plan`` must know of a device that ``set_device`` has been told the same of."""
+    return {
+        "capability": capability,
+        "multiprocessors": multiprocessors,
+        "max_threads": threads,
+        "threads_per_multiprocessor": 2048,
+        "shared_per_block": min(shared, 48 << 10),
+        "shared_per_multiprocessor": shared + 1024,
+        "shared_opt_in": shared,
+        "l2": l2,
+        "copy_rate": 0,
+    }
+
+
+class _Rule(ctypes.Structure):
+    """``eca::Rule``."""
+
+    _fields_ = [(name, ctypes.c_int) for name in ("direction", "dtype", "layout")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("n", "c", "s")]
+    _fields_ += [(name, ctypes.c_int) for name in ("ranks", "stages", "threads")]
+
+
+_NAMES = {
+    "direction": ("forward", "backward"),
+    "dtype": ("float32", "float64", "float16", "bfloat16"),
+    "layout": ("planes", "rows"),
+}
+
+
+def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
+    """``_C.set_tuning`` for the emulated device, and for ``_C.plan`` too, so that it shows what happens there."""
+    _C.set_tuning(list(rules))
+    numbers = [{k: _NAMES[k].index(v) if k in _NAMES else v for k, v in rule.items()} for rule in rules]
+    library().emulator_set_tuning((_Rule * len(rules))(*(_Rule(**rule) for rule in numbers)), len(rules))
 
 
 def launches() -> int:

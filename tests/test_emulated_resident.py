@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The resident kernels on the emulated device: every sample in the shared memory of one block, or of the blocks of a
-cluster, with one slab per block or several, for every gate, dtype and layout."""
+cluster, with one slab per block or several, for every gate, dtype and layout; and every way through the kernels."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import emulated
@@ -12,27 +15,52 @@ from cases import CASES, DEFAULTS, Case
 from gradients import check_gradient_rows
 from layouts import LAYOUTS
 
-from eca_cuda.testing import ECA, make_x
+from eca_cuda._ext import _C
+from eca_cuda.testing import BIDIRECTIONAL, MULTI_KERNEL, make_x
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")
 
+BY_NAME = {str(case): case for case in CASES}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Shared memory per block decides how many blocks a sample needs, multiprocessors how many samples are under way.
 DEVICES: dict[str, dict[str, int]] = {
     "one-block": {"shared": 64 << 10, "multiprocessors": 2},
-    "many-stages": {"shared": 96 << 10, "multiprocessors": 1},
+    "many-stages": {"shared": 20 << 10, "multiprocessors": 1},
+    "ampere": {"shared": 20 << 10, "multiprocessors": 1, "capability": 86},
     "clusters": {"shared": 7 << 10, "multiprocessors": 6},  # of two blocks or more, each for several samples
     "large-clusters": {"shared": 5 << 10, "multiprocessors": 32},
 }
 
 
+@contextmanager
+def on(gpu: Mapping[str, int], rules: list[dict[str, Any]] | None = None) -> Iterator[None]:
+    """The emulated device is this one, and plans follow these rules."""
+    emulated.set_device(**gpu)
+    emulated.set_tuning(rules or [])
+    try:
+        yield
+    finally:
+        emulated.set_device()
+        emulated.set_tuning([])
+
+
 @pytest.fixture(params=DEVICES)
 def run(request: pytest.FixtureRequest) -> Iterator[str]:
-    emulated.set_device(**DEVICES[request.param])
-    with emulated.emulated():
+    with on(DEVICES[request.param]), emulated.emulated():
         yield request.param
-    emulated.set_device()
+
+
+def plan_of(gpu: Mapping[str, int], shape: tuple[int, ...], memory: str, case: Case, **call: Any) -> dict[str, Any]:
+    """The plan of a call with relu and residual."""
+    k = 7 if case.variant is MULTI_KERNEL else case.inputs(shape)[1][0].shape[-1]
+    options = {"relu": True, "residual": True, "kernel_size": k, "hidden": case.shape_options.get("hidden", 0)}
+    options |= {"cross_channel": case.options.get("cross_channel", False)}
+    call = {"direction": "forward", "dtype": "float32", **call}
+    sizes = {"n": shape[0], "c": shape[1], "s": math.prod(shape[2:])}
+    device = emulated.facts(**gpu)
+    made: dict[str, Any] = _C.plan(**sizes, layout=memory, variant=case.variant.name, device=device, **call, **options)
+    return made["resident"]
 
 
 def inputs(case: Case, shape: tuple[int, ...], dtype: torch.dtype, memory: str) -> dict[str, Any]:
@@ -68,22 +96,142 @@ def test_bits_do_not_depend_on_who_runs_when(run, case, memory, check):
         check(case.variant, **inputs(case, (5, 32, 5, 8), torch.bfloat16, memory), activation="relu")
 
 
+def launches(case: Case, shape: tuple[int, ...], memory: str, dtype: torch.dtype = torch.float32) -> tuple[int, int]:
+    """Of a forward and of a backward pass. The two-phase kernel takes two and three, a resident one takes one and two,
+    if parameters need not be widened: this is what says that the tests here run the latter."""
+    x, parameters = case.inputs(shape, dtype, parameter_dtype=torch.float32)
+    x = LAYOUTS[memory](x).requires_grad_()
+    with emulated.emulated(schedules=(0,)):
+        before = emulated.launches()
+        y = case.variant.function(x, *parameters, **case.options)
+        forward = emulated.launches() - before
+        y.backward(torch.ones_like(x))
+        return forward, emulated.launches() - before - forward
+
+
 @pytest.mark.parametrize("gpu", DEVICES)
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
-def test_one_launch_forward_and_two_backward(gpu, memory):
-    """The two-phase kernel takes two and three: this is what says that the tests above run the resident ones."""
-    x, parameters = DEFAULTS[0].inputs((5, 32, 7, 8))
-    x = LAYOUTS[memory](x).requires_grad_()
-    emulated.set_device(**DEVICES[gpu])
-    try:
-        with emulated.emulated(schedules=(0,)):
-            before = emulated.launches()
-            y = ECA.function(x, *parameters)
-            assert emulated.launches() - before == 1
-            y.backward(torch.ones_like(x))
-            assert emulated.launches() - before == 3
-    finally:
-        emulated.set_device()
+def test_devices_are_what_they_are_called(gpu, memory):
+    shape = (5, 32, 7, 8)
+    with on(DEVICES[gpu]):
+        assert launches(BY_NAME["eca"], shape, memory) == (1, 2)
+    for direction in ("forward", "backward"):
+        plan = plan_of(DEVICES[gpu], shape, memory, BY_NAME["eca"], direction=direction)
+        assert plan["copies"] == ("threads" if gpu == "ampere" else "bulk")
+        assert (plan["ranks"] > 1) == (gpu in ("clusters", "large-clusters"))
+        assert (plan["clusters"] < shape[0]) == (gpu in ("many-stages", "ampere", "clusters"))
+        assert plan["stages"] == 2 or gpu not in ("many-stages", "ampere")
+
+
+# --- every way through the kernels ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Way:
+    """A device, a shape and a wish (a rule's ranks, stages and threads) that make the plan what it is to be, for
+    every dtype and in both directions."""
+
+    device: Mapping[str, int]
+    shape: tuple[int, ...]
+    wish: Mapping[str, int]
+    plan: Mapping[str, Any]
+    memory: str = "contiguous"
+    case: Case = BY_NAME["bidirectional"]
+    rules: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        what = {"n": 0, "c": self.shape[1], "s": math.prod(self.shape[2:])}
+        what["layout"] = {"contiguous": "planes", "channels_last": "rows"}[self.memory]
+        rules = [
+            {"ranks": 0, "stages": 0, "threads": 0} | what | self.wish | {"direction": direction, "dtype": dtype}
+            for direction in ("forward", "backward")
+            for dtype in ("float32", "float16", "bfloat16")
+        ]
+        object.__setattr__(self, "rules", rules)
+
+
+ONE = {"shared": 48 << 10, "multiprocessors": 1}
+SMALL = {"shared": 16 << 10, "multiprocessors": 1}
+AMPERE = {"capability": 80}
+KEEPING = {"shared": 9 << 10, "multiprocessors": 6}
+HIDDEN = Case("bidirectional-6", BIDIRECTIONAL, {"hidden": 6})
+GROUPS, LANES = {"straddle": True, "lanes": 0}, {"straddle": True}
+WAYS = {
+    # Planes of 49 elements: 8 groups and more for 32 threads, or fewer, or more than a warp to a plane.
+    "groups": Way(ONE, (3, 64, 7, 7), {"stages": 2, "threads": 32}, GROUPS),
+    "groups-threads": Way(ONE | AMPERE, (3, 64, 7, 7), {"stages": 2, "threads": 32}, GROUPS | {"copies": "threads"}),
+    "groups-ranks": Way(ONE, (3, 144, 3, 3), {"ranks": 2, "threads": 32}, GROUPS | {"ranks": 2}),
+    "lanes": Way(ONE, (4, 24, 7, 7), {"stages": 2, "threads": 64}, LANES | {"lanes": 4}),
+    "lanes-threads": Way(ONE | AMPERE, (4, 24, 7, 7), {"stages": 2, "threads": 64}, LANES | {"copies": "threads"}),
+    "lanes-ranks": Way(ONE, (4, 40, 7, 7), {"ranks": 3, "threads": 32}, LANES | {"ranks": 3}),
+    "lanes-warps": Way(ONE | {"threads": 256}, (2, 8, 521), {"threads": 256}, LANES | {"lanes": 64}),
+    # Slabs of several pieces, of the smallest size and of larger ones.
+    "pieces-planes": Way(ONE, (5, 32, 8, 10), {"stages": 2, "threads": 32}, {"stages": 2}),
+    "pieces-rows": Way(ONE, (5, 32, 8, 10), {"stages": 2, "threads": 32}, {"stages": 2}, "channels_last"),
+    "pieces-large": Way({"shared": 80 << 10, "multiprocessors": 1}, (2, 64, 264), {"ranks": 1}, {}),
+    # As many slabs as there may be, by both kinds of copies.
+    "stages": Way(SMALL, (9, 16, 6, 8), {"ranks": 1, "stages": 4}, {"stages": 4, "copies": "bulk"}),
+    "stages-ranks": Way(SMALL, (9, 16, 6, 8), {"ranks": 2, "stages": 3}, {"stages": 3, "ranks": 2}, "channels_last"),
+    "stages-threads-1": Way(SMALL | AMPERE, (9, 16, 6, 8), {"stages": 1}, {"stages": 1, "copies": "threads"}),
+    "stages-threads-3": Way(
+        SMALL | AMPERE, (9, 16, 6, 8), {"stages": 3}, {"stages": 3, "copies": "threads"}, "channels_last"
+    ),
+    "stages-threads-4": Way(SMALL | AMPERE, (9, 16, 6, 8), {"stages": 4}, {"stages": 4, "copies": "threads"}),
+    # The gate's largest parameter, or the part of it that belongs to a block's channels.
+    "kept": Way(
+        {"shared": 8 << 10, "multiprocessors": 4},
+        (11, 32, 4, 8),
+        {"ranks": 1, "stages": 1},
+        {"kept_rows": 6},
+        case=HIDDEN,
+    ),
+    "kept-threads": Way(
+        {"shared": 8 << 10, "multiprocessors": 4} | AMPERE,
+        (11, 32, 4, 8),
+        {"stages": 1},
+        {"kept_rows": 6, "copies": "threads"},
+        case=HIDDEN,
+    ),
+    "kept-ranks": Way(KEEPING, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 6, "ranks": 3}, case=HIDDEN),
+    "kept-rows": Way(KEEPING, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 6}, "channels_last", HIDDEN),
+    "kept-multi_kernel": Way(
+        KEEPING, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 3}, case=BY_NAME["multi_kernel-cross"]
+    ),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    chosen = WAYS[request.param]
+    with on(chosen.device, chosen.rules):
+        yield chosen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_way_is_taken(way, dtype, request):
+    name = request.node.callspec.params["way"]
+    for direction in ("forward", "backward"):
+        call = {"direction": direction, "dtype": str(dtype).removeprefix("torch.")}
+        plan = plan_of(way.device, way.shape, way.memory, way.case, **call)
+        assert plan["possible"], plan
+        assert {key: plan[key] for key in way.plan} == way.plan, plan
+        assert way.wish.items() <= plan.items()
+        assert plan["lanes"] > 0 or "groups" in name
+        assert plan["slab_bytes"] > plan["piece_bytes"] or not name.startswith("pieces")
+        assert plan["piece_bytes"] > 4096 or name != "pieces-large"
+        assert plan["clusters"] * plan["stages"] < way.shape[0] or not name.startswith(("kept", "stages"))
+    assert launches(way.case, way.shape, way.memory, dtype) == (1, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_way_computes_the_reference(way, dtype, check):
+    given = inputs(way.case, way.shape, dtype, way.memory)
+    with emulated.emulated():
+        check(way.case.variant, **given, activation="relu")
+        check_gradient_rows(way.case.variant, **given, activation="relu")
+
+
+# --- under the sanitizers ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.sanitized
@@ -91,10 +239,13 @@ def test_one_launch_forward_and_two_backward(gpu, memory):
 @pytest.mark.parametrize("gpu", ["many-stages", "clusters"])
 @pytest.mark.parametrize("case", [*DEFAULTS, CASES[6]], ids=str)
 def test_resident_kernels_are_clean(case, gpu, memory, check):
-    """The subset that also runs under the sanitizers."""
-    emulated.set_device(**DEVICES[gpu])
-    try:
-        with emulated.emulated():
-            check(case.variant, **inputs(case, (9, 32, 8, 8), torch.float32, memory), activation="relu")
-    finally:
-        emulated.set_device()
+    with on(DEVICES[gpu]), emulated.emulated():
+        check(case.variant, **inputs(case, (9, 32, 8, 8), torch.float32, memory), activation="relu")
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("name", ["groups", "lanes-ranks", "pieces-planes", "stages-threads-3", "kept-ranks"])
+def test_ways_are_clean(name, check):
+    way = WAYS[name]
+    with on(way.device, way.rules), emulated.emulated():
+        check(way.case.variant, **inputs(way.case, way.shape, torch.float32, way.memory), activation="relu")

@@ -137,10 +137,13 @@ def test_planes_that_vectors_straddle_are_added_up_in_groups_or_by_lanes() -> No
     # 960 planes are 120 groups: too few.
     made = plan(256, 960, 49)
     assert (made["threads"], made["straddle"], made["group"]) == (512, True, 8) and made["lanes"] > 0
-    # 392 bytes: 2 planes are 49 vectors. 1058 bytes (23 x 23): 8 planes are 529, too many for one thread.
+    # 392 bytes: 2 planes are 49 vectors. 1058 bytes (23 x 23): 8 planes are 529, too many for one thread, though 32
+    # threads would have 8 groups.
     assert plan(256, 512, 196)["group"] == 2
-    made = plan(256, 512, 23 * 23)
-    assert made["group"] == 8 and made["lanes"] > 0
+    _C.set_tuning([RULE | {"n": 0, "c": 64, "s": s, "threads": 32} for s in (49, 23 * 23)])
+    assert plan(256, 64, 49)["lanes"] == 0
+    made = plan(256, 64, 23 * 23)
+    assert (made["threads"], made["runs"], made["group"]) == (32, 64, 8) and made["lanes"] > 0
     # 128 bytes: whole vectors, a plane for itself.
     made = plan(256, 512, 64)
     assert (made["straddle"], made["group"]) == (False, 1) and made["lanes"] > 0

@@ -3,6 +3,7 @@
 // product's own kernels and host code; only what torch knows of a CUDA device is replaced.
 #include "../../csrc/cuda/device.h"
 #include "../../csrc/cuda/ops_cuda.h"
+#include "../../csrc/plan/tuning.h"
 #include "../../csrc/schemas.h"
 
 namespace eca {
@@ -22,3 +23,8 @@ STABLE_TORCH_LIBRARY(eca_cuda_emulated, m) { define_operators(m); }
 STABLE_TORCH_LIBRARY_IMPL(eca_cuda_emulated, CPU, m) { implement<Cuda>(m); }
 
 }  // namespace eca
+
+// What _C.set_tuning does for the real device.
+extern "C" __attribute__((visibility("default"))) void emulator_set_tuning(const eca::Rule* rules, int count) {
+  eca::set_tuning({rules, rules + count});
+}
