@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // L1. How slabs get from global into shared memory while the block works on others. Two loaders, which offer
 //   start()                            before anything else, by all threads
-//   load(stage, slab, from, bytes)     begins a copy, by all threads; of nothing if from is null
+//   load(stage, slab, slab_bytes, from, second, bytes)   begins a copy, by all threads; of nothing if from is null, and
+//                                      unless second is null, of that, too, to slab_bytes behind
 //   release()                          by all threads, then a barrier, before a load into a slab that they have used
 //   wait()                             until what is not awaited through the slab itself has arrived
 //   slab<T>(data, stride, stage, sample)   a view of it
@@ -54,14 +55,18 @@ struct BulkLoader {
     if (threadIdx.x != 0) return;
     for (int i = 0; i < stages * kMaxPieces; ++i) ptx::mbarrier_init(barriers + i, 1);
   }
-  __device__ void load(int stage, unsigned char* slab, const char* from, int bytes) const {
+  __device__ void load(int stage, unsigned char* slab, int slab_bytes, const char* from, const char* second,
+                       int bytes) const {
     if (threadIdx.x != 0 || !from) return;
     const int most = 1 << shift;
     uint64_t* barrier = barriers + stage * kMaxPieces;
     for (int at = 0; at < bytes; at += most, ++barrier) {
       const uint32_t piece = bytes - at < most ? bytes - at : most;
-      ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier, piece);
+      ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
+                                     second ? 2 * piece : piece);
       ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, slab + at, from + at, piece, barrier);
+      if (second)
+        ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, slab + slab_bytes + at, second + at, piece, barrier);
     }
   }
   // Whatever threads have written to the slab comes before the copy that overwrites it.
@@ -78,10 +83,14 @@ struct ThreadLoader {
   int stages;
 
   __device__ void start() const {}
-  __device__ void load(int, unsigned char* slab, const char* from, int bytes) const {
-    if (from)
-      for (int at = threadIdx.x * 16; at < bytes; at += blockDim.x * 16)
+  __device__ void load(int, unsigned char* slab, int slab_bytes, const char* from, const char* second,
+                       int bytes) const {
+    if (from) {
+      for (int at = threadIdx.x * 16; at < bytes; at += blockDim.x * 16) {
         __pipeline_memcpy_async(slab + at, from + at, 16);
+        if (second) __pipeline_memcpy_async(slab + slab_bytes + at, second + at, 16);
+      }
+    }
     __pipeline_commit();  // an empty group, too, so that the one to wait for is always the oldest of `stages`
   }
   __device__ void release() const {}

@@ -62,8 +62,7 @@ struct Dense {
     A total[N] = {};
     for (int i = begin / N * N + lane * N; i < begin + length; i += lanes * N) {
       A terms[N];
-      term.await(0, i);
-      term.get(term.load(0, i), terms);
+      term.get(load_one(term, 0, i), terms);
 #pragma unroll
       for (int k = 0; k < N; ++k)  // elements before the plane and behind it are its neighbours'
         if (static_cast<unsigned>(i - begin + k) < static_cast<unsigned>(length)) total[k] += terms[k];
@@ -97,17 +96,16 @@ struct Dense {
     int i = begin;
     for (; i + (kBatch - 1) * N < end; i += kBatch * N) {
       typename Term::Loaded loaded[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) loaded[b] = term.fetch(0, i + b * N);
       term.await(0, i + (kBatch - 1) * N);
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) loaded[b] = term.load(0, i + b * N);
+      for (int b = 0; b < kBatch; ++b) term.load(0, i + b * N, loaded[b]);
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) take(loaded[b]);
     }
 #pragma unroll 1
-    for (; i < end; i += N) {
-      term.await(0, i);
-      take(term.load(0, i));
-    }
+    for (; i < end; i += N) take(load_one(term, 0, i));
   }
 };
 

@@ -29,28 +29,47 @@ cudaError_t query_device(Device* device) {
   return error;
 }
 
-int resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int ranks) {
+namespace {
+
+// Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is set
+// to the one value that serves all.
+cudaError_t prepare(const void* kernel, bool clusters, int shared_limit) {
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+  if (error == cudaSuccess && clusters)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
+cudaError_t ask(const void* kernel, const cudaLaunchConfig_t& config, int device, bool clusters, int* count) {
+  cudaFuncAttributes attributes{};
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  if (clusters) return attributes.ptxVersion < 90 ? error : cudaOccupancyMaxActiveClusters(count, kernel, &config);
+  if (attributes.ptxVersion < 80 || attributes.ptxVersion >= 90) return error;
+  int multiprocessors = 0;
+  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(count, kernel, static_cast<int>(config.blockDim.x),
+                                                        config.dynamicSmemBytes);
+  *count *= multiprocessors;
+  return error;
+}
+
+}  // namespace
+
+int resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int ranks, int shared_limit) {
   static std::mutex mutex;
   static std::map<std::tuple<int, const void*, int, unsigned, size_t>, int> known;
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   const std::lock_guard<std::mutex> lock(mutex);
-  const int threads = static_cast<int>(config.blockDim.x);
   const auto key = std::make_tuple(device, kernel, ranks, config.blockDim.x, config.dynamicSmemBytes);
   if (const auto found = known.find(key); found != known.end()) return found->second;
-  cudaFuncAttributes attributes{};
-  int count = 0;
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   const bool clusters = config.numAttrs > 0;
-  if (error == cudaSuccess && clusters && attributes.ptxVersion >= 90) {
-    error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-  } else if (error == cudaSuccess && !clusters && attributes.ptxVersion >= 80 && attributes.ptxVersion < 90) {
-    int multiprocessors = 0;
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, config.dynamicSmemBytes);
-    count *= multiprocessors;
-  }
+  int count = 0;
+  cudaError_t error = prepare(kernel, clusters, shared_limit);
+  if (error == cudaSuccess) error = ask(kernel, config, device, clusters, &count);
   if (error != cudaSuccess) {
     cudaGetLastError();
     count = 0;

@@ -3,6 +3,8 @@
 // walk.cuh (mask, rescale, gradient). cpu/maps.h is their twin. They are given the maps as Runs, or as something that
 // has the same members: the slab of a resident kernel (resident.cuh), or Absent.
 #pragma once
+#include <type_traits>
+
 #include "../problem.h"
 #include "vector.cuh"
 
@@ -63,49 +65,64 @@ struct Pool {
   X x;
 
   template <class Index>
+  __device__ __forceinline__ Loaded fetch(Index, Index) const {
+    return {};
+  }
+  template <class Index>
   __device__ __forceinline__ void await(Index run, Index i) const {
     x.await(run, i);
   }
   template <class Index>
-  __device__ __forceinline__ Loaded load(Index run, Index i) const {
-    return x.template load<N>(run, i);
+  __device__ __forceinline__ void load(Index run, Index i, Loaded& loaded) const {
+    loaded = x.template load<N>(run, i);
   }
   __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const { loaded.get(terms); }
 };
 
-// The sum of grad_y * x, over positions where y > 0 if there is a y.
-template <class T, int N, class G, class X, class Y>
+// The sum of grad_y * x; kMasked: over positions where y > 0, if there is a y.
+template <class T, int N, class G, class X, bool kMasked>
 struct Dot {
   using A = Accumulator<T>;
-  struct Loaded {
-    Vector<T, N> grad_y, x, y;
+  struct Pair {
+    Vector<T, N> grad_y, x;
   };
+  struct Triple : Pair {
+    Vector<T, N> y;
+  };
+  using Loaded = std::conditional_t<kMasked, Triple, Pair>;
   G grad_y;
   X x;
-  Y y;
+  std::conditional_t<kMasked, X, Absent<T>> y;
 
+  template <class Index>
+  __device__ __forceinline__ Loaded fetch(Index run, Index i) const {
+    Loaded loaded{};
+    loaded.x = x.template load_last<N>(run, i);
+    if constexpr (kMasked)
+      if (y.data) loaded.y = y.template load<N>(run, i);
+    return loaded;
+  }
   template <class Index>
   __device__ __forceinline__ void await(Index run, Index i) const {
     grad_y.await(run, i);
   }
   template <class Index>
-  __device__ __forceinline__ Loaded load(Index run, Index i) const {
-    Loaded loaded{};
+  __device__ __forceinline__ void load(Index run, Index i, Loaded& loaded) const {
     loaded.grad_y = grad_y.template load<N>(run, i);
-    loaded.x = x.template load_last<N>(run, i);
-    if (y.data) loaded.y = y.template load<N>(run, i);
-    return loaded;
   }
   __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const {
-    A values[N], outputs[N];
+    A values[N];
     loaded.grad_y.get(terms);
     loaded.x.get(values);
-    loaded.y.get(outputs);
+    if constexpr (kMasked) {
+      A outputs[N];
+      loaded.y.get(outputs);
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      if (y.data && outputs[k] <= A(0)) terms[k] = A(0);
-      terms[k] *= values[k];
+      for (int k = 0; k < N; ++k)
+        if (y.data && outputs[k] <= A(0)) terms[k] = A(0);
     }
+#pragma unroll
+    for (int k = 0; k < N; ++k) terms[k] *= values[k];
   }
 };
 

@@ -153,6 +153,11 @@ struct Launch {
     while (wanted.most_ranks > 0) {
       const ResidentPlan plan = make_resident_plan(wanted, facts);
       if (!plan.possible) return false;
+      ResidentArgs<A, Call> args{p, call, plan, parameters.args};
+      if (launch_resident(args, stream, Ask::kRoom) != cudaSuccess) {
+        wanted.most_ranks = plan.ranks - 1;
+        continue;
+      }
       Workspace workspace;
       parameters.take(workspace);
       more(workspace);
@@ -160,14 +165,10 @@ struct Launch {
       WidenArgs widened{};
       Parameters<A> placed = parameters;
       if (placed.place(workspace, widened)) widen(widened, describe(plan));
-      const ResidentArgs<A, Call> args{p, place(workspace, call), plan, placed.args};
-      const cudaError_t error = launch_resident(args, stream);
-      if (error != cudaErrorInvalidClusterSize) {
-        require_launched(error, "resident", request, describe(plan));
-        return true;
-      }
-      cudaGetLastError();
-      wanted.most_ranks = plan.ranks - 1;
+      args.call = place(workspace, call);
+      args.gate_args = placed.args;
+      require_launched(launch_resident(args, stream, Ask::kLaunch), "resident", request, describe(plan));
+      return true;
     }
     return false;
   }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 // L1. Sums over the positions of a tile, per channel, by all threads of a block. A term offers
-//   await(run, i)             until everything up to element i of a run has arrived; a run is a plane (kPlanes) or a
-//                             row (kRows)
-//   Loaded load(run, i)       N elements from there on
+//   Loaded fetch(run, i)      N elements from element i of a run on, of maps in global memory; a run is a plane
+//   (kPlanes)
+//                             or a row (kRows)
+//   await(run, i)             until everything up to there has arrived of the map that is on its way
+//   load(run, i, loaded)      the same elements of that one
 //   get(loaded, A terms[N])   what is to be added up
 // Loads are issued a batch at a time before any of them is used.
 #pragma once
@@ -14,7 +16,7 @@ namespace eca {
 // How many loads to issue before the first is used: as many as 64 registers per thread allow.
 template <class Loaded>
 __host__ __device__ constexpr int batch_of() {
-  return sizeof(Loaded) > 16 ? 2 : sizeof(Loaded) > 2 ? 4 : 8;
+  return sizeof(Loaded) > 32 ? 2 : sizeof(Loaded) > 2 ? 4 : 8;
 }
 
 template <class Term, class A, int N>
@@ -23,6 +25,14 @@ __device__ __forceinline__ void add(const Term& term, const typename Term::Loade
   term.get(loaded, terms);
 #pragma unroll
   for (int k = 0; k < N; ++k) total[k] += terms[k];
+}
+
+template <class Term, class Index>
+__device__ __forceinline__ typename Term::Loaded load_one(const Term& term, Index run, Index i) {
+  typename Term::Loaded loaded = term.fetch(run, i);
+  term.await(run, i);
+  term.load(run, i, loaded);
+  return loaded;
 }
 
 template <class A, int N>
@@ -71,15 +81,16 @@ struct Reduce<A, Layout::kPlanes, N> {
       int v = lane;
       for (; v + (kBatch - 1) * lanes < vectors; v += kBatch * lanes) {
         typename Term::Loaded loaded[kBatch];
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) loaded[b] = term.fetch(run, at(v + b * lanes));
         term.await(run, at(v + (kBatch - 1) * lanes));
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) loaded[b] = term.load(run, at(v + b * lanes));
+        for (int b = 0; b < kBatch; ++b) term.load(run, at(v + b * lanes), loaded[b]);
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) add(term, loaded[b], total[b % kTotals]);
       }
       for (; v < vectors; v += lanes) {
-        term.await(run, at(v));
-        add(term, term.load(run, at(v)), total[0]);
+        add(term, load_one(term, run, at(v)), total[0]);
       }
       A sum = sum_of(total[0]);
       if constexpr (kTotals == 2) sum += sum_of(total[1]);
@@ -103,16 +114,15 @@ struct Reduce<A, Layout::kRows, N> {
       Index s = tile.s0 + group;
       for (; s + (kBatch - 1) * groups < tile.s1; s += kBatch * groups) {
         typename Term::Loaded loaded[kBatch];
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) loaded[b] = term.fetch(s + b * groups, c);
         term.await(s + (kBatch - 1) * groups, c);
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) loaded[b] = term.load(s + b * groups, c);
+        for (int b = 0; b < kBatch; ++b) term.load(s + b * groups, c, loaded[b]);
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) add(term, loaded[b], total);
       }
-      for (; s < tile.s1; s += groups) {
-        term.await(s, c);
-        add(term, term.load(s, c), total);
-      }
+      for (; s < tile.s1; s += groups) add(term, load_one(term, s, c), total);
 #pragma unroll
       for (int i = 0; i < N; ++i) shared[group * channels + column * N + i] = total[i];
     }

@@ -5,7 +5,8 @@
 // samples are on their way while one is worked on. Of one sample:
 //
 //   load      copies.cuh, into the slab
-//   reduce    from the slab as it arrives (backward: and from x, which is read here only)
+//   reduce    from the slab as it arrives (backward: and from x, which is read here only; where vectors straddle
+//             planes, it is parked behind the slab)
 //   exchange  kRows: the sums of each channel go to the block that owns it; kPlanes: they are there
 //   gate      gates/ on the cluster's blocks (cluster.cuh); kRows: the gates of all channels go to all blocks
 //   apply     from the slab to global memory
@@ -113,6 +114,7 @@ struct ResidentForward : ResidentBase<I, ForwardCall> {
   using typename Base::T;
 
   __device__ static const Batch& resident(const ForwardCall& call) { return call.x; }
+  __device__ static const Batch& parked(const ForwardCall& call) { return call.x; }
   __device__ static const A* means(const ForwardCall&) { return nullptr; }
   __device__ static int64_t record_size(const ForwardCall&) { return 0; }
 
@@ -149,6 +151,7 @@ struct ResidentBackward : ResidentBase<I, BackwardCall> {
   using typename Base::T;
 
   __device__ static const Batch& resident(const BackwardCall& call) { return call.grad_y; }
+  __device__ static const Batch& parked(const BackwardCall& call) { return call.x; }
   __device__ static const A* means(const BackwardCall& call) { return static_cast<const A*>(call.mean); }
   __device__ static int64_t record_size(const BackwardCall& call) { return call.record_size; }
 
@@ -160,7 +163,12 @@ struct ResidentBackward : ResidentBase<I, BackwardCall> {
                   Mask<T, N, S, Other>{slab, this->other(call.y), this->other(call.grad_residual)});
       __syncthreads();
     }
-    this->sums(Dot<T, N, S, Other, Absent<T>>{slab, this->other(call.x), {}});
+    if (args.plan.parked) {
+      this->sums(
+          Dot<T, N, S, Slab<T>, false>{slab, {{slab.data + args.plan.slab_bytes / int{sizeof(T)}, slab.stride}}, {}});
+    } else {
+      this->sums(Dot<T, N, S, Other, false>{slab, this->other(call.x), {}});
+    }
     A *const gate = this->own(2), *const shift = this->own(3);
     gate_backward(args.problem.variant, args.gate_args, x, x.means + this->part().n * args.problem.c,
                   static_cast<const A*>(this->own(0)), gate, shift, static_cast<A*>(call.record),
@@ -186,11 +194,15 @@ __device__ void run_resident(const typename Pass::Args& args) {
   } else {
     loader = {plan.stages};
   }
-  const auto data = [&](int stage) { return shared_at<T>(plan.shared.slabs + stage * plan.slab_bytes); };
+  const auto data = [&](int stage) {
+    return shared_at<T>(plan.shared.slabs + stage * (plan.parked ? 2 : 1) * plan.slab_bytes);
+  };
   const auto load = [&](int64_t n, int stage) {
-    const char* from = nullptr;
-    if (n < p.n) from = reinterpret_cast<const char*>(pass.other(Pass::resident(args.call), n).data);
-    loader.load(stage, reinterpret_cast<unsigned char*>(data(stage)), from,
+    const auto of = [&](const Batch& map) { return reinterpret_cast<const char*>(pass.other(map, n).data); };
+    const bool more = n < p.n;
+    loader.load(stage, reinterpret_cast<unsigned char*>(data(stage)), plan.slab_bytes,
+                more ? of(Pass::resident(args.call)) : nullptr,
+                more && plan.parked ? of(Pass::parked(args.call)) : nullptr,
                 pass.part().runs * pass.length() * static_cast<int>(sizeof(T)));
   };
 

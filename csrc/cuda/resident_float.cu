@@ -6,14 +6,14 @@ namespace eca {
 
 template <>
 cudaError_t launch_resident_of<DType::kFloat, ForwardCall>(const ResidentArgs<float, ForwardCall>& args,
-                                                           cudaStream_t stream) {
-  return launch_resident_as<float>(args, stream);
+                                                           cudaStream_t stream, Ask ask) {
+  return launch_resident_as<float>(args, stream, ask);
 }
 
 template <>
 cudaError_t launch_resident_of<DType::kFloat, BackwardCall>(const ResidentArgs<float, BackwardCall>& args,
-                                                            cudaStream_t stream) {
-  return launch_resident_as<float>(args, stream);
+                                                            cudaStream_t stream, Ask ask) {
+  return launch_resident_as<float>(args, stream, ask);
 }
 
 int64_t count_clusters(int ranks, int threads, int shared_bytes) {
@@ -27,8 +27,9 @@ int64_t count_clusters(int ranks, int threads, int shared_bytes) {
   plan.shared_limit = device.shared_opt_in;
   using Pass = ResidentForward<Instance<float, Layout::kPlanes, 4, false, Copies::kBulk>>;
   using Alone = ResidentForward<Instance<float, Layout::kPlanes, 4, false, Copies::kThreads>>;
-  if (plan.copies == Copies::kBulk) return ClusterLaunch(resident<Pass>, plan, nullptr).room;
-  return ranks == 1 ? ClusterLaunch(resident<Alone>, plan, nullptr).room : 0;
+  if (plan.copies == Copies::kBulk)
+    return ClusterLaunch(reinterpret_cast<const void*>(&resident<Pass>), plan, nullptr).room;
+  return ranks == 1 ? ClusterLaunch(reinterpret_cast<const void*>(&resident<Alone>), plan, nullptr).room : 0;
 }
 
 }  // namespace eca

@@ -27,20 +27,10 @@ struct ResidentPassOf<BackwardCall> {
 struct ClusterLaunch {
   cudaLaunchAttribute attribute{};
   cudaLaunchConfig_t config{};
-  int64_t room = 0;
+  int64_t room;
 
-  // Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is
-  // set to the one value that serves all.
-  template <class Args>
-  ClusterLaunch(void (*kernel)(Args), const ResidentPlan& plan, cudaStream_t stream) {
+  ClusterLaunch(const void* kernel, const ResidentPlan& plan, cudaStream_t stream) {
     const bool bulk = plan.copies == Copies::kBulk;
-    const auto set = [&](cudaFuncAttribute what, int value) {
-      return cudaFuncSetAttribute(kernel, what, value) == cudaSuccess;
-    };
-    if (!set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_limit)) ||
-        !set(cudaFuncAttributePreferredSharedMemoryCarveout, 100) ||
-        (bulk && !set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1)))
-      return;
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
     config.gridDim = dim3(static_cast<unsigned>(plan.ranks));
@@ -49,15 +39,16 @@ struct ClusterLaunch {
     config.stream = stream;
     config.attrs = bulk ? &attribute : nullptr;
     config.numAttrs = bulk ? 1 : 0;
-    room = resident_clusters(reinterpret_cast<const void*>(kernel), config, plan.ranks);
+    room = resident_clusters(kernel, config, plan.ranks, static_cast<int>(plan.shared_limit));
   }
   ClusterLaunch(const ClusterLaunch&) = delete;  // config points to attribute
 };
 
 template <class Args>
-cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t stream) {
-  ClusterLaunch launch(kernel, args.plan, stream);
+cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t stream, Ask ask) {
+  ClusterLaunch launch(reinterpret_cast<const void*>(kernel), args.plan, stream);
   if (launch.room < 1) return cudaErrorInvalidClusterSize;
+  if (ask == Ask::kRoom) return cudaSuccess;
   Args there = args;
   there.plan.clusters = std::min(args.plan.clusters, launch.room);
   launch.config.gridDim = dim3(static_cast<unsigned>(there.plan.clusters * args.plan.ranks));
@@ -65,23 +56,23 @@ cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t
 }
 
 template <class T, Layout L, int N, bool kStraddle, class Call>
-cudaError_t launch_resident_in(const ResidentArgs<float, Call>& args, cudaStream_t stream) {
+cudaError_t launch_resident_in(const ResidentArgs<float, Call>& args, cudaStream_t stream, Ask ask) {
   using Bulk = typename ResidentPassOf<Call>::template type<Instance<T, L, N, kStraddle, Copies::kBulk>>;
   using Threads = typename ResidentPassOf<Call>::template type<Instance<T, L, N, kStraddle, Copies::kThreads>>;
-  return args.plan.copies == Copies::kBulk ? launch_clusters(resident<Bulk>, args, stream)
-                                           : launch_clusters(resident<Threads>, args, stream);
+  return args.plan.copies == Copies::kBulk ? launch_clusters(resident<Bulk>, args, stream, ask)
+                                           : launch_clusters(resident<Threads>, args, stream, ask);
 }
 
 template <class T, class Call>
-cudaError_t launch_resident_as(const ResidentArgs<float, Call>& args, cudaStream_t stream) {
+cudaError_t launch_resident_as(const ResidentArgs<float, Call>& args, cudaStream_t stream, Ask ask) {
   constexpr int kWidest = 16 / sizeof(T);
   if (args.problem.layout == Layout::kRows) {
     return with_width<T>(args.plan.vector, [&](auto width) {
-      return launch_resident_in<T, Layout::kRows, decltype(width)::value, false>(args, stream);
+      return launch_resident_in<T, Layout::kRows, decltype(width)::value, false>(args, stream, ask);
     });
   }
-  return args.plan.straddle ? launch_resident_in<T, Layout::kPlanes, kWidest, true>(args, stream)
-                            : launch_resident_in<T, Layout::kPlanes, kWidest, false>(args, stream);
+  return args.plan.straddle ? launch_resident_in<T, Layout::kPlanes, kWidest, true>(args, stream, ask)
+                            : launch_resident_in<T, Layout::kPlanes, kWidest, false>(args, stream, ask);
 }
 
 }  // namespace eca

@@ -88,7 +88,7 @@ struct BackwardPass : PassBase<T, L, N, BackwardCall> {
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     const BackwardCall& call = args.call;
-    const Dot<T, N, Map<T>, Map<T>, Map<T>> term{Map<T>(call.grad_y, n), Map<T>(call.x, n), Map<T>(call.y, n)};
+    const Dot<T, N, Map<T>, Map<T>, true> term{Map<T>(call.grad_y, n), Map<T>(call.x, n), Map<T>(call.y, n)};
     this->sums(tile, term, out);
   }
   __device__ void gate(int64_t n, Channels<A>& x) const {

@@ -8,6 +8,12 @@
 
 namespace eca {
 
+// Vectors whose loads are issued together: fewer than in a sum, as what becomes of them takes registers, too.
+template <class Loaded>
+__host__ __device__ constexpr int steps_of() {
+  return sizeof(Loaded) > 16 ? 2 : 4;
+}
+
 template <class A>
 struct Zeros {
   template <class Index>
@@ -39,7 +45,7 @@ struct Walk<A, Layout::kPlanes, N> {
   template <class Index, class Gate, class Shift, class Body>
   __device__ static void each(const TileOf<Index>& tile, Gate gate, Shift shift, const Body& body) {
     const int planes = static_cast<int>(tile.c1 - tile.c0), vectors = static_cast<int>(tile.s1 - tile.s0) / N;
-    constexpr int kBatch = batch_of<typename Body::Loaded>() < 4 ? batch_of<typename Body::Loaded>() : 4;
+    constexpr int kBatch = steps_of<typename Body::Loaded>();
     if (vectors == 0) return;
     const int step = blockDim.x, all = planes * vectors;
     const Place distance = Place::of(step, vectors);
@@ -83,7 +89,7 @@ struct Walk<A, Layout::kRows, N> {
   __device__ static void each(const TileOf<Index>& tile, Gate gate, Shift shift, const Body& body) {
     const int columns = static_cast<int>(tile.c1 - tile.c0) / N, groups = blockDim.x / columns;
     const int group = threadIdx.x / columns;
-    constexpr int kBatch = batch_of<typename Body::Loaded>();
+    constexpr int kBatch = steps_of<typename Body::Loaded>();
     if (group >= groups) return;
     const Index c = tile.c0 + threadIdx.x % columns * N;
     A gates[N], shifts[N];

@@ -144,10 +144,10 @@ py::dict to_dict(const ResidentPlan& p) {
   return py::dict("possible"_a = true, "ranks"_a = p.ranks, "stages"_a = p.stages, "threads"_a = p.threads,
                   "vector"_a = p.vector, "lanes"_a = p.lanes, "runs"_a = p.runs, "channels"_a = p.channels,
                   "copies"_a = p.copies == Copies::kBulk ? "bulk" : "threads", "straddle"_a = p.straddle,
-                  "group"_a = p.group, "piece_bytes"_a = 1 << p.piece_shift, "kept_rows"_a = p.kept_rows,
-                  "clusters"_a = p.clusters, "slab_bytes"_a = p.slab_bytes, "shared_bytes"_a = p.shared.total,
-                  "exchange_numbers"_a = p.exchange_numbers, "floor_us"_a = p.floor_us,
-                  "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
+                  "parked"_a = p.parked, "group"_a = p.group, "piece_bytes"_a = 1 << p.piece_shift,
+                  "kept_rows"_a = p.kept_rows, "clusters"_a = p.clusters, "slab_bytes"_a = p.slab_bytes,
+                  "shared_bytes"_a = p.shared.total, "exchange_numbers"_a = p.exchange_numbers,
+                  "floor_us"_a = p.floor_us, "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
 }
 
 py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const std::string& layout,

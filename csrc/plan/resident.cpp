@@ -50,8 +50,10 @@ int lanes_for(int64_t planes, int64_t vectors, int threads) {
 
 // Straddling planes: threads that share one. None if each thread can have groups of planes of its own: their vectors
 // are an odd number, so that neighbours read different banks of shared memory.
-int straddling_lanes(const ResidentPlan& plan, int64_t length) {
+// streams: a map is read from global memory, and so by as many threads as possible.
+int straddling_lanes(const ResidentPlan& plan, int64_t length, bool streams) {
   const int64_t vectors = plan.group * length / plan.vector;
+  if (streams) return lanes_for(plan.runs, length / plan.vector + 1, plan.threads);
   if (vectors % 2 && vectors <= kMostVectors && plan.runs / plan.group >= plan.threads / 4) return 0;
   return lanes_for(plan.runs, length / plan.vector + 1, plan.threads);
 }
@@ -81,7 +83,7 @@ bool lay_out(const ResidentRequest& r, const Device& d, ResidentPlan* plan) {
   shared.scratch = take(4 * r.request.gate_scratch);
   shared.kept = take(4 * int64_t{plan->kept_rows} * plan->channels);
   at = align(at, 128);
-  shared.slabs = take(int64_t{plan->stages} * plan->slab_bytes);
+  shared.slabs = take(int64_t{plan->stages} * (plan->parked ? 2 : 1) * plan->slab_bytes);
   if (at > d.shared_opt_in) return false;
   shared.total = static_cast<int>(at);
   plan->exchange_numbers = static_cast<int>(exchanged);
@@ -110,7 +112,7 @@ double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t resid
 // The best plan with this many blocks to a sample, if there is one, keeping the gate's largest parameter or not.
 void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int ranks, bool keep, ResidentPlan* best) {
   const Problem& p = r.request.problem;
-  const bool rows = p.layout == Layout::kRows;
+  const bool rows = p.layout == Layout::kRows, backward = r.request.direction == Direction::kBackward;
   ResidentPlan plan = *best;
   plan.ranks = ranks;
   const int64_t runs = align(ceil_divide(shape.runs, ranks), shape.granule());
@@ -128,10 +130,11 @@ void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int
   if (plan.threads > d.max_threads) return;
   plan.group = shape.granule();
   plan.lanes = rows            ? 1
-               : plan.straddle ? straddling_lanes(plan, p.s)
+               : plan.straddle ? straddling_lanes(plan, p.s, backward && !plan.parked)
                                : lanes_for(plan.runs, p.s / plan.vector, plan.threads);
   if (r.choice.lanes) {
-    if (rows || r.choice.lanes > plan.threads || (r.choice.lanes < 0 && !plan.straddle)) return;
+    const bool groups = plan.straddle && (plan.parked || !backward);
+    if (rows || r.choice.lanes > plan.threads || (r.choice.lanes < 0 && !groups)) return;
     plan.lanes = std::max(r.choice.lanes, 0);
   }
   for (plan.stages = 1; plan.stages <= kMaxStages; ++plan.stages) {
@@ -178,10 +181,14 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
   best.vector = rows ? vector_of(p, r.request.alignment) : widest;
   best.shared_limit = d.shared_opt_in;
   const int most_ranks = std::min(r.most_ranks, d.capability < 90 ? 1 : d.capability < 110 ? 16 : 8);
-  for (const int ranks : {1, 2, 3, 4, 6, 8, 12, 16}) {
-    if (ranks > most_ranks || (r.choice.ranks && ranks != r.choice.ranks)) continue;
-    consider(r, d, shape, ranks, false, &best);
-    if (r.weights.rows > 0) consider(r, d, shape, ranks, true, &best);
+  const bool parks = best.straddle && r.request.direction == Direction::kBackward;
+  for (best.parked = parks;; best.parked = false) {
+    for (const int ranks : {1, 2, 3, 4, 6, 8, 12, 16}) {
+      if (ranks > most_ranks || (r.choice.ranks && ranks != r.choice.ranks)) continue;
+      consider(r, d, shape, ranks, false, &best);
+      if (r.weights.rows > 0) consider(r, d, shape, ranks, true, &best);
+    }
+    if (best.possible || !best.parked) break;
   }
   if (!best.possible)
     best.reason = most_ranks == 1   ? "a sample does not fit the shared memory of one block"

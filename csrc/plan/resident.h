@@ -51,6 +51,7 @@ struct ResidentPlan {
   const char* reason;  // why not
   Copies copies;
   bool straddle;  // vectors straddle planes: cuda/dense.cuh
+  bool parked;    // backward: x, too, comes into shared memory, behind the slab
   int ranks;      // blocks of a cluster, which share a sample
   int stages;     // slabs of a block
   int threads, vector;
