@@ -76,6 +76,7 @@ struct ContrastGate {
 
   static int64_t record_size(const GateArgs<A>&) { return 2; }
   static int64_t scratch_size(const GateArgs<A>&) { return 0; }
+  static Weights weights(const GateArgs<A>&) { return {0, 0}; }
   static Exchanges exchanges(const GateArgs<A>&, bool backward) { return {0, backward ? 4 : 1}; }
   static int gradients(const GateArgs<A>&, ParameterGradient* out) {
     out[0] = {Combine::kSum, 0, 1};

@@ -5,7 +5,7 @@ cluster, with one slab per block or several, for every gate, dtype and layout; a
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import emulated
@@ -137,25 +137,24 @@ class Way:
     plan: Mapping[str, Any]
     memory: str = "contiguous"
     case: Case = BY_NAME["bidirectional"]
-    rules: list[dict[str, Any]] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def rules(self) -> list[dict[str, Any]]:
         what = {"n": 0, "c": self.shape[1], "s": math.prod(self.shape[2:])}
         what["layout"] = {"contiguous": "planes", "channels_last": "rows"}[self.memory]
-        rules = [
+        return [
             {"ranks": 0, "stages": 0, "threads": 0} | what | self.wish | {"direction": direction, "dtype": dtype}
             for direction in ("forward", "backward")
             for dtype in ("float32", "float16", "bfloat16")
         ]
-        object.__setattr__(self, "rules", rules)
 
 
 ONE = {"shared": 48 << 10, "multiprocessors": 1}
 SMALL = {"shared": 16 << 10, "multiprocessors": 1}
 AMPERE = {"capability": 80}
-KEEPING = {"shared": 9 << 10, "multiprocessors": 6}
+TIGHT, TIGHT_CLUSTERS = {"shared": 8 << 10, "multiprocessors": 4}, {"shared": 9 << 10, "multiprocessors": 6}
 HIDDEN = Case("bidirectional-6", BIDIRECTIONAL, {"hidden": 6})
-GROUPS, LANES = {"straddle": True, "lanes": 0}, {"straddle": True}
+GROUPS, LANES, KEPT = {"straddle": True, "lanes": 0}, {"straddle": True}, {"kept_rows": 6}
 WAYS = {
     # Planes of 49 elements: 8 groups and more for 32 threads, or fewer, or more than a warp to a plane.
     "groups": Way(ONE, (3, 64, 7, 7), {"stages": 2, "threads": 32}, GROUPS),
@@ -173,29 +172,15 @@ WAYS = {
     "stages": Way(SMALL, (9, 16, 6, 8), {"ranks": 1, "stages": 4}, {"stages": 4, "copies": "bulk"}),
     "stages-ranks": Way(SMALL, (9, 16, 6, 8), {"ranks": 2, "stages": 3}, {"stages": 3, "ranks": 2}, "channels_last"),
     "stages-threads-1": Way(SMALL | AMPERE, (9, 16, 6, 8), {"stages": 1}, {"stages": 1, "copies": "threads"}),
-    "stages-threads-3": Way(
-        SMALL | AMPERE, (9, 16, 6, 8), {"stages": 3}, {"stages": 3, "copies": "threads"}, "channels_last"
-    ),
-    "stages-threads-4": Way(SMALL | AMPERE, (9, 16, 6, 8), {"stages": 4}, {"stages": 4, "copies": "threads"}),
+    "stages-threads-3": Way(SMALL | AMPERE, (9, 16, 6, 8), {"stages": 3}, {"stages": 3, "copies": "threads"}),
+    "stages-threads-4": Way(SMALL | AMPERE, (9, 16, 6, 8), {"stages": 4}, {"copies": "threads"}, "channels_last"),
     # The gate's largest parameter, or the part of it that belongs to a block's channels.
-    "kept": Way(
-        {"shared": 8 << 10, "multiprocessors": 4},
-        (11, 32, 4, 8),
-        {"ranks": 1, "stages": 1},
-        {"kept_rows": 6},
-        case=HIDDEN,
-    ),
-    "kept-threads": Way(
-        {"shared": 8 << 10, "multiprocessors": 4} | AMPERE,
-        (11, 32, 4, 8),
-        {"stages": 1},
-        {"kept_rows": 6, "copies": "threads"},
-        case=HIDDEN,
-    ),
-    "kept-ranks": Way(KEEPING, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 6, "ranks": 3}, case=HIDDEN),
-    "kept-rows": Way(KEEPING, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 6}, "channels_last", HIDDEN),
+    "kept": Way(TIGHT, (11, 32, 4, 8), {"ranks": 1, "stages": 1}, KEPT, case=HIDDEN),
+    "kept-threads": Way(TIGHT | AMPERE, (11, 32, 4, 8), {"stages": 1}, KEPT | {"copies": "threads"}, case=HIDDEN),
+    "kept-ranks": Way(TIGHT_CLUSTERS, (11, 40, 4, 8), {"ranks": 3}, KEPT | {"ranks": 3}, case=HIDDEN),
+    "kept-rows": Way(TIGHT_CLUSTERS, (11, 40, 4, 8), {"ranks": 3}, KEPT, "channels_last", HIDDEN),
     "kept-multi_kernel": Way(
-        KEEPING, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 3}, case=BY_NAME["multi_kernel-cross"]
+        TIGHT_CLUSTERS, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 3}, case=BY_NAME["multi_kernel-cross"]
     ),
 }
 

@@ -17,7 +17,7 @@ import pytest
 from emulator.build import FLAVOURS, HERE, Flavour, build, missing, preload, sanitizer_options, wrapper
 
 BUGS = HERE / "bugs"
-FAMILIES = ("rows", "planes", "total", "stages", "tickets", "chain", "features", "device")
+FAMILIES = ("rows", "planes", "total", "stages", "copies", "tickets", "chain", "features", "device")
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"CUDA KERNELS UNTESTED: {missing()}")
 
@@ -84,6 +84,11 @@ def race(*marks: str) -> Sign:
 def hardware_race(mark: str) -> Sign:
     """A race with the hardware: fills at the start and end of a block, bulk copies."""
     return Sign(66, ("ThreadSanitizer: data race", rf"#0 .*{{{mark}}}", r"#0 (__tsan|emulator::)"))
+
+
+def copy_race(mark: str) -> Sign:
+    """A race with a thread's own copy."""
+    return Sign(66, ("ThreadSanitizer: data race", rf"#[01] .*{{{mark}}}", r"emulator::thread_load"))
 
 
 # bug, family: the builds that have to find it, how, and under which schedule.
@@ -157,6 +162,13 @@ finds(
     ("plain", 0, fault(r"deadlock:", r"64 threads of block \(0,0,0\) in an mbarrier at {await}")),
 )
 finds("wrong_parity", "stages", ("plain", 1, fault("deadlock")), ("address", 0, asan("use-after-poison", "twice")))
+finds("copy_not_awaited", "copies", ("plain", 0, wrong("copies")), ("address", 0, asan("use-after-poison", "taken")))
+finds(
+    "copies_of_others", "copies", ("address", 0, asan("use-after-poison", "taken")), ("thread", 1, copy_race("taken"))
+)
+finds("copied_over", "copies", ("thread", 0, copy_race("taken")), ("thread", 1, copy_race("taken")))
+finds("copy_of_12_bytes", "copies", ("plain", 0, fault("{copy}: asynchronous copies are of 4, 8 or 16 bytes")))
+finds("copy_not_committed", "copies", ("plain", 0, fault("{oldest}: .*waited for before they are committed")))
 POLLING = (r"deadlock:", r"1 thread of block \(\d,0,0\) in __nanosleep \(polling\) at {poll}")
 BEHIND = r"63 threads of block \(\d,0,0\) in __syncthreads at {behind}"
 for flavour in FLAVOURS:

@@ -30,6 +30,7 @@ class Bug:
 
 WRONG = r"is \d+\.\d+ of its budget|NaN or Inf not where|other bits than schedule"
 RACE = "WARNING: ThreadSanitizer: data race"
+POISON = "AddressSanitizer: use-after-poison"
 RESIDENT = "resident and eca and clusters and contiguous"
 ONE = "(clean and eca-torch and float32) or (smaller and float32)"  # ThreadSanitizer is slow
 
@@ -120,7 +121,7 @@ BUGS = {
         "layout.sums + sums * a",
         "layout.sums + sums * a / 2",
         "address",
-        "AddressSanitizer: use-after-poison",
+        POISON,
     ),
     "a sample is left out of the parameters' gradients": Bug(
         "cuda/parameters.cu",
@@ -129,25 +130,112 @@ BUGS = {
         "plain",
         WRONG,
     ),
-    # Resident kernels
+    # Resident kernels: slabs
     "a slab is read before it is loaded": Bug(
-        "cuda/resident.cuh",
+        "cuda/copies.cuh",
         "!ptx::mbarrier_try_wait_parity(ptx::sem_acquire, ptx::scope_cta",
         "false && !ptx::mbarrier_try_wait_parity(ptx::sem_acquire, ptx::scope_cta",
         "address",
-        "AddressSanitizer: use-after-poison",
+        POISON,
         RESIDENT,
+    ),
+    "a piece of a slab is not awaited": Bug(
+        "cuda/copies.cuh", "arrived <= piece", "arrived < piece", "address", POISON, "ways and pieces"
+    ),
+    "a slab is awaited by the wrong parity": Bug(
+        "cuda/copies.cuh", "sample / stages % 2", "sample % 2", "address", POISON, "ways and groups"
+    ),
+    "a slab's barrier expects nothing": Bug(
+        "cuda/copies.cuh", "barrier, piece);\n      ptx::cp", "barrier, 0);\n      ptx::cp", "address", POISON, RESIDENT
+    ),
+    "a slab's barrier is not armed": Bug(
+        "cuda/copies.cuh",
+        "      ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier, piece);\n",
+        "",
+        "plain",
+        r"deadlock:\s+.*in an mbarrier at copies\.cuh",
+        RESIDENT,
+    ),
+    "threads wait for one group of their copies too few": Bug(
+        "cuda/copies.cuh",
+        "if (stages == 3) __pipeline_wait_prior(2)",
+        "if (stages == 3) __pipeline_wait_prior(3)",
+        "address",
+        POISON,
+        "ways and stages-threads",
+    ),
+    "the copies of other threads are read without a barrier": Bug(
+        "cuda/copies.cuh",
+        "    __syncthreads();\n  }\n  template <class T>\n  __device__ Slab<T>",
+        "  }\n  template <class T>\n  __device__ Slab<T>",
+        "thread",
+        RACE,
+        "ways and stages-threads",
     ),
     "a slab is loaded over while it is read": Bug(
         "cuda/resident.cuh",
-        "    __syncthreads();\n    const int64_t next",
-        "    const int64_t next",
+        "    loader.release();\n    __syncthreads();\n",
+        "    loader.release();\n",
         "thread",
         RACE,
         RESIDENT,
     ),
+    "a slab is masked while it is added up": Bug(
+        "cuda/resident.cuh",
+        "      __syncthreads();\n    }\n    this->sums(Dot",
+        "    }\n    this->sums(Dot",
+        "thread",
+        RACE,
+        RESIDENT,
+    ),
+    # Resident kernels: planes that vectors straddle
+    "the end of a plane in a group is off by one": Bug(
+        "cuda/dense.cuh",
+        "if (k < left) total[k] += terms[k];",
+        "if (k <= left) total[k] += terms[k];",
+        "plain",
+        WRONG,
+        "ways and groups",
+    ),
+    "a plane begins with its neighbour's elements": Bug(
+        "cuda/dense.cuh",
+        "if (static_cast<unsigned>(i - begin + k) < static_cast<unsigned>(length))",
+        "if (i - begin + k < length)",
+        "plain",
+        WRONG,
+        "ways and lanes",
+    ),
+    "a vector that straddles planes takes the wrong gate": Bug(
+        "cuda/dense.cuh", "k < left ? g[0] : g[1]", "k <= left ? g[0] : g[1]", "plain", WRONG, "ways and lanes"
+    ),
+    # Resident kernels: samples, one after another
+    "the next sample is begun while others read which one it is": Bug(
+        "cuda/resident.cuh",
+        "    __syncthreads();\n    if (threadIdx.x == 0) {\n      Part& part",
+        "    if (threadIdx.x == 0) {\n      Part& part",
+        "thread",
+        RACE,
+        RESIDENT,
+    ),
+    "which sample is next is read before it is written": Bug(
+        "cuda/resident.cuh", "    }\n    __syncthreads();\n  }\n}", "    }\n  }\n}", "thread", RACE, RESIDENT
+    ),
+    # Resident kernels: blocks of a cluster
+    "a kept parameter is read from another block's columns": Bug(
+        "cuda/cluster.cuh",
+        "[j * plan.channels + c - part().first]",
+        "[j * plan.channels + c]",
+        "plain",
+        WRONG,
+        "ways and kept",
+    ),
     "blocks push before the others are ready": Bug(
-        "cuda/resident.cuh", "  ptx::barrier_cluster_wait(ptx::sem_acquire);\n", "", "thread", RACE, RESIDENT
+        "cuda/resident.cuh",
+        "  if constexpr (Kind::kCopies == Copies::kBulk) ptx::barrier_cluster_wait(ptx::sem_acquire);\n",
+        "",
+        "thread",
+        RACE,
+        RESIDENT,
     ),
     "an exchange is not awaited": Bug(
         "cuda/cluster.cuh",
@@ -159,14 +247,14 @@ BUGS = {
     ),
     "an exchange waits for the wrong phase": Bug(
         "cuda/cluster.cuh",
-        "barrier, sample / 2 % 2)) {",
-        "barrier, (sample / 2 + 1) % 2)) {",
+        "barrier, part().sample / 2 % 2)) {",
+        "barrier, (part().sample / 2 + 1) % 2)) {",
         "plain",
         WRONG + "|deadlock|more arrivals than the mbarrier expects|bulk copy into its shared memory under way",
         RESIDENT,
     ),
     "all samples are exchanged in one place": Bug(
-        "cuda/cluster.cuh", "memory + sample % 2 * memory_size + used", "memory + used", "thread", RACE, RESIDENT
+        "cuda/cluster.cuh", "+ part().sample % 2 * plan.exchange_numbers", "", "thread", RACE, RESIDENT
     ),
     "an exchange expects nothing": Bug(
         "cuda/cluster.cuh",
@@ -179,15 +267,15 @@ BUGS = {
     "the halo of a cluster is off by one": Bug(
         "cuda/cluster.cuh",
         "padded[half + c];",
-        "padded[half + (c + 1) % count];",
+        "padded[half + (c + 1) % count()];",
         "plain",
         WRONG,
         "circular and float32",
     ),
     "blocks leave while others wait for them": Bug(
         "cuda/resident.cuh",
-        "  for (int64_t n = cluster; n < p.n;",
-        "  if (rank == ranks - 1 && ranks > 1) return;\n  for (int64_t n = cluster; n < p.n;",
+        "  while (pass.part().n < p.n) {\n",
+        "  while (pass.part().n < p.n) {\n    if (plan.ranks > 1 && pass.part().rank == plan.ranks - 1) return;\n",
         "plain",
         "deadlock|bulk copy into its shared memory under way",
         RESIDENT,
@@ -202,8 +290,8 @@ def mutated(name: str, bug: Bug, folder: Path) -> list[Path]:
     assert text.count(bug.old) == 1, f"{name}: {bug.file} has changed"
     shutil.copytree(emulated.ROOT / "csrc", folder / "csrc", dirs_exist_ok=True)
     (folder / "csrc" / bug.file).write_text(text.replace(bug.old, bug.new))
-    resident = bug.file in ("cuda/resident.cuh", "cuda/cluster.cuh")
-    instance = "cuda/resident_float.cu" if resident else "cuda/two_phase_float.cu"
+    resident = ("cuda/resident.cuh", "cuda/cluster.cuh", "cuda/copies.cuh", "cuda/dense.cuh")
+    instance = "cuda/resident_float.cu" if bug.file in resident else "cuda/two_phase_float.cu"
     edited = bug.file if bug.file.endswith((".cu", ".cpp")) else instance
     others = [s for s in emulated.sources() if s.name != Path(edited).name]
     return [folder / "csrc" / edited, *others]

@@ -19,6 +19,8 @@
   /* stages */ \
   X(no_barrier_after_init) X(load_not_awaited) X(no_proxy_fence) X(stage_overwritten) \
   X(exit_before_stored) X(expects_too_much) X(wrong_parity) \
+  /* copies */ \
+  X(copy_not_awaited) X(copies_of_others) X(copied_over) X(copy_of_12_bytes) X(copy_not_committed) \
   /* tickets, chain */ \
   X(flag_never_raised) X(relaxed_flag) X(relaxed_poll) X(plain_flag) \
   X(waits_for_later_block)
@@ -43,12 +45,15 @@ cudaError_t total(const float* x, float* total, float* partial, unsigned* counte
                   Bug);
 // y = 2 x, staged through shared memory by bulk copies
 cudaError_t stages(const float* x, float* y, int tiles, int tile, Bug);
+// y = 2 x, staged through shared memory by copies that each thread waits for itself; tiles of 4 * kThreads numbers
+cudaError_t copies(const float* x, float* y, int tiles, Bug);
 // y = x - mean(x), by persistent blocks that take tickets and wait for each other's flags
 cudaError_t tickets(const float* x, float* y, float* partial, unsigned* counters, int items, int item, int blocks, Bug);
 // y[i] = 1 + y[i - 1], each by another block
 cudaError_t chain(unsigned* y, unsigned* counters, int blocks, Bug);
-// Writes kFeatures words for each of 8 blocks x 48 threads: shuffles, votes, reductions, arithmetic, clusters
-constexpr int kFeatures = 6, kFeatureThreads = 48;
+// Writes kFeatures words for each of 8 blocks x 48 threads: shuffles, votes, reductions, arithmetic, clusters,
+// copies
+constexpr int kFeatures = 7, kFeatureThreads = 48;
 cudaError_t features(const unsigned* x, unsigned* y, unsigned* sum);
 // Does nothing but what the launch itself takes.
 cudaError_t empty(int blocks, int threads, size_t dynamic_bytes, int cluster);

@@ -5,6 +5,7 @@
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline_primitives.h>
 
 #include <cassert>
 
@@ -41,6 +42,18 @@ __global__ void __launch_bounds__(kThreads) features_kernel(const unsigned* __re
   numbers += 1000000 * unsigned(max(0.f, fminf(rsqrtf(0.25f), __ldg(&x[0]) + 9.f)));
   numbers += 10000000 * unsigned(float(__float2half(1.5f) + __half(0.5f)) * float(__float2bfloat16(1.f)));
 
+  // Two groups of copies, awaited one after the other; of the second, another thread's is read.
+  __shared__ unsigned copied[2][kFeatureThreads];
+  for (unsigned group = 0; group < 2; ++group) {
+    __pipeline_memcpy_async(&copied[group][t], x + (t + group) % kFeatureThreads, sizeof(unsigned));
+    __pipeline_commit();
+  }
+  __pipeline_wait_prior(1);
+  unsigned copies = copied[0][t];
+  __pipeline_wait_prior(0);
+  __syncthreads();
+  copies += 1000 * copied[1][kFeatureThreads - 1 - t];
+
   const auto cluster = cg::this_cluster();
   auto token = cluster.barrier_arrive();
   atomicAdd(sum, table.values[t % 4]);
@@ -53,6 +66,7 @@ __global__ void __launch_bounds__(kThreads) features_kernel(const unsigned* __re
   out[3] = reduced;
   out[4] = numbers;
   out[5] = cluster.block_rank();
+  out[6] = copies;
 }
 
 __global__ void empty_kernel() {}

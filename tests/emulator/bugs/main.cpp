@@ -75,19 +75,26 @@ void run_total(Bug bug, bool fences) {
   compare(sum, result.data(), "total");
 }
 
-void run_stages(Bug bug) {
-  const int tiles = 10, tile = 64;
-  const auto x = numbers(tiles * tile);
+// y = 2 x by `kernel(x, y)`, both at multiples of 16 bytes.
+template <class Kernel>
+void run_twice(int count, const char* what, Kernel kernel) {
+  const auto x = numbers(count);
   const auto aligned = [&] {  // bulk copies need it
     return std::unique_ptr<float, void (*)(void*)>(static_cast<float*>(std::aligned_alloc(16, x.size() * 4)),
                                                    std::free);
   };
   const auto in = aligned(), out = aligned();
   std::memcpy(in.get(), x.data(), x.size() * 4);
-  check(stages(in.get(), out.get(), tiles, tile, bug), "stages");
+  check(kernel(in.get(), out.get()), what);
   std::vector<double> twice;
   for (float v : x) twice.push_back(2.0 * v);
-  compare(twice, out.get(), "stages");
+  compare(twice, out.get(), what);
+}
+void run_stages(Bug bug) {
+  run_twice(10 * 64, "stages", [&](const float* x, float* y) { return stages(x, y, 10, 64, bug); });
+}
+void run_copies(Bug bug) {
+  run_twice(5 * 4 * kThreads, "copies", [&](const float* x, float* y) { return copies(x, y, 5, bug); });
 }
 
 void run_tickets(Bug bug) {
@@ -127,6 +134,7 @@ void run_features(Bug) {
       const unsigned smaller = t < 20 ? t : 20, larger = t < 40 ? 40 : t;
       check(got[4] == smaller + 100 * larger + 10000 * (t / 2) + 2000000 + 20000000 * one, "arithmetic");
       check(got[5] == block % 2 + block / 4 * 2, "ranks");
+      check(got[6] == x[t] + 1000 * x[(threads - t) % threads], "copies");
     }
   check(sum[0] == 8 * threads / 4 * (1 + 2 + 3 + 4), "atomics");
 }
@@ -193,6 +201,7 @@ void run(const std::string& family, Bug bug) {
   if (family == "planes") return run_planes(bug);
   if (family == "total") return run_total(bug, false), run_total(bug, true);
   if (family == "stages") return run_stages(bug);
+  if (family == "copies") return run_copies(bug);
   if (family == "tickets") return run_tickets(bug);
   if (family == "chain") return run_chain(bug);
   if (family == "features") return run_features(bug);
