@@ -110,7 +110,7 @@ class _Rule(ctypes.Structure):
 
     _fields_ = [(name, ctypes.c_int) for name in ("direction", "dtype", "layout")]
     _fields_ += [(name, ctypes.c_int64) for name in ("n", "c", "s")]
-    _fields_ += [(name, ctypes.c_int) for name in ("ranks", "stages", "threads")]
+    _fields_ += [(name, ctypes.c_int) for name in ("ranks", "stages", "threads", "lanes", "piece")]
 
 
 _NAMES = {
@@ -124,7 +124,8 @@ def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
     """``_C.set_tuning`` for the emulated device, and for ``_C.plan`` too, so that it shows what happens there."""
     _C.set_tuning(list(rules))
     numbers = [{k: _NAMES[k].index(v) if k in _NAMES else v for k, v in rule.items()} for rule in rules]
-    library().emulator_set_tuning((_Rule * len(rules))(*(_Rule(**rule) for rule in numbers)), len(rules))
+    made = (_Rule * len(rules))(*(_Rule(**rule) for rule in numbers))
+    assert library().emulator_set_tuning(made, len(rules), ctypes.sizeof(_Rule)), "eca::Rule has changed"
 
 
 def launches() -> int:

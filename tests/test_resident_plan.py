@@ -134,9 +134,10 @@ def test_planes_that_vectors_straddle_are_added_up_in_groups_or_by_lanes() -> No
     # 98 bytes a plane: 8 planes are 49 vectors, and 1024 planes are 128 groups: enough for a block of 512 threads.
     made = plan(256, 1024, 49)
     assert (made["vector"], made["straddle"], made["group"], made["lanes"]) == (8, True, 8, 0)
-    # 960 planes are 120 groups: too few.
-    made = plan(256, 960, 49)
-    assert (made["threads"], made["straddle"], made["group"]) == (512, True, 8) and made["lanes"] > 0
+    assert plan(256, 960, 49)["lanes"] == 0
+    # 504 planes are 63 groups: too few.
+    made = plan(256, 504, 49)
+    assert (made["threads"], made["straddle"], made["group"]) == (512, True, 8) and made["lanes"] > 0, made
     # 392 bytes: 2 planes are 49 vectors. 1058 bytes (23 x 23): 8 planes are 529, too many for one thread, though 32
     # threads would have 8 groups.
     assert plan(256, 512, 196)["group"] == 2

@@ -13,6 +13,7 @@ constexpr int kBlocksPerMultiprocessor = 32;
 constexpr int64_t kReserved = 1024;  // bytes of shared memory that the driver takes per block
 constexpr int64_t kCopyBytes = 16;   // bulk copies: addresses and sizes
 constexpr int kMostVectors = 128;    // of a group of planes that one thread adds up
+constexpr int kFewestGroups = 64;    // of a block, or its threads would wait for too few of them
 
 // Times in microseconds and rates for choosing among plans: shared/KERNELS.md section 9, never measured.
 constexpr double kLaunch = 4.1, kCluster = 0.6, kLargeCluster = 0.2, kBackward = 2.5;
@@ -54,7 +55,7 @@ int lanes_for(int64_t planes, int64_t vectors, int threads) {
 int straddling_lanes(const ResidentPlan& plan, int64_t length, bool streams) {
   const int64_t vectors = plan.group * length / plan.vector;
   if (streams) return lanes_for(plan.runs, length / plan.vector + 1, plan.threads);
-  if (vectors % 2 && vectors <= kMostVectors && plan.runs / plan.group >= plan.threads / 4) return 0;
+  if (vectors % 2 && vectors <= kMostVectors && plan.runs / plan.group >= std::min(kFewestGroups, plan.threads / 4)) return 0;
   return lanes_for(plan.runs, length / plan.vector + 1, plan.threads);
 }
 

@@ -24,7 +24,10 @@ STABLE_TORCH_LIBRARY_IMPL(eca_cuda_emulated, CPU, m) { implement<Cuda>(m); }
 
 }  // namespace eca
 
-// What _C.set_tuning does for the real device.
-extern "C" __attribute__((visibility("default"))) void emulator_set_tuning(const eca::Rule* rules, int count) {
+// What _C.set_tuning does for the real device; false if the caller has another idea of a rule than this.
+extern "C" __attribute__((visibility("default"))) bool emulator_set_tuning(const eca::Rule* rules, int count,
+                                                                           int size) {
+  if (size != sizeof *rules) return false;
   eca::set_tuning({rules, rules + count});
+  return true;
 }

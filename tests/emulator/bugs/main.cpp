@@ -141,7 +141,9 @@ void run_features(Bug) {
 
 int attribute(cudaDeviceAttr name) {
   int value = -1;
-  check(cudaDeviceGetAttribute(&value, name, 0), "attribute");
+  int device = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&value, name, device), "attribute");
   return value;
 }
 
@@ -175,6 +177,7 @@ void run_device(Bug) {
   check(attribute(cudaDevAttrComputeCapabilityMajor) == 8 && !attribute(cudaDevAttrClusterLaunch), "new capability");
   check(empty(2, 256, 0, 1), "more threads");
   check(empty(2, 64, 0, 2) == cudaErrorNotSupported, "clusters before 9.0");
+  check(empty(1, 64, 50 << 10, 1) == cudaErrorInvalidValue, "opting in is a device's own");
   emulator_set_device(3, 64, 227 << 10, 64 << 10, 90);
 
   // A fault reaches the caller and leaves the machine fit for more.

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <map>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 namespace emulator {
 
@@ -28,6 +30,7 @@ struct Device {
   bool has_clusters() const { return compute_capability >= 90; }
   int blocks_per_multiprocessor(size_t threads, size_t dynamic_bytes) const;
   cudaError_t refusal(const cudaLaunchConfig_t&, const void* kernel, dim3 cluster_shape) const;
+  bool operator==(const Device&) const = default;
 };
 
 using Attributes = std::map<cudaFuncAttribute, int>;
@@ -36,7 +39,10 @@ using Attributes = std::map<cudaFuncAttribute, int>;
 struct Machine {
   std::recursive_mutex mutex;  // so that a kernel that launches gets a report
   Device device;
-  std::map<const void*, Attributes> kernels;
+  int index = 0;  // its number: every one that a test asks for is another device of the machine
+  std::vector<Device> all = {device};
+  std::map<std::pair<int, const void*>, Attributes> attributes;
+  Attributes& of(const void* kernel) { return attributes[{index, kernel}]; }
   std::atomic<long> launches = 0;
 };
 Machine& machine();

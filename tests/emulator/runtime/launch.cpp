@@ -43,7 +43,7 @@ cudaError_t cluster_shape(const cudaLaunchConfig_t& config, dim3& shape) {
 }
 
 cudaError_t Device::refusal(const cudaLaunchConfig_t& config, const void* kernel, dim3 cluster) const {
-  auto& attributes = machine().kernels[kernel];
+  auto& attributes = machine().of(kernel);
   const dim3 grid = config.gridDim, block = config.blockDim;
   if (compute_capability < 75) return cudaErrorNoKernelImageForDevice;  // as for code built for 7.5 and later
   if (!volume(grid) || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;

@@ -49,6 +49,10 @@ void emulator_set_device(int multiprocessors, int max_threads_per_block, int sha
   const std::lock_guard lock(machine().mutex);
   machine().device = {multiprocessors, std::min(max_threads_per_block, 1024),
                       std::min(shared_bytes_per_block, int(emulator::kMaxDynamicBytes)), l2_bytes, compute_capability};
+  auto& all = machine().all;
+  const auto found = std::find(all.begin(), all.end(), machine().device);
+  machine().index = int(found - all.begin());
+  if (found == all.end()) all.push_back(machine().device);
 }
 
 long emulator_launches() { return machine().launches; }
@@ -94,19 +98,21 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = int(machine().all.size());
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = machine().index;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return remember(device ? cudaErrorInvalidDevice : cudaSuccess); }
+cudaError_t cudaSetDevice(int device) {
+  return remember(device == machine().index ? cudaSuccess : cudaErrorInvalidDevice);
+}
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device) return remember(cudaErrorInvalidDevice);
+  if (device != machine().index) return remember(cudaErrorInvalidDevice);
   const std::lock_guard lock(machine().mutex);
   const emulator::Device& is = machine().device;
   switch (attribute) {
@@ -155,7 +161,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
       (value < 0 || value > machine().device.shared_bytes_per_block))
     return remember(cudaErrorInvalidValue);
-  machine().kernels[kernel][attribute] = value;
+  machine().of(kernel)[attribute] = value;
   return cudaSuccess;
 }
 
@@ -164,8 +170,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
   const emulator::Device& device = machine().device;
   *attributes = {};
   attributes->maxThreadsPerBlock = device.max_threads_per_block;
-  attributes->maxDynamicSharedSizeBytes = std::max(
-      device.shared_bytes_without_opt_in(), machine().kernels[kernel][cudaFuncAttributeMaxDynamicSharedMemorySize]);
+  attributes->maxDynamicSharedSizeBytes =
+      std::max(device.shared_bytes_without_opt_in(), machine().of(kernel)[cudaFuncAttributeMaxDynamicSharedMemorySize]);
   attributes->ptxVersion = attributes->binaryVersion = device.compute_capability;
   return cudaSuccess;
 }
