@@ -83,6 +83,7 @@ class Loop:
     body: tuple[Instruction, ...] = field(repr=False)
     vector: int  # bytes: accesses of this width are to the maps
     item: int  # bytes of an element
+    is_backward: bool = False
 
     def moved(self, kind: str) -> int:
         """Bytes of the maps that a thread moves in one turn, whichever way it takes."""
@@ -91,8 +92,11 @@ class Loop:
     @functools.cached_property
     def elements(self) -> int:
         """Elements that a thread does in one turn. All maps are visited alike, some only where there is a residual: so
-        it is the least of what it loads from shared memory, loads, and stores."""
-        return min(filter(None, map(self.moved, ("LDS", "LDG", "STG"))), default=0) // self.item
+        it is the least of what it loads from shared memory, loads, and stores. Backward's sums are of two maps, which
+        may both be in shared memory."""
+        moved = min(filter(None, map(self.moved, ("LDS", "LDG", "STG"))), default=0)
+        both = self.is_backward and self.is_reduction and not self.moved("LDG")
+        return moved // self.item // (2 if both else 1)
 
     @property
     def is_apply(self) -> bool:
@@ -197,7 +201,7 @@ class Kernel:
         item = ITEM[self.dtype]
         if not self.is_resident or self.vector == max(4, item):
             return []
-        found = [Loop(head, body, self.vector, item) for head, body in loops_of(self.body)]
+        found = [Loop(head, body, self.vector, item, self.is_backward) for head, body in loops_of(self.body)]
         found = [x for x in found if x.elements and not any(i.kind in TOGETHER for i in x.body)]
         heads = {x.head for x in found}
         return [x for x in found if not any(i.address in heads - {x.head} for i in x.body)]

@@ -163,12 +163,7 @@ struct ResidentBackward : ResidentBase<I, BackwardCall> {
                   Mask<T, N, S, Other>{slab, this->other(call.y), this->other(call.grad_residual)});
       __syncthreads();
     }
-    if (args.plan.parked) {
-      this->sums(
-          Dot<T, N, S, Slab<T>, false>{slab, {{slab.data + args.plan.slab_bytes / int{sizeof(T)}, slab.stride}}, {}});
-    } else {
-      this->sums(Dot<T, N, S, Other, false>{slab, this->other(call.x), {}});
-    }
+    dot(slab);
     A *const gate = this->own(2), *const shift = this->own(3);
     gate_backward(args.problem.variant, args.gate_args, x, x.means + this->part().n * args.problem.c,
                   static_cast<const A*>(this->own(0)), gate, shift, static_cast<A*>(call.record),
@@ -176,6 +171,18 @@ struct ResidentBackward : ResidentBase<I, BackwardCall> {
     x.each([&](int c) { shift[c] /= static_cast<A>(args.problem.s); });
     const A *const gates = this->everywhere(2), *const shifts = this->everywhere(3);
     this->visit(gates, shifts, Gradient<T, N, Slab<T>, Absent<T>, Other>{slab, {}, this->other(call.grad_x), {}});
+  }
+
+ private:
+  template <class S>
+  __device__ void dot(const S& slab) const {
+    if constexpr (I::kStraddle) {
+      if (args.plan.parked) {
+        const Slab<T> parked{{slab.data + args.plan.slab_bytes / int{sizeof(T)}, slab.stride}};
+        return this->sums(Dot<T, N, S, Slab<T>, false>{slab, parked, {}});
+      }
+    }
+    this->sums(Dot<T, N, S, Other, false>{slab, this->other(args.call.x), {}});
   }
 };
 
