@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import eca_cuda
 from eca_cuda.testing import channels_last, evaluate, make_x
 
 SHAPE = (2, 20, 3, 5)
@@ -20,9 +21,11 @@ MEMORY = ["contiguous", "channels_last"]
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_before() -> Iterator[None]:
+def fused_and_nothing_compiled_before() -> Iterator[None]:
     torch.compiler.reset()
+    eca_cuda.compile_mode("fused")
     yield
+    eca_cuda.compile_mode("auto")
     torch.compiler.reset()
 
 

@@ -23,6 +23,7 @@ namespace ptx = cuda::ptx;
 // Runs that follow each other in shared memory.
 template <class T>
 struct Slab : Runs<T, int> {
+  static constexpr bool kArrives = true;
   template <int N>
   __device__ __forceinline__ Vector<T, N> load_last(int run, int i) const {
     return this->template load<N>(run, i);

@@ -13,6 +13,7 @@ namespace eca {
 // Planes or rows in global memory; not there where data is null. Index: int where that is known to be enough.
 template <class T, class Index>
 struct Runs {
+  static constexpr bool kArrives = false;  // it is all there
   T* data;
   Index stride;  // between runs
 
@@ -97,7 +98,7 @@ struct Dot {
   template <class Index>
   __device__ __forceinline__ Loaded fetch(Index run, Index i) const {
     Loaded loaded{};
-    loaded.x = x.template load_last<N>(run, i);
+    if constexpr (!X::kArrives) loaded.x = x.template load_last<N>(run, i);
     if constexpr (kMasked)
       if (y.data) loaded.y = y.template load<N>(run, i);
     return loaded;
@@ -109,6 +110,7 @@ struct Dot {
   template <class Index>
   __device__ __forceinline__ void load(Index run, Index i, Loaded& loaded) const {
     loaded.grad_y = grad_y.template load<N>(run, i);
+    if constexpr (X::kArrives) loaded.x = x.template load<N>(run, i);  // together with grad_y
   }
   __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const {
     A values[N];
