@@ -146,12 +146,12 @@ BUGS = {
         "cuda/copies.cuh", "sample / stages % 2", "sample % 2", "address", POISON, "ways and groups"
     ),
     "a slab's barrier expects nothing": Bug(
-        "cuda/copies.cuh", "barrier, piece);\n      ptx::cp", "barrier, 0);\n      ptx::cp", "address", POISON, RESIDENT
+        "cuda/copies.cuh", "second ? 2 * piece : piece);", "0);", "address", POISON, RESIDENT
     ),
     "a slab's barrier is not armed": Bug(
         "cuda/copies.cuh",
-        "      ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier, piece);\n",
-        "",
+        "      ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,",
+        "      if (bytes < 0) ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,",
         "plain",
         r"deadlock:\s+.*in an mbarrier at copies\.cuh",
         RESIDENT,
@@ -182,8 +182,8 @@ BUGS = {
     ),
     "a slab is masked while it is added up": Bug(
         "cuda/resident.cuh",
-        "      __syncthreads();\n    }\n    this->sums(Dot",
-        "    }\n    this->sums(Dot",
+        "      __syncthreads();\n    }\n    dot(slab)",
+        "    }\n    dot(slab)",
         "thread",
         RACE,
         RESIDENT,
