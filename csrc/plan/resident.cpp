@@ -55,7 +55,8 @@ int lanes_for(int64_t planes, int64_t vectors, int threads) {
 int straddling_lanes(const ResidentPlan& plan, int64_t length, bool streams) {
   const int64_t vectors = plan.group * length / plan.vector;
   if (streams) return lanes_for(plan.runs, length / plan.vector + 1, plan.threads);
-  if (vectors % 2 && vectors <= kMostVectors && plan.runs / plan.group >= std::min(kFewestGroups, plan.threads / 4)) return 0;
+  if (vectors % 2 && vectors <= kMostVectors && plan.runs / plan.group >= std::min(kFewestGroups, plan.threads / 4))
+    return 0;
   return lanes_for(plan.runs, length / plan.vector + 1, plan.threads);
 }
 
