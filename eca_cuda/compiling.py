@@ -57,7 +57,9 @@ def is_inline() -> bool:
 def inlines(x: Tensor, differentiated: bool) -> bool:
     """Whether this call becomes plain operators, if it is traced."""
     if _mode == "auto":
-        return x.device.type == "cpu" and not differentiated and not torch.compiler.is_exporting()
+        # Subclasses keep the operator: DTensor has rules for it.
+        plain = type(x) is Tensor and x.device.type == "cpu"
+        return plain and not differentiated and not torch.compiler.is_exporting()
     return _mode == "inline"
 
 
