@@ -189,6 +189,14 @@ BUGS = {
         RESIDENT,
     ),
     # Resident kernels: planes that vectors straddle
+    "a parked map is read before it has arrived": Bug(
+        "cuda/copies.cuh",
+        "bool kArrives = true",
+        "bool kArrives = false",
+        "address",
+        POISON,
+        "ways and groups and None",
+    ),
     "the end of a plane in a group is off by one": Bug(
         "cuda/dense.cuh",
         "if (k < left) total[k] += terms[k];",

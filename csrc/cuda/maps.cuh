@@ -45,10 +45,6 @@ template <class T>
 struct Absent {
   static constexpr T* data = nullptr;
   template <int N, class Index>
-  __device__ Vector<T, N> load(Index, Index) const {
-    return {};
-  }
-  template <int N, class Index>
   __device__ Vector<T, N> load_last(Index, Index) const {
     return {};
   }
