@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What every test shares: the devices, repeatable settings, and the record of how much of the error budget is used."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -28,6 +29,9 @@ SHARE = "share of the error budget"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # `make test` is a make too: what a test starts with make is its own, not a part of that one.
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+        os.environ.pop(name, None)
     # A gradient that silently is None, and a batching rule that silently is a loop, are bugs here.
     config.addinivalue_line("filterwarnings", "error:.*autograd kernel was not registered")
     config.addinivalue_line("filterwarnings", "error:There is a performance drop because we have not yet implemented")
