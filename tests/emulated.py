@@ -110,7 +110,7 @@ class _Rule(ctypes.Structure):
 
     _fields_ = [(name, ctypes.c_int) for name in ("direction", "dtype", "layout")]
     _fields_ += [(name, ctypes.c_int64) for name in ("n", "c", "s")]
-    _fields_ += [(name, ctypes.c_int) for name in ("ranks", "stages", "threads", "lanes", "piece")]
+    _fields_ += [(name, ctypes.c_int) for name in ("ranks", "stages", "threads", "lanes", "piece", "evict_first")]
 
 
 _NAMES = {

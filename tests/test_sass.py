@@ -2,6 +2,7 @@
 """The CUDA kernels keep to a budget that no GPU is needed to check: what the compiler made of them (``sass.py``)."""
 
 import itertools
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -75,6 +76,15 @@ def test_registers_fit_the_launch_bounds(kernels: list[Kernel]) -> None:
 def test_samples_arrive_by_bulk_copies_and_sums_by_pushes(resident: list[Kernel]) -> None:
     found = {k.name: (k.count("UBLKCP"), k.count("STAS")) for k in resident}
     require_none({name: counts for name, counts in found.items() if not all(counts)})
+
+
+def test_cache_hints_are_the_plans(resident: list[Kernel]) -> None:
+    """They are in the descriptor that all addresses of an instruction share, and not in the instruction (.EF)."""
+    found = {}
+    for k in resident:
+        copies = [i for i in k.body if i.kind == "UBLKCP" and "desc[" not in i.operands]
+        found[k.name] = [i.opcode for i in copies] + [i.opcode for i in k.body if re.match(r"STG.*\.E[FL]\b", i.opcode)]
+    require_none({name: opcodes for name, opcodes in found.items() if opcodes})
 
 
 def test_resident_kernels_wait_for_no_fence_of_the_device(resident: list[Kernel]) -> None:

@@ -58,6 +58,7 @@ def test_a_table_is_followed_and_forgotten(tmp_path: Path) -> None:
         ("{}", "expected a list of objects"),
         ("[7]", "expected a list of objects"),
         (json.dumps([{**RULE, "threads": 96}]), "threads: 0 or a power of two"),
+        (json.dumps([{**RULE, "evict_first": 4}]), "evict_first: expected -1 to 3, got 4"),
         (json.dumps([RULE, {**RULE, "dtype": "half"}]), "dtype: expected one of"),
         (json.dumps([{k: v for k, v in RULE.items() if k != "c"}]), "'c'"),
         (json.dumps([{**RULE, "c": "many"}]), "table.json"),

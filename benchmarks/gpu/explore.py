@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from eca_cuda import plan_report
 from eca_cuda._ext import _C
@@ -43,6 +44,7 @@ class Choice(NamedTuple):
     threads: int = 0
     lanes: int = 0  # threads to a plane; -1: groups of planes to a thread
     piece: int = 0  # bytes
+    evict_first: int = 0  # by the L2 cache; 1: what is read, 2: what is written, 3: both; -1: neither
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self._asdict().items() if value)
@@ -56,6 +58,7 @@ class Question:
     predicted: str
     job: Job
     candidates: tuple[Choice, ...]
+    is_read: bool = False  # the output, at once, as by the next layer of a network
 
     def __str__(self) -> str:
         return f"{self.what}: {self.job}"
@@ -87,6 +90,7 @@ def units(dry: bool = False) -> list[Unit]:
     ranks = tuple(Choice(rank, 1) for rank in (1, 2, 4, 8, 16))
     lanes = tuple(Choice(lanes=n) for n in (-1, 1, 2, 4, 8))
     pieces = tuple(Choice(piece=kb << 10) for kb in (16, 32, 64, 128))
+    hints = tuple(Choice(evict_first=which) for which in (-1, 1, 2, 3))
     asked: list[Unit] = [
         Question("one stage or more", "94 to 98 % of a copy with one, 97 to 99 % with two", _job(layer1), stages),
         Question("one stage or more, backward", "two stages gain less", _job(layer1, "backward"), stages),
@@ -96,6 +100,8 @@ def units(dry: bool = False) -> list[Unit]:
             "groups or shared planes, 7x7", "groups as fast as a copy, lanes 0.6 to 0.8 of it", _job(layer4), lanes
         ),
         Question("pieces of a slab", "less than 2 %", _job(layer1), pieces),
+        Question("cache hints", "less than 2 %", _job(layer1), hints),
+        Question("cache hints, output read at once", "the plan's are best", _job(resnet50(8)[0]), hints, is_read=True),
         Question("cluster size at batch 1", "5 to 7 us, 16 best or equal", _job(small1), ranks),
         Question("cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), ranks),
     ]
@@ -153,7 +159,8 @@ def taken_plan(job: Job) -> Choice:
     if not resident["possible"]:
         return Choice()
     lanes = resident["lanes"] or -1
-    return Choice(resident["ranks"], resident["stages"], resident["threads"], lanes, resident["piece_bytes"])
+    sizes = (resident[name] for name in ("ranks", "stages", "threads"))
+    return Choice(*sizes, lanes, resident["piece_bytes"], resident["evict_first"] or -1)
 
 
 def make_rule(job: Job, choice: Choice, n: int) -> dict[str, Any]:
@@ -177,7 +184,7 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
 
         def capture(name: str) -> None:
             calls = [make_call(layers["clone" if name == "clone" else "fused"], job.phase, maps) for maps in sets]
-            replays[name] = machine.replay(calls)
+            replays[name] = machine.replay([read_after(call) for call in calls] if question.is_read else calls)
 
         capture("clone")
         capture("plan")
@@ -202,6 +209,17 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
         "refused": refused,
         "wrong": wrong,
     }
+
+
+def read_after(call: Call) -> Call:
+    """The call, and a copy of its output."""
+
+    def both() -> object:
+        y = call()
+        assert isinstance(y, Tensor)
+        return y.clone()
+
+    return both
 
 
 def write_table(record: Record) -> None:

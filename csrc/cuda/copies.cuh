@@ -51,6 +51,7 @@ struct ArrivingSlab : Slab<T> {
 struct BulkLoader {
   uint64_t* barriers;  // kMaxPieces per stage
   int stages, shift;
+  bool evict_first;
 
   __device__ void start() const {
     if (threadIdx.x != 0) return;
@@ -65,9 +66,8 @@ struct BulkLoader {
       const uint32_t piece = bytes - at < most ? bytes - at : most;
       ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
                                      second ? 2 * piece : piece);
-      ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, slab + at, from + at, piece, barrier);
-      if (second)
-        ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, slab + slab_bytes + at, second + at, piece, barrier);
+      copy(slab + at, from + at, piece, barrier);
+      if (second) copy(slab + slab_bytes + at, second + at, piece, barrier);
     }
   }
   // Whatever threads have written to the slab comes before the copy that overwrites it.
@@ -76,6 +76,20 @@ struct BulkLoader {
   template <class T>
   __device__ ArrivingSlab<T> slab(T* data, int stride, int stage, int sample) const {
     return {{{data, stride}}, barriers + stage * kMaxPieces, shift, static_cast<uint32_t>(sample / stages % 2)};
+  }
+
+ private:
+  __device__ void copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) const {
+#if defined(__CUDA_ARCH__)  // cuda::ptx::cp_async_bulk takes no hint
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+            "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+        "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(static_cast<uint32_t>(__cvta_generic_to_shared(barrier))),
+        "l"(static_cast<uint64_t>(hint_of(evict_first)))
+        : "memory");
+#else
+    ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, to, from, bytes, barrier);
+#endif
   }
 };
 

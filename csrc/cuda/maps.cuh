@@ -28,6 +28,11 @@ struct Runs {
   __device__ __forceinline__ Vector<T, N> load_last(Index run, Index i) const {
     return Vector<T, N>::load_last(at(run, i));
   }
+  // So that what will be read again soon stays in the L2 cache.
+  template <int N>
+  __device__ __forceinline__ void store(Index run, Index i, const Accumulator<T> (&values)[N]) const {
+    Vector<T, N>::store(at(run, i), values);
+  }
   // Until everything up to there has arrived: it always was there.
   __device__ __forceinline__ void await(Index, Index) const {}
 };
@@ -48,10 +53,8 @@ struct Absent {
   __device__ Vector<T, N> load_last(Index, Index) const {
     return {};
   }
-  template <class Index>
-  __device__ T* at(Index, Index) const {
-    return nullptr;
-  }
+  template <class Index, int N>
+  __device__ void store(Index, Index, const Accumulator<T> (&)[N]) const {}
 };
 
 // The sum of x.
@@ -149,7 +152,7 @@ struct Mask {
     for (int k = 0; k < N; ++k)
       if (outputs[k] <= A(0)) grad[k] = A(0);
     Vector<T, N>::put(grad_y.at(run, i), grad);
-    if (grad_residual.data) Vector<T, N>::store(grad_residual.at(run, i), grad);
+    if (grad_residual.data) grad_residual.store(run, i, grad);
   }
 };
 
@@ -172,7 +175,7 @@ struct Rescale {
     loaded.get(values);
 #pragma unroll
     for (int k = 0; k < N; ++k) values[k] *= gate[k];
-    Vector<T, N>::store(y.at(run, i), values);
+    y.store(run, i, values);
   }
 };
 
@@ -206,7 +209,7 @@ struct RescaleRelu {
       if (residual.data) values[k] += added[k];
       if (relu) values[k] = values[k] <= A(0) ? A(0) : values[k];
     }
-    Vector<T, N>::store(y.at(run, i), values);
+    y.store(run, i, values);
   }
 };
 
@@ -238,10 +241,10 @@ struct Gradient {
 #pragma unroll
     for (int k = 0; k < N; ++k)
       if (y.data && outputs[k] <= A(0)) grad[k] = A(0);
-    if (grad_residual.data) Vector<T, N>::store(grad_residual.at(run, i), grad);
+    if (grad_residual.data) grad_residual.store(run, i, grad);
 #pragma unroll
     for (int k = 0; k < N; ++k) grad[k] = grad[k] * gate[k] + shift[k];
-    Vector<T, N>::store(grad_x.at(run, i), grad);
+    grad_x.store(run, i, grad);
   }
 };
 

@@ -39,7 +39,14 @@ struct ResidentBase {
   using T = typename I::T;
   using A = typename I::A;
   using Args = ResidentArgs<A, Call>;
-  using Other = Runs<T, int>;  // a map that is not kept
+  // A map that is not kept.
+  struct Other : Runs<T, int> {
+    Hint hint;
+    template <int N>
+    __device__ __forceinline__ void store(int run, int i, const A (&values)[N]) const {
+      Vector<T, N>::store(this->at(run, i), values, hint);
+    }
+  };
   static constexpr Layout kLayout = I::kPlanes ? Layout::kPlanes : Layout::kRows;
   static constexpr int N = I::N;
   const Args& args;
@@ -50,7 +57,8 @@ struct ResidentBase {
 
   __device__ Other other(const Batch& map, int64_t n) const {
     T* const data = static_cast<T*>(map.data);
-    return {data ? data + n * map.sample_stride + static_cast<int64_t>(part().run0) * length() : nullptr, length()};
+    return {{data ? data + n * map.sample_stride + static_cast<int64_t>(part().run0) * length() : nullptr, length()},
+            hint_of((args.plan.evict_first & kWritten) != 0)};
   }
   __device__ Other other(const Batch& map) const { return other(map, part().n); }
 
@@ -197,7 +205,7 @@ __device__ void run_resident(const typename Pass::Args& args) {
   const Pass pass{{args, x}};
   typename Kind::Loader loader;
   if constexpr (Kind::kCopies == Copies::kBulk) {
-    loader = {x.barriers() + 2 * kMaxExchanges, plan.stages, plan.piece_shift};
+    loader = {x.barriers() + 2 * kMaxExchanges, plan.stages, plan.piece_shift, (plan.evict_first & kRead) != 0};
   } else {
     loader = {plan.stages};
   }

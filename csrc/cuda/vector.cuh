@@ -6,6 +6,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cuda/annotated_ptr>
+
 #include <cstring>
 
 #include "../options.h"
@@ -21,6 +23,12 @@ __device__ __forceinline__ void narrow(float value, float* to) { *to = value; }
 __device__ __forceinline__ void narrow(double value, double* to) { *to = value; }
 __device__ __forceinline__ void narrow(float value, __half* to) { *to = __float2half_rn(value); }
 __device__ __forceinline__ void narrow(float value, __nv_bfloat16* to) { *to = __float2bfloat16_rn(value); }
+
+// For the L2 cache. One that is the same for all threads costs no instruction: it is a part of the address.
+using Hint = cuda::access_property;
+__device__ __forceinline__ Hint hint_of(bool evict_first) {
+  return evict_first ? Hint(Hint::streaming{}) : Hint(Hint::global{});
+}
 
 // What one instruction moves.
 template <int Bytes>
@@ -60,9 +68,12 @@ struct Vector {
     for (int i = 0; i < N; ++i) out[i] = widen(values[i]);
   }
 
-  // To global memory, past the caches: nobody reads it soon.
+  // To global memory: so that the L2 cache gives it up first, and as a hint says.
   __device__ __forceinline__ static void store(T* p, const A (&values)[N]) {
     __stcs(reinterpret_cast<Raw*>(p), packed(values));
+  }
+  __device__ __forceinline__ static void store(T* p, const A (&values)[N], Hint hint) {
+    *cuda::associate_access_property(reinterpret_cast<Raw*>(p), hint) = packed(values);
   }
   // To any memory.
   __device__ __forceinline__ static void put(T* p, const A (&values)[N]) {

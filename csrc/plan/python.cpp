@@ -145,9 +145,10 @@ py::dict to_dict(const ResidentPlan& p) {
                   "vector"_a = p.vector, "lanes"_a = p.lanes, "runs"_a = p.runs, "channels"_a = p.channels,
                   "copies"_a = p.copies == Copies::kBulk ? "bulk" : "threads", "straddle"_a = p.straddle,
                   "parked"_a = p.parked, "group"_a = p.group, "piece_bytes"_a = 1 << p.piece_shift,
-                  "kept_rows"_a = p.kept_rows, "clusters"_a = p.clusters, "slab_bytes"_a = p.slab_bytes,
-                  "shared_bytes"_a = p.shared.total, "exchange_numbers"_a = p.exchange_numbers,
-                  "floor_us"_a = p.floor_us, "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
+                  "evict_first"_a = p.evict_first, "kept_rows"_a = p.kept_rows, "clusters"_a = p.clusters,
+                  "slab_bytes"_a = p.slab_bytes, "shared_bytes"_a = p.shared.total,
+                  "exchange_numbers"_a = p.exchange_numbers, "floor_us"_a = p.floor_us,
+                  "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
 }
 
 py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const std::string& layout,
@@ -207,6 +208,8 @@ Rule rule_of(const py::handle& given) {
   rule.at("threads");  // the others may be left out
   const int threads = power(rule, "threads", 32, 512), piece = power(rule, "piece", 4096, 1 << 17);
   const bool groups = d.contains("lanes") && rule.number("lanes", -1) == -1;
+  const int evict_first = d.contains("evict_first") ? rule.number("evict_first", -1) : 0;
+  if (evict_first > (kRead | kWritten)) refuse("rules: evict_first", "-1 to 3", std::to_string(evict_first));
   const int lanes = groups ? -1 : power(rule, "lanes", 1, 512);
   return {rule.name<Direction>("direction", kDirectionNames),
           rule.name<DType>("dtype", kDTypeNames),
@@ -214,7 +217,7 @@ Rule rule_of(const py::handle& given) {
           rule.number<int64_t>("n", 0),
           rule.number<int64_t>("c", 1),
           rule.number<int64_t>("s", 1),
-          {rule.number("ranks", 0), rule.number("stages", 0), threads, lanes, piece}};
+          {rule.number("ranks", 0), rule.number("stages", 0), threads, lanes, piece, evict_first}};
 }
 
 }  // namespace
@@ -256,8 +259,10 @@ void bind_plan(py::module_& m) {
       "rules"_a,
       "Replaces what is known to be best for the resident kernels: dicts with direction, dtype, layout ('planes' or "
       "'rows'), n (0: any), c, s, ranks, stages and threads, and if you like lanes (threads to a plane; -1: groups of "
-      "planes to a thread) and piece (bytes of a slab that arrive together); 0: as the plan finds. The first rule that "
-      "fits counts.");
+      "planes to a thread), piece (bytes of a slab that arrive together) and evict_first (what the L2 cache gives up "
+      "first; 1: what is read, 2: what is written, 3: both, -1: neither); 0: as the plan finds. The first rule that "
+      "fits "
+      "counts.");
 }
 
 }  // namespace eca

@@ -182,6 +182,7 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
   best.straddle = !rows && p.s % widest != 0;
   best.vector = rows ? vector_of(p, r.request.alignment) : widest;
   best.shared_limit = d.shared_opt_in;
+  best.evict_first = r.choice.evict_first ? std::max(r.choice.evict_first, 0) : kRead;
   const int most_ranks = std::min(r.most_ranks, d.capability < 90 ? 1 : d.capability < 110 ? 16 : 8);
   const bool parks = best.straddle && r.request.direction == Direction::kBackward;
   for (best.parked = parks;; best.parked = false) {
@@ -208,7 +209,7 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
 ResidentPlan make_resident_plan(const ResidentRequest& r, const Device& d) {
   const ResidentPlan chosen = best_plan(r, d);
   const Choice& c = r.choice;
-  const bool chose = c.ranks || c.stages || c.threads || c.lanes || c.piece;
+  const bool chose = c.ranks || c.stages || c.threads || c.lanes || c.piece || c.evict_first;
   if (chosen.possible || !chose) return chosen;
   ResidentRequest free = r;
   free.choice = {};

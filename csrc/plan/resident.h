@@ -10,8 +10,9 @@ namespace eca {
 // What a measurement has found to be best, or an experiment asks for; zero where the plan may choose.
 struct Choice {
   int ranks, stages, threads;
-  int lanes;  // threads to a plane; -1: groups of planes to a thread
-  int piece;  // bytes of a slab that arrive together
+  int lanes;        // threads to a plane; -1: groups of planes to a thread
+  int piece;        // bytes of a slab that arrive together
+  int evict_first;  // EvictFirst; -1: neither
 };
 
 struct ResidentRequest {
@@ -22,6 +23,10 @@ struct ResidentRequest {
   Choice choice;
   int most_ranks = 16;  // larger clusters have no room
 };
+
+// What the L2 cache gives up before all else. Maps that are read are not needed again soon; what is written, the next
+// layer reads.
+enum EvictFirst : int { kRead = 1, kWritten = 2 };
 
 // How slabs get into shared memory: cuda/copies.cuh.
 enum class Copies : int { kBulk, kThreads };
@@ -50,10 +55,11 @@ struct ResidentPlan {
   bool possible;
   const char* reason;  // why not
   Copies copies;
-  bool straddle;  // vectors straddle planes: cuda/dense.cuh
-  bool parked;    // backward: x, too, comes into shared memory, behind the slab
-  int ranks;      // blocks of a cluster, which share a sample
-  int stages;     // slabs of a block
+  int evict_first;  // EvictFirst, of slabs that are read and of maps that are written
+  bool straddle;    // vectors straddle planes: cuda/dense.cuh
+  bool parked;      // backward: x, too, comes into shared memory, behind the slab
+  int ranks;        // blocks of a cluster, which share a sample
+  int stages;       // slabs of a block
   int threads, vector;
   int lanes;     // threads that add up one plane together; 0: each adds up `group` planes
   int group;     // planes that fill whole vectors
