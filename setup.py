@@ -98,10 +98,10 @@ def decide() -> tuple[tuple[Path, str] | None, str]:
 
 
 def architectures() -> str:
-    """Those asked for, or those of the GPUs here, or all that the toolkit knows and the kernels were written for."""
+    """Those asked for, or of the GPUs here, or all: code for 8.0 also runs on 8.6 and 8.9, and PTX on what comes."""
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     here = ["{}.{}".format(*capability) for capability in sorted(found) if capability >= (7, 5)]
-    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(here) or "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(here) or "7.5;8.0;9.0;10.0;12.0+PTX"
 
 
 def extension(toolkit: tuple[Path, str] | None, reason: str):

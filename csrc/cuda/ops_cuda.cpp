@@ -86,8 +86,8 @@ class Parameters {
   int64_t offsets_[kMaxParameters] = {};
 };
 
-void require_launched(cudaError_t error, const char* kernel, const Request& request, const std::string& plan) {
-  if (error == cudaSuccess) return;
+[[noreturn]] void refuse_launch(cudaError_t error, const char* kernel, const Request& request,
+                                const std::string& plan) {
   const Problem& p = request.problem;
   const char* const direction = request.direction == Direction::kForward ? "forward" : "backward";
   std::string what = std::string("eca_cuda: ") + variant_name(p.variant) + " " + direction + " of [" +
@@ -98,6 +98,14 @@ void require_launched(cudaError_t error, const char* kernel, const Request& requ
             ": rebuild with TORCH_CUDA_ARCH_LIST naming this device's compute capability";
   cudaGetLastError();  // an error of ours is not to surface in somebody else's call
   throw std::runtime_error(what);
+}
+
+std::string describe(const char* text) { return text; }
+
+// The plan is described only if there is something to say.
+template <class P>
+void require_launched(cudaError_t error, const char* kernel, const Request& request, const P& plan) {
+  if (error != cudaSuccess) refuse_launch(error, kernel, request, describe(plan));
 }
 
 // ECA_CUDA_TWO_PHASE=1: never the resident kernels, to compare the two.
@@ -139,7 +147,8 @@ struct Launch {
   }
 
  private:
-  void widen(WidenArgs& args, const std::string& plan) {
+  template <class P>
+  void widen(WidenArgs& args, const P& plan) {
     require_launched(launch_widen(sizeof(A) == 8, small_threads(), args, stream), "widen_parameters", request, plan);
   }
 
@@ -164,10 +173,10 @@ struct Launch {
       workspace.allocate(x);
       WidenArgs widened{};
       Parameters<A> placed = parameters;
-      if (placed.place(workspace, widened)) widen(widened, describe(plan));
+      if (placed.place(workspace, widened)) widen(widened, plan);
       args.call = place(workspace, call);
       args.gate_args = placed.args;
-      require_launched(launch_resident(args, stream, Ask::kLaunch), "resident", request, describe(plan));
+      require_launched(launch_resident(args, stream, Ask::kLaunch), "resident", request, plan);
       return true;
     }
     return false;
@@ -215,8 +224,8 @@ struct Launch {
     args.gate = workspace.at<A>(gate);
     args.shift = workspace.at<A>(shift);
     args.memory = workspace.at<A>(memory);
-    widen(widened, describe(plan));
-    require_launched(launch_two_phase(plan, args, stream), "two_phase", request, describe(plan));
+    widen(widened, plan);
+    require_launched(launch_two_phase(plan, args, stream), "two_phase", request, plan);
   }
 };
 
