@@ -3,6 +3,7 @@
 #include "resident.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace eca {
 namespace {
@@ -92,7 +93,21 @@ bool lay_out(const ResidentRequest& r, const Device& d, ResidentPlan* plan) {
   return true;
 }
 
-double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t resident, const Device& d) {
+// The batch that a plan is made for.
+int64_t samples(const ResidentRequest& r, const Device& d) {
+  return r.batch_invariant ? d.multiprocessors : r.request.problem.n;
+}
+
+// How many clusters run at once.
+int64_t resident_clusters(const ResidentPlan& plan, const Device& d) {
+  const int64_t fit =
+      std::min<int64_t>({d.shared_per_multiprocessor / (plan.shared.total + kReserved), kBlocksPerMultiprocessor,
+                         std::min(kThreadsPerMultiprocessor, d.threads_per_multiprocessor) / plan.threads});
+  return fit * d.multiprocessors / plan.ranks;
+}
+
+// Of n samples.
+double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t n, const Device& d) {
   const Problem& p = r.request.problem;
   const bool backward = r.request.direction == Direction::kBackward;
   const double rate = d.copy_rate > 0 ? d.copy_rate : kAssumedRate * d.multiprocessors;
@@ -101,13 +116,14 @@ double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t resid
     const double busy = static_cast<double>(std::min<int64_t>(d.multiprocessors, clusters * plan.ranks));
     return std::min(rate, busy * kRatePerMultiprocessor);
   };
-  const int64_t full = p.n / resident, rest = p.n % resident, rounds = full + (rest > 0);
+  const int64_t resident = resident_clusters(plan, d);
+  const int64_t full = n / resident, rest = n % resident, rounds = full + (rest > 0);
   double us = kLaunch + (plan.ranks > 1 ? kCluster : 0) + (plan.ranks > 8 ? kLargeCluster : 0);
   us += backward ? kBackward : 0;
   us += static_cast<double>(full * resident) * sample / at(resident) * 1e6;
   us += rest ? static_cast<double>(rest) * sample / at(rest) * 1e6 : 0;
   const double weights = 4.0 * r.weights.rows * static_cast<double>(p.c) / (kCacheRate * d.multiprocessors) * 1e6;
-  us += weights * static_cast<double>(plan.kept_rows > 0 ? plan.clusters : p.n * (backward ? 2 : 1));
+  us += weights * static_cast<double>(plan.kept_rows > 0 ? std::min(n, resident) : n * (backward ? 2 : 1));
   return us + static_cast<double>(rounds - 1) * (plan.stages > 1 ? kHiddenRound : kOpenRound);
 }
 
@@ -141,19 +157,17 @@ void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int
   }
   for (plan.stages = 1; plan.stages <= kMaxStages; ++plan.stages) {
     if (!lay_out(r, d, &plan)) return;
-    const int64_t fit =
-        std::min<int64_t>({d.shared_per_multiprocessor / (plan.shared.total + kReserved), kBlocksPerMultiprocessor,
-                           std::min(kThreadsPerMultiprocessor, d.threads_per_multiprocessor) / plan.threads});
-    const int64_t resident = fit * d.multiprocessors / ranks;
+    const int64_t resident = resident_clusters(plan, d);
     if (resident < 1) return;
     plan.clusters = std::min(p.n, resident);
-    plan.predicted_us = time_of(r, plan, resident, d);
+    plan.predicted_us = time_of(r, plan, samples(r, d), d);
     const bool wanted = !r.choice.stages || plan.stages == r.choice.stages;
     if (wanted && (!best->possible || plan.predicted_us < best->predicted_us)) {
       *best = plan;
       best->possible = true;
     }
-    if (!r.choice.stages && plan.stages >= ceil_divide(p.n, resident)) return;  // more slabs than samples to come
+    if (!r.choice.stages && plan.stages >= ceil_divide(samples(r, d), resident))
+      return;  // more slabs than samples to come
   }
 }
 
@@ -163,7 +177,7 @@ const char* refusal(const ResidentRequest& r, const Device& d) {
   if (p.n == 0 || p.c == 0 || p.s == 0) return "there is nothing to keep";
   if (p.dtype == DType::kDouble) return "float64 is for checking gradients";
   if (d.capability < 80) return "asynchronous copies need compute capability 8.0";
-  if (d.capability < 90 && 2 * p.n < d.multiprocessors)
+  if (d.capability < 90 && 2 * samples(r, d) < d.multiprocessors)
     return "without thread-block clusters (compute capability 9.0), too few samples to keep the multiprocessors busy";
   if (!r.dense) return "asynchronous copies need dense samples at 16-byte boundaries";
   if (p.layout == Layout::kPlanes && p.s < vector) return "planes are smaller than a vector";
@@ -199,11 +213,19 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
                                     : "a sample does not fit the shared memory of 16 blocks";
   const double floor = static_cast<double>(maps_moved(r.request) * p.n * p.c * p.s * shape.item);
   best.floor_us = d.copy_rate > 0 ? floor / d.copy_rate * 1e6 : 0;
-  if (d.copy_rate <= 0) best.predicted_us = 0;
+  best.predicted_us = best.possible && d.copy_rate > 0 ? time_of(r, best, p.n, d) : 0;
   return best;
 }
 
 }  // namespace
+
+bool batch_invariance() {
+  static const bool wanted = [] {
+    const char* const value = std::getenv("ECA_CUDA_BATCH_INVARIANT");
+    return value && std::string(value) == "1";
+  }();
+  return wanted;
+}
 
 // A choice that does not fit is nobody's.
 ResidentPlan make_resident_plan(const ResidentRequest& r, const Device& d) {

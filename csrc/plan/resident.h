@@ -15,6 +15,10 @@ struct Choice {
   int evict_first;  // EvictFirst; -1: neither
 };
 
+// Whether sums are cut as if all batches were of one size, so that a sample has the same bits in each of them:
+// ECA_CUDA_BATCH_INVARIANT=1.
+bool batch_invariance();
+
 struct ResidentRequest {
   Request request;
   bool dense;           // the runs of all maps follow each other, at 16-byte boundaries per sample
@@ -22,6 +26,7 @@ struct ResidentRequest {
   Weights weights;
   Choice choice;
   int most_ranks = 16;  // larger clusters have no room
+  bool batch_invariant = batch_invariance();
 };
 
 // What the L2 cache gives up before all else. Maps that are read are not needed again soon; what is written, the next
