@@ -69,7 +69,7 @@ def _correctness(run: Run) -> list[Command]:
     parallel = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()
     return [
         tests("only a GPU", ["cuda"]),
-        tests("bits of the emulated device", ["cuda_bits"]),
+        tests("bits of the emulated device, and of batches", ["cuda_bits", "batch_invariance"]),
         tests("kernels", list(_ON_DEVICES), "-k", "cuda", *parallel),
         tests("compiled", ["registration", "lengths", "compile"], "-k", "cuda", *parallel),
     ]
