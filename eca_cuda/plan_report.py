@@ -73,25 +73,13 @@ def find_device(name: Optional[str]) -> tuple[dict[str, Any], str]:
         if name not in known:
             raise ValueError(f"device: expected one of {', '.join(known)}, got {name!r}")
         return known[name], "by its public figures"
-    if not torch.cuda.is_available():
+    figures = _C.device() if torch.cuda.is_available() else None
+    if figures is None:
         return known["h100"], "by its public figures, because no GPU is visible here"
-    here: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
-    figures = {
-        "name": here.name,
-        "capability": 10 * here.major + here.minor,
-        "multiprocessors": here.multi_processor_count,
-        "max_threads": 1024,
-        "threads_per_multiprocessor": here.max_threads_per_multi_processor,
-        "shared_per_block": here.shared_memory_per_block,
-        "shared_per_multiprocessor": here.shared_memory_per_multiprocessor,
-        "l2": here.L2_cache_size,
-        "shared_opt_in": getattr(here, "shared_memory_per_block_optin", 0),
-        "copy_rate": 0.0,
-        "measured": False,
-    }
+    figures["name"] = torch.cuda.get_device_name()
     for device in known.values():
         # Other boards and slices of the same name have other numbers of multiprocessors, and other rates.
-        same_name = device["name"] in here.name.lower().replace(" ", "")
+        same_name = device["name"] in figures["name"].lower().replace(" ", "")
         if same_name and device["multiprocessors"] == figures["multiprocessors"]:
             figures |= {key: device[key] for key in ("copy_rate", "measured")}
     return figures, "the GPU here"

@@ -152,7 +152,7 @@ class Way:
 ONE = {"shared": 48 << 10, "multiprocessors": 1}
 SMALL, LARGE = {"shared": 16 << 10, "multiprocessors": 1}, {"shared": 96 << 10, "multiprocessors": 1}
 AMPERE = {"capability": 80}
-TIGHT, TIGHT_CLUSTERS = {"shared": 8 << 10, "multiprocessors": 4}, {"shared": 9 << 10, "multiprocessors": 6}
+TIGHT, TIGHT_CLUSTERS = {"shared": 7 << 10, "multiprocessors": 2}, {"shared": 9 << 10, "multiprocessors": 6}
 HIDDEN = Case("bidirectional-6", BIDIRECTIONAL, {"hidden": 6})
 GROUPS, LANES, KEPT = {"straddle": True, "lanes": 0}, {"straddle": True}, {"kept_rows": 6}
 WAYS = {

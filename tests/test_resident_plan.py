@@ -57,8 +57,9 @@ def test_random_problems_stay_within_all_limits() -> None:
         else:
             assert device["capability"] >= 80 and 2 * n >= device["multiprocessors"]
             assert (plan["copies"], plan["ranks"]) == ("threads", 1)
-        assert plan["runs"] * (plan["ranks"] - 1) < runs <= plan["runs"] * plan["ranks"]  # work for every block
-        bulk = [plan["runs"], runs - plan["runs"] * (plan["ranks"] - 1)]  # of the first and of the last block
+        assert runs <= plan["runs"] * plan["ranks"]
+        assert rows or plan["runs"] * (plan["ranks"] - 1) < runs  # planes for every block
+        bulk = [min(max(runs - plan["runs"] * rank, 0), plan["runs"]) for rank in range(plan["ranks"])]
         assert all(part * length * ITEM[dtype] % 16 == 0 for part in bulk)
         assert plan["slab_bytes"] >= min(plan["runs"], runs) * length * ITEM[dtype]
         assert plan["shared_bytes"] <= device["shared_opt_in"]
@@ -66,7 +67,8 @@ def test_random_problems_stay_within_all_limits() -> None:
         resident = device["shared_per_multiprocessor"] // (plan["shared_bytes"] + 1024) * device["multiprocessors"]
         assert plan["clusters"] * plan["ranks"] <= resident
         kept = 4 * plan["kept_rows"] * plan["channels"]
-        assert plan["shared_bytes"] >= plan["stages"] * plan["slab_bytes"] + 8 * plan["exchange_numbers"] + kept
+        exchanged = 4 * plan["exchange_numbers"] * (1 if plan["ranks"] == 1 else 2)
+        assert plan["shared_bytes"] >= plan["stages"] * plan["slab_bytes"] + exchanged + kept
         rows_of = {"eca": 0, "multi_kernel_eca": 3, "bidirectional_eca": c // 16}
         assert plan["kept_rows"] in (0, rows_of[variant])
         piece = plan["piece_bytes"]
@@ -89,11 +91,30 @@ def test_random_problems_stay_within_all_limits() -> None:
 
 @pytest.mark.parametrize("name", ["h100", "h200"])
 def test_every_layer_of_the_goals_is_resident(name: str) -> None:
-    for (c, side), dtype, layout, direction, n in itertools.product(
-        RESNET + MOBILENET, ITEM, ("contiguous", "channels_last"), ("forward", "backward"), (1, 32, 256)
+    variants = ("eca", "multi_kernel_eca", "bidirectional_eca")
+    for (c, side), dtype, layout, direction, n, variant in itertools.product(
+        RESNET + MOBILENET, ITEM, ("contiguous", "channels_last"), ("forward", "backward"), (1, 32, 256), variants
     ):
-        plan = _C.plan(n, c, side * side, dtype, layout, "eca", direction, name, kernel_size=5)["resident"]
-        assert plan["possible"], (c, side, dtype, layout, direction, plan)
+        options = {"kernel_size": 7 if variant == "multi_kernel_eca" else 5, "hidden": c // 16}
+        plan = _C.plan(n, c, side * side, dtype, layout, variant, direction, name, **options)["resident"]
+        assert plan["possible"], (c, side, dtype, layout, direction, variant, plan)
+
+
+def test_clusters_do_not_cross_the_borders_of_gpcs() -> None:
+    """An H100's 132 multiprocessors hold 7 clusters of 16 blocks that fill one each, not 8."""
+    made = plan(256, 256, 3136)
+    assert (made["ranks"], made["stages"], made["clusters"]) == (16, 2, 7)
+    anywhere = {key: value for key, value in DEVICES["h100"].items() if key != "clusters"}
+    assert plan(256, 256, 3136, anywhere)["clusters"] == 8
+    with pytest.raises(ValueError, match="clusters: expected two lists of 17 numbers"):
+        plan(1, 64, 49, DEVICES["h100"] | {"clusters": [1, 2]})
+
+
+def test_columns_of_a_large_parameter_are_shared_out_even_to_blocks_without_rows() -> None:
+    """Otherwise 49 rows could not be cut for 12 or 16 blocks, and 1 MB would be read for every sample."""
+    made = _C.plan(256, 2048, 49, "float16", "channels_last", "bidirectional_eca", "forward", "h100", hidden=128)
+    assert made["resident"]["kept_rows"] == 128
+    assert made["resident"]["runs"] * (made["resident"]["ranks"] - 1) >= 49
 
 
 def plan(n: int, c: int, s: int, device: Any = "h100", direction: str = "forward", **options: Any) -> dict[str, Any]:
@@ -114,6 +135,7 @@ def test_what_can_not_be_resident_says_why(dtype: str) -> None:
     assert "16-byte boundaries" in reason(8, 3, 49, dtype, "contiguous", device="h100")
     assert "planes are smaller than a vector" in reason(8, 64, 3, dtype, "contiguous", device="h100")
     assert "shared memory of 16 blocks" in reason(8, 2048, 3136, dtype, "contiguous", device="h100")
+    assert "the numbers of its channels" in reason(8, 1 << 15, 4, dtype, "channels_last", device="h100")
     assert "nothing to keep" in reason(0, 64, 49, dtype, "contiguous", device="h100")
     assert "float64" in reason(8, 64, 49, "float64", "contiguous", device="h100")
 
@@ -126,7 +148,8 @@ def test_without_clusters_a_sample_has_one_block(name: str) -> None:
     assert "too few samples" in plan(enough - 1, 512, 49, name)["reason"]
     room = DEVICES[name]["shared_opt_in"]
     channels = room // (2 * 49) // 8 * 8  # what fits without the rest of what the kernel needs
-    assert "shared memory of one block" in plan(enough, channels, 49, name)["reason"]
+    assert "the numbers of its channels" in plan(enough, channels, 49, name)["reason"]
+    assert "shared memory of one block" in plan(enough, 2 * channels, 49, name)["reason"]
     assert plan(enough, channels * 3 // 4 // 8 * 8, 49, name)["possible"]
 
 

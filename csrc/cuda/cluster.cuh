@@ -4,8 +4,9 @@
 //
 // Every step that needs others is an exchange: it has a piece of memory and an mbarrier of its own, twice, for even and
 // for odd samples. So a push for a sample may arrive while this block is still busy with the sample before. It can't be
-// two ahead: whoever pushes for sample u + 2 has finished an exchange of sample u + 1 with this block, which this block
-// entered after it was done with sample u. A block that is alone stores instead of pushing.
+// two ahead: whoever pushes for sample u + 2 has met all blocks in sample u + 1, which this block entered after it was
+// done with sample u. Blocks meet where each waits for numbers from all, or else at the end of the sample (part_ways).
+// A block that is alone stores instead of pushing.
 #pragma once
 #include <cooperative_groups.h>
 
@@ -50,6 +51,7 @@ struct ClusterChannels {
   const A* means;          // of all samples, where all blocks can read them; or null
   int64_t record_size;     // keep and keep_sums are given the first sample's record, and write this sample's
   int step = 0, used = 0;  // exchanges of this sample, and what they took of their memory
+  bool met = false;        // whether all blocks have waited for all in this sample
   A* scratch = shared_at<A>(plan.shared.scratch);  // of the gate
 
   __device__ int count() const { return static_cast<int>(problem.c); }
@@ -63,6 +65,19 @@ struct ClusterChannels {
     if constexpr (!kAlone) {
       if (threadIdx.x != 0) return;
       for (int i = 0; i < 2 * kMaxExchanges; ++i) ptx::mbarrier_init(barriers() + i, 1);
+    }
+  }
+
+  // Before a sample, and after it. Gates whose blocks meet, as all of today's do, have no barrier at the end.
+  __device__ void begin() {
+    step = used = 0;
+    met = false;
+  }
+  __device__ void part_ways() const {
+    if constexpr (!kAlone) {
+      if (met || ranks() == 1) return;
+      ptx::barrier_cluster_arrive(ptx::sem_relaxed);
+      ptx::barrier_cluster_wait(ptx::sem_acquire);
     }
   }
 
@@ -118,7 +133,7 @@ struct ClusterChannels {
   template <class Term>
   __device__ void keep_sums(int rows, A* p, Term term) {
     const A* const parts =
-        exchange(ranks() * rows, part().rank == 0 ? ranks() * rows : 0, [&](A* to, uint64_t* barrier) {
+        exchange<false>(ranks() * rows, part().rank == 0 ? ranks() * rows : 0, [&](A* to, uint64_t* barrier) {
           each_sum(rows, term, [&](int j, A total, int lane) {
             if (lane == 0) push(to + part().rank * rows + j, total, 0, barrier);
           });
@@ -164,15 +179,20 @@ struct ClusterChannels {
 
  private:
   __device__ A* take(int numbers) {
-    A* const taken = shared_at<A>(plan.shared.exchanges) + part().sample % 2 * plan.exchange_numbers + used;
+    const int second = ranks() > 1 ? part().sample % 2 * plan.exchange_numbers : 0;
+    A* const taken = shared_at<A>(plan.shared.exchanges) + second + used;
     used += numbers;
+    if (used > plan.exchange_numbers) __trap();  // a gate that exchanges more than it has said
     return taken;
   }
 
   // send(to, barrier) pushes to the same places in other blocks; `expected` numbers arrive here, in room for `numbers`.
-  template <class Send>
+  // kMeet: in every block, from every block.
+  template <bool kMeet = true, class Send>
   __device__ A* exchange(int numbers, int expected, Send send) {
     __syncthreads();
+    met |= kMeet;
+    if (step == kMaxExchanges) __trap();  // a gate with more steps than there are barriers for; gate.h
     A* const room = take(numbers);
     uint64_t* const barrier = barriers() + 2 * step++ + part().sample % 2;
     if constexpr (!kAlone) {

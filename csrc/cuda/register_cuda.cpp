@@ -10,7 +10,11 @@ namespace {
 
 ECA_LIBRARY_IMPL(ECA_NAMESPACE, CUDA, m) { implement<Cuda>(m); }
 
-[[maybe_unused]] const bool registered = (driver_clusters = &count_clusters) != nullptr;
+[[maybe_unused]] const bool registered = [] {
+  driver_clusters = &count_clusters;
+  driver_device = [](Device* device) { return query_device_with_clusters(device) == cudaSuccess; };
+  return true;
+}();
 
 }  // namespace
 }  // namespace eca

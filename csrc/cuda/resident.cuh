@@ -62,7 +62,8 @@ struct ResidentBase {
   }
   __device__ Other other(const Batch& map) const { return other(map, part().n); }
 
-  // Four numbers for each of this block's own channels, addressed by channel: sum, mean, gate, shift.
+  // Numbers for each of this block's own channels, addressed by channel: the sum and later the mean; the gate; the
+  // shift.
   __device__ A* own(int which) const {
     return shared_at<A>(args.plan.shared.numbers) + which * args.plan.channels - part().first;
   }
@@ -130,14 +131,14 @@ struct ResidentForward : ResidentBase<I, ForwardCall> {
   __device__ void run(const S& slab) const {
     const ForwardCall& call = args.call;
     this->sums(Pool<T, N, S>{slab});
-    A *const sums = this->own(0), *const mean = this->own(1), *const gate = this->own(2);
+    A *const mean = this->own(0), *const gate = this->own(1);
     A* const kept = call.mean ? static_cast<A*>(call.mean) + this->part().n * args.problem.c : nullptr;
     x.each([&](int c) {
-      mean[c] = sums[c] / static_cast<A>(args.problem.s);
+      mean[c] /= static_cast<A>(args.problem.s);
       if (kept) kept[c] = mean[c];
     });
     gate_forward(args.problem.variant, args.gate_args, x, static_cast<const A*>(mean), gate);
-    const A* const gates = this->everywhere(2);
+    const A* const gates = this->everywhere(1);
     const bool relu = (args.problem.flags & kRelu) != 0;
     if (relu || call.residual.data) {
       this->visit(gates, Zeros<A>(),
@@ -172,12 +173,12 @@ struct ResidentBackward : ResidentBase<I, BackwardCall> {
       __syncthreads();
     }
     dot(slab);
-    A *const gate = this->own(2), *const shift = this->own(3);
+    A *const gate = this->own(1), *const shift = this->own(2);
     gate_backward(args.problem.variant, args.gate_args, x, x.means + this->part().n * args.problem.c,
                   static_cast<const A*>(this->own(0)), gate, shift, static_cast<A*>(call.record),
                   static_cast<A*>(call.field) + this->part().n * args.problem.c);
     x.each([&](int c) { shift[c] /= static_cast<A>(args.problem.s); });
-    const A *const gates = this->everywhere(2), *const shifts = this->everywhere(3);
+    const A *const gates = this->everywhere(1), *const shifts = this->everywhere(2);
     this->visit(gates, shifts, Gradient<T, N, Slab<T>, Absent<T>, Other>{slab, {}, this->other(call.grad_x), {}});
   }
 
@@ -252,10 +253,10 @@ __device__ void run_resident(const typename Pass::Args& args) {
   if constexpr (Kind::kCopies == Copies::kBulk) ptx::barrier_cluster_wait(ptx::sem_acquire);
 
   while (pass.part().n < p.n) {
-    x.step = 0;
-    x.used = 0;
+    x.begin();
     loader.wait();
     pass.run(loader.slab(data(pass.part().stage), pass.length(), pass.part().stage, pass.part().sample));
+    x.part_ways();
     loader.release();
     __syncthreads();
     load(pass.part().n + plan.stages * plan.clusters, pass.part().stage);

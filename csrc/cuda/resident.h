@@ -18,6 +18,9 @@ cudaError_t launch_resident_of(const ResidentArgs<float, Call>& args, cudaStream
 // How many clusters of this kind run at once on the current device, as the driver says; 0: none can.
 int64_t count_clusters(int ranks, int threads, int shared_bytes);
 
+// What query_device says, and how many clusters run at once.
+cudaError_t query_device_with_clusters(Device* device);
+
 template <class Call>
 cudaError_t launch_resident(const ResidentArgs<float, Call>& args, cudaStream_t stream, Ask ask) {
   switch (args.problem.dtype) {

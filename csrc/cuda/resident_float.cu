@@ -32,4 +32,15 @@ int64_t count_clusters(int ranks, int threads, int shared_bytes) {
   return ranks == 1 ? ClusterLaunch(reinterpret_cast<const void*>(&resident<Alone>), plan, nullptr).room : 0;
 }
 
+cudaError_t query_device_with_clusters(Device* device) {
+  const cudaError_t error = query_device(device);
+  if (error != cudaSuccess || device->capability < 90) return error;
+  const int64_t shared[] = {device->shared_opt_in, device->shared_per_multiprocessor / 2 - kReserved};
+  for (int room = 0; room < 2; ++room)
+    for (int ranks = 1; ranks <= kMostRanks; ++ranks)
+      device->clusters[room][ranks] =
+          static_cast<int>(count_clusters(ranks, std::min(512, device->max_threads), static_cast<int>(shared[room])));
+  return cudaSuccess;
+}
+
 }  // namespace eca

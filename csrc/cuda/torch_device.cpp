@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../tensors.h"
-#include "device.h"
+#include "resident.h"
 
 namespace eca {
 namespace {
@@ -33,7 +33,7 @@ const Device& known_device(size_t index) {
   require(index < devices.size(), "x");
   auto& [known, device] = devices[index];
   if (!known) {
-    const cudaError_t error = query_device(&device);
+    const cudaError_t error = query_device_with_clusters(&device);
     if (error != cudaSuccess)
       throw std::runtime_error(std::string("eca_cuda: asking the driver about the device failed: ") +
                                cudaGetErrorString(error));

@@ -2,6 +2,11 @@
 // L3. See python.h. The dictionaries have the names and the nesting of the structs.
 #include "python.h"
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -54,7 +59,9 @@ py::dict to_dict(const Device& d) {
                   "max_threads"_a = d.max_threads, "threads_per_multiprocessor"_a = d.threads_per_multiprocessor,
                   "shared_per_block"_a = d.shared_per_block,
                   "shared_per_multiprocessor"_a = d.shared_per_multiprocessor, "l2"_a = d.l2,
-                  "copy_rate"_a = d.copy_rate, "measured"_a = d.measured, "shared_opt_in"_a = d.shared_opt_in);
+                  "copy_rate"_a = d.copy_rate, "measured"_a = d.measured, "shared_opt_in"_a = d.shared_opt_in,
+                  "clusters"_a = std::vector<std::vector<int>>{{std::begin(d.clusters[0]), std::end(d.clusters[0])},
+                                                               {std::begin(d.clusters[1]), std::end(d.clusters[1])}});
 }
 
 // The entries of a dict that was given as the argument of that name.
@@ -87,17 +94,26 @@ struct Entries {
 
 Device from_dict(const py::dict& d) {
   const Entries device{"device", d};
-  return {"",
-          device.number("capability", 0),
-          device.number("multiprocessors", 1),
-          device.number("max_threads", 32),
-          device.number("threads_per_multiprocessor", 32),
-          device.number<int64_t>("shared_per_block", 4 << 10),
-          device.number<int64_t>("shared_per_multiprocessor", 4 << 10),
-          device.number<int64_t>("l2", 0),
-          device.number<double>("copy_rate", 0),
-          false,
-          d.contains("shared_opt_in") ? device.number<int64_t>("shared_opt_in", 0) : 0};
+  Device made{"",
+              device.number("capability", 0),
+              device.number("multiprocessors", 1),
+              device.number("max_threads", 32),
+              device.number("threads_per_multiprocessor", 32),
+              device.number<int64_t>("shared_per_block", 4 << 10),
+              device.number<int64_t>("shared_per_multiprocessor", 4 << 10),
+              device.number<int64_t>("l2", 0),
+              device.number<double>("copy_rate", 0),
+              false,
+              d.contains("shared_opt_in") ? device.number<int64_t>("shared_opt_in", 0) : 0};
+  if (!d.contains("clusters")) return made;
+  const py::object clusters = d["clusters"];
+  try {
+    const auto counts = clusters.cast<std::array<std::array<int, kMostRanks + 1>, 2>>();
+    for (int room = 0; room < 2; ++room) std::copy(counts[room].begin(), counts[room].end(), made.clusters[room]);
+  } catch (const py::cast_error&) {
+    refuse("device: clusters", "two lists of 17 numbers", py::repr(clusters));
+  }
+  return made;
 }
 
 Device device_of(const py::object& given) {
@@ -240,6 +256,16 @@ void bind_plan(py::module_& m) {
       "alignment"_a = 0,
       "How the CUDA kernels would do a call with maps [n, c, s]: csrc/plan/plan.h as a dict. device: a name, or a dict "
       "like those of devices(). alignment: 0 for that of dense maps.");
+  m.def(
+      "device",
+      []() -> py::object {
+        Device device{};
+        if (!driver_device || !driver_device(&device)) return py::none();
+        device.name = "";
+        return to_dict(device);
+      },
+      "The current GPU as its driver describes it, a dict as those of devices() without a name or a copy rate; None if "
+      "there is none, or in builds without CUDA.");
   m.def(
       "clusters",
       [](int ranks, int threads, int shared_bytes) {

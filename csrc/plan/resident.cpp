@@ -11,13 +11,13 @@ namespace {
 constexpr int kWarp = 32, kMaxThreads = 512;
 constexpr int kThreadsPerMultiprocessor = 1024;  // what 64 registers each leave
 constexpr int kBlocksPerMultiprocessor = 32;
-constexpr int64_t kReserved = 1024;  // bytes of shared memory that the driver takes per block
-constexpr int64_t kCopyBytes = 16;   // bulk copies: addresses and sizes
-constexpr int kMostVectors = 128;    // of a group of planes that one thread adds up
-constexpr int kFewestGroups = 64;    // of a block, or its threads would wait for too few of them
+constexpr int64_t kCopyBytes = 16;  // bulk copies: addresses and sizes
+constexpr int kMostVectors = 128;   // of a group of planes that one thread adds up
+constexpr int kFewestGroups = 64;   // of a block, or its threads would wait for too few of them
 
 // Times in microseconds and rates for choosing among plans: shared/KERNELS.md section 9, never measured.
 constexpr double kLaunch = 4.1, kCluster = 0.6, kLargeCluster = 0.2, kBackward = 2.5;
+constexpr double kSharedPlanes = 1.03;  // where vectors straddle planes: threads that share one instead of groups
 constexpr double kHiddenRound = 0.3, kOpenRound = 1.0;
 constexpr double kRatePerMultiprocessor = 65e9, kAssumedRate = 23e9, kCacheRate = 42e9;
 
@@ -68,7 +68,9 @@ bool lay_out(const ResidentRequest& r, const Device& d, ResidentPlan* plan) {
   const int64_t gathered = backward ? 2 * p.c : p.c;
   const int64_t exchanged = r.exchanges.padded + plan->ranks * r.exchanges.per_block +
                             (rows ? plan->ranks * int64_t{plan->channels} + gathered : 0);
-  const int64_t parts = rows ? int64_t{plan->threads} * plan->vector : plan->runs * std::max(1, plan->lanes / kWarp);
+  const int64_t parts = rows              ? int64_t{plan->threads} * plan->vector
+                        : plan->lanes > 0 ? plan->runs * std::max(1, plan->lanes / kWarp)
+                                          : 0;
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t begin = at;
@@ -80,9 +82,9 @@ bool lay_out(const ResidentRequest& r, const Device& d, ResidentPlan* plan) {
   shared.part = take(48);
   shared.warps = take(4 * kWarp);
   shared.parts = take(4 * parts);
-  shared.numbers = take(4 * 4 * int64_t{plan->channels});
+  shared.numbers = take((backward ? 3 : 2) * 4 * int64_t{plan->channels});
   shared.partial = take(rows ? 4 * p.c : 0);
-  shared.exchanges = take(2 * 4 * exchanged);
+  shared.exchanges = take((plan->ranks > 1 ? 2 : 1) * 4 * exchanged);
   shared.scratch = take(4 * r.request.gate_scratch);
   shared.kept = take(4 * int64_t{plan->kept_rows} * plan->channels);
   at = align(at, 128);
@@ -103,7 +105,8 @@ int64_t resident_clusters(const ResidentPlan& plan, const Device& d) {
   const int64_t fit =
       std::min<int64_t>({d.shared_per_multiprocessor / (plan.shared.total + kReserved), kBlocksPerMultiprocessor,
                          std::min(kThreadsPerMultiprocessor, d.threads_per_multiprocessor) / plan.threads});
-  return fit * d.multiprocessors / plan.ranks;
+  const int64_t known = d.clusters[fit > 1][plan.ranks], most = fit * d.multiprocessors / plan.ranks;
+  return plan.ranks == 1 || known == 0 ? most : std::min(most, fit > 1 ? known * fit / 2 : known);
 }
 
 // Of n samples.
@@ -111,9 +114,11 @@ double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t n, co
   const Problem& p = r.request.problem;
   const bool backward = r.request.direction == Direction::kBackward;
   const double rate = d.copy_rate > 0 ? d.copy_rate : kAssumedRate * d.multiprocessors;
+  const int64_t runs = p.layout == Layout::kRows ? p.s : p.c;
   const double sample = static_cast<double>(maps_moved(r.request) * p.c * p.s * item_size(p.dtype));
   const auto at = [&](int64_t clusters) {
-    const double busy = static_cast<double>(std::min<int64_t>(d.multiprocessors, clusters * plan.ranks));
+    const int64_t blocks = clusters * std::min<int64_t>(plan.ranks, ceil_divide(runs, plan.runs));  // with work
+    const double busy = static_cast<double>(std::min<int64_t>(d.multiprocessors, blocks));
     return std::min(rate, busy * kRatePerMultiprocessor);
   };
   const int64_t resident = resident_clusters(plan, d);
@@ -124,7 +129,8 @@ double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t n, co
   us += rest ? static_cast<double>(rest) * sample / at(rest) * 1e6 : 0;
   const double weights = 4.0 * r.weights.rows * static_cast<double>(p.c) / (kCacheRate * d.multiprocessors) * 1e6;
   us += weights * static_cast<double>(plan.kept_rows > 0 ? std::min(n, resident) : n * (backward ? 2 : 1));
-  return us + static_cast<double>(rounds - 1) * (plan.stages > 1 ? kHiddenRound : kOpenRound);
+  us += static_cast<double>(rounds - 1) * (plan.stages > 1 ? kHiddenRound : kOpenRound);
+  return plan.straddle && plan.lanes > 0 ? kSharedPlanes * us : us;
 }
 
 // The best plan with this many blocks to a sample, if there is one, keeping the gate's largest parameter or not.
@@ -134,7 +140,8 @@ void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int
   ResidentPlan plan = *best;
   plan.ranks = ranks;
   const int64_t runs = align(ceil_divide(shape.runs, ranks), shape.granule());
-  if (runs * (ranks - 1) >= shape.runs) return;  // a block without work
+  // A block without planes has no channels either; one without rows owns channels and their weights.
+  if (!rows && runs * (ranks - 1) >= shape.runs) return;
   const int64_t bytes = std::min(runs, shape.runs) * shape.length * shape.item;
   if (bytes > d.shared_opt_in || p.c > d.shared_opt_in) return;
   plan.runs = static_cast<int>(runs);
@@ -207,10 +214,14 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
     }
     if (best.possible || !best.parked) break;
   }
-  if (!best.possible)
-    best.reason = most_ranks == 1   ? "a sample does not fit the shared memory of one block"
+  if (!best.possible) {
+    const int64_t part = std::min(align(ceil_divide(shape.runs, most_ranks), shape.granule()), shape.runs);
+    const bool alone = part * shape.length * shape.item <= d.shared_opt_in;  // it would fit
+    best.reason = alone             ? "a sample and the numbers of its channels do not fit into shared memory"
+                  : most_ranks == 1 ? "a sample does not fit the shared memory of one block"
                   : most_ranks <= 8 ? "a sample does not fit the shared memory of 8 blocks"
                                     : "a sample does not fit the shared memory of 16 blocks";
+  }
   const double floor = static_cast<double>(maps_moved(r.request) * p.n * p.c * p.s * shape.item);
   best.floor_us = d.copy_rate > 0 ? floor / d.copy_rate * 1e6 : 0;
   best.predicted_us = best.possible && d.copy_rate > 0 ? time_of(r, best, p.n, d) : 0;

@@ -25,7 +25,7 @@ struct ResidentRequest {
   Exchanges exchanges;  // gates/gate.h
   Weights weights;
   Choice choice;
-  int most_ranks = 16;  // larger clusters have no room
+  int most_ranks = kMostRanks;  // larger clusters have no room
   bool batch_invariant = batch_invariance();
 };
 
@@ -39,17 +39,18 @@ enum class Copies : int { kBulk, kThreads };
 // Steps of a gate in which blocks tell each other something, at most; nine are the most of today's gates.
 constexpr int kMaxExchanges = 12;
 constexpr int kMaxStages = 4;
-constexpr int kMaxPieces = 8;  // of a slab, which arrive one by one
+constexpr int64_t kReserved = 1024;  // bytes of shared memory that the driver takes per block
+constexpr int kMaxPieces = 8;        // of a slab, which arrive one by one
 
 // Offsets in bytes. Numbers are of the accumulator's type.
 struct ResidentLayout {
   int barriers;   // uint64_t: 2 per exchange, and kMaxPieces per stage
   int part;       // cuda/cluster.cuh's Part
   int warps;      // one number per warp
-  int parts;      // partial sums of a tile
-  int numbers;    // four numbers per own channel: sum, mean, gate, shift
+  int parts;      // partial sums of a tile; where planes are added up in groups, there are none
+  int numbers;    // per own channel: sum, then mean; gate; backward: shift
   int partial;    // kRows: this block's sums of all channels
-  int exchanges;  // twice what other blocks push here for one sample
+  int exchanges;  // what other blocks push here for one sample; twice, if there are others
   int scratch;    // of the gate
   int kept;       // own columns of the gate's largest parameter
   int slabs;
