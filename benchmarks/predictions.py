@@ -27,12 +27,18 @@ DEVICES = ("h100", "h200")
 BATCHES = (1, 32, 256)
 DTYPES = ("float32", "float16", "bfloat16")
 CASES = tuple(case for batch in BATCHES for case in resnet50(batch) + mobilenetv2(batch))
-WORKS: dict[str, dict[str, Any]] = {
+DIRECTIONS, VARIANTS = ("forward", "backward"), ("multi_kernel_eca", "bidirectional_eca")
+OF_ECA: dict[str, dict[str, Any]] = {
     "forward": {"direction": "forward"},
     "backward": {"direction": "backward"},
     "forward, residual and relu": {"direction": "forward", "residual": True, "relu": True},
     "backward, residual and relu": {"direction": "backward", "residual": True, "relu": True},
 }
+OF_VARIANTS: dict[str, dict[str, Any]] = {
+    f"{direction}, {variant}": {"direction": direction, "variant": variant}
+    for variant, direction in itertools.product(VARIANTS, DIRECTIONS)
+}
+WORKS = OF_ECA | OF_VARIANTS
 
 # The goals are about calls that move at least so many bytes: the least share of the copy rate, by direction.
 LARGE = 200_000_000
@@ -77,7 +83,7 @@ def predict(device: str, case: Case, dtype: str, layout: str, work: str) -> Pred
     if resident["possible"]:
         words = f"{resident['clusters']} clusters of {resident['ranks']} blocks"
         words += f", {resident['stages']} x {resident['slab_bytes'] / 1024:.0f} KB"
-        gap = gap_of(resident, case.n, facts["device"], _latency(device, dtype, work))
+        gap = gap_of(resident, case.n, facts["device"], _latency(device, dtype, work), work in OF_VARIANTS)
     else:
         words, gap = f"two-phase, {plan['blocks']} blocks", f"reads twice: {resident['reason']}"
     floor, us = round(chosen["floor_us"], 2), round(chosen["predicted_us"], 2)
@@ -91,7 +97,7 @@ def _latency(device: str, dtype: str, work: str) -> float:
     return float(resident["predicted_us"] - resident["floor_us"])
 
 
-def gap_of(resident: dict[str, Any], n: int, device: dict[str, Any], latency: float) -> str:
+def gap_of(resident: dict[str, Any], n: int, device: dict[str, Any], latency: float, has_weights: bool = False) -> str:
     """What keeps a resident plan from the copy rate: latency, and what the rest of the gap may be."""
     ranks, clusters = resident["ranks"], resident["clusters"]
     rounds, last = -(-n // clusters), n % clusters
@@ -104,6 +110,7 @@ def gap_of(resident: dict[str, Any], n: int, device: dict[str, Any], latency: fl
         f"{clusters * ranks} of {device['multiprocessors']} multiprocessors busy": too_few(clusters * ranks),
         "exchange in clusters": ranks > 1,
         f"{rounds} rounds{one_slab}": rounds > 1,
+        f"the gate's weights per {'cluster' if resident['kept_rows'] else 'sample'}": has_weights,
         f"{last * ranks} multiprocessors busy in the last": rounds > 1 and last > 0 and too_few(last * ranks),
     }
     rest = resident["predicted_us"] - resident["floor_us"] - latency
@@ -127,14 +134,23 @@ def to_markdown(found: Sequence[Prediction]) -> str:
     """What ``docs/predictions.md`` shows, from its marker on."""
     parts = [MARKER]
     for device in DEVICES:
-        parts.append(f"## {device.upper()}, predicted\n\n{_goals([p for p in found if p.device == device])}\n")
-        for work in WORKS:
+        here = [p for p in found if p.device == device]
+        parts.append(f"## {device.upper()}, predicted\n\n{_goals([p for p in here if p.work in OF_ECA])}\n")
+        for variant in VARIANTS:
+            parts.append(f"{variant}: {_goals([p for p in here if p.work.endswith(variant)])}\n")
+        for work in OF_ECA:
             chosen = {(p.case, p.dtype, p.layout): p for p in found if (p.device, p.work) == (device, work)}
             parts.append(f"### {device.upper()}: {work}\n\n{_times(chosen).markdown()}\n")
     wanted = [
         p for p in found if (p.device, p.layout, p.dtype) == ("h100", "contiguous", "float16") and "," not in p.work
     ]
     parts.append(f"## Plans and gaps\n\nOn the H100, for contiguous float16 maps:\n\n{_plans(wanted).markdown()}\n")
+    plans = [
+        p
+        for p in found
+        if (p.device, p.layout, p.dtype) == ("h100", "channels_last", "float16") and p.work.endswith(VARIANTS[1])
+    ]
+    parts.append(f"The bidirectional gate on the H100, for channels_last float16 maps:\n\n{_plans(plans).markdown()}\n")
     return "\n".join(parts)
 
 

@@ -30,7 +30,7 @@ def test_committed_predictions_are_those_of_the_built_plan(found: list[Predictio
 def test_every_case_is_there_once(found: list[Prediction]) -> None:
     committed = json.loads(predictions.FILE.read_text())
     calls = {tuple(row[:5]) for row in committed["rows"]}
-    assert len(calls) == len(committed["rows"]) == 2 * 14 * 3 * 3 * 2 * 4
+    assert len(calls) == len(committed["rows"]) == 2 * 14 * 3 * 3 * 2 * 8
     shapes = {name.rsplit(".", 1)[0] for _, name, *_ in calls}
     assert len(shapes) == 14
     wanted = itertools.product(("h100", "h200"), shapes, (1, 32, 256))
@@ -59,7 +59,7 @@ def test_floors_are_those_of_the_traffic(work: str, found: list[Prediction]) -> 
 )
 def test_the_gap_says_why(n: int, clusters: int, ranks: int, stages: int, us: float, gap: str) -> None:
     device = {"multiprocessors": 100, "copy_rate": 40 * predictions.RATE_PER_MULTIPROCESSOR}
-    plan = {"clusters": clusters, "ranks": ranks, "stages": stages, "floor_us": 5.0, "predicted_us": us}
+    plan = {"clusters": clusters, "ranks": ranks, "stages": stages, "kept_rows": 0, "floor_us": 5.0, "predicted_us": us}
     assert predictions.gap_of(plan, n, device, latency=4.0) == gap
 
 

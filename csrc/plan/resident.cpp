@@ -81,11 +81,10 @@ bool lay_out(const ResidentRequest& r, const Device& d, ResidentPlan* plan) {
   shared.barriers = take(8 * (2 * kMaxExchanges + plan->stages * kMaxPieces));
   shared.part = take(48);
   shared.warps = take(4 * kWarp);
-  shared.parts = take(4 * parts);
   shared.numbers = take((backward ? 3 : 2) * 4 * int64_t{plan->channels});
-  shared.partial = take(rows ? 4 * p.c : 0);
   shared.exchanges = take((plan->ranks > 1 ? 2 : 1) * 4 * exchanged);
-  shared.scratch = take(4 * r.request.gate_scratch);
+  shared.scratch = shared.parts = take(std::max(4 * r.request.gate_scratch, 4 * parts + (rows ? 4 * p.c : 0)));
+  shared.partial = static_cast<int>(shared.parts + 4 * parts);
   shared.kept = take(4 * int64_t{plan->kept_rows} * plan->channels);
   at = align(at, 128);
   shared.slabs = take(int64_t{plan->stages} * (plan->parked ? 2 : 1) * plan->slab_bytes);

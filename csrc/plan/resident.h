@@ -47,11 +47,11 @@ struct ResidentLayout {
   int barriers;   // uint64_t: 2 per exchange, and kMaxPieces per stage
   int part;       // cuda/cluster.cuh's Part
   int warps;      // one number per warp
-  int parts;      // partial sums of a tile; where planes are added up in groups, there are none
   int numbers;    // per own channel: sum, then mean; gate; backward: shift
-  int partial;    // kRows: this block's sums of all channels
   int exchanges;  // what other blocks push here for one sample; twice, if there are others
-  int scratch;    // of the gate
+  int parts;      // partial sums of a tile; where planes are added up in groups, there are none
+  int partial;    // kRows: this block's sums of all channels
+  int scratch;    // of the gate, where parts and partial were
   int kept;       // own columns of the gate's largest parameter
   int slabs;
   int total;
