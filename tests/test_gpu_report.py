@@ -37,7 +37,9 @@ def timing(seconds: float) -> Timing:
 def layer_rows(case: Case, phase: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
     job = Job(case, "eca", phase, "float16", "contiguous", tuple(seconds))
     rows = results.make_rows(job, 2, {name: timing(value) for name, value in seconds.items()})
-    facts = [GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4 if row.provider == "fused" else None) for row in rows]
+    facts = [
+        GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4 if row.provider == "fused" else None, 1 << 28) for row in rows
+    ]
     return [asdict(replace(row, gpu=fact)) for row, fact in zip(rows, facts, strict=True)]
 
 
@@ -99,7 +101,7 @@ def test_lines_of_several_runs_become_one_file(tmp_path: Path, folded: results.R
     results.save(folded, tmp_path / "gpu.json")
     assert results.load(tmp_path / "gpu.json") == folded
     assert stem(folded.environment) == "test-80gb"
-    assert len(folded.rows) == 12 and folded.rows[2].gpu == GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4)
+    assert len(folded.rows) == 12 and folded.rows[2].gpu == GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4, 1 << 28)
     assert len(folded.models) == 8 and folded.models[-1].compiled
 
 
