@@ -23,10 +23,14 @@ def main() -> int:
         return 0
     made = (
         tables.explored,
+        tables.profiled,
+        tables.refusals,
         tables.launches,
         tables.clusters,
         tables.limit,
         tables.shares,
+        tables.other_layers,
+        tables.two_phase,
         tables.networks,
         tables.layers,
     )
