@@ -11,7 +11,7 @@ import pytest
 from benchmarks import results
 from benchmarks.cases import Case, resnet50
 from benchmarks.cli import main
-from benchmarks.gpu import page, tables
+from benchmarks.gpu import page, show, tables
 from benchmarks.gpu.fold import fold, stem
 from benchmarks.gpu.record import DONE, FAILED, Line, Record
 from benchmarks.plan import Job
@@ -71,7 +71,7 @@ LINES = [
     Line("kernels", "d", DONE, found={
         "rows": layer_rows(LAYER4, "residual_forward", OTHERS),
         "refused": [
-            {"job": job, "provider": "timm", "reason": "ValueError: a | b", "error": "..."} for job in ("a", "b")
+            {"job": job, "provider": "timm", "reason": "ValueError: [/a] | b", "error": "..."} for job in ("a", "b")
         ],
     }),
     Line("two-phase", "a", DONE, found={"rows": layer_rows(LAYER1, "forward", {"two-phase": 4.2e-4})}),
@@ -162,7 +162,7 @@ def test_tables_show_what_was_measured(folded: results.Results) -> None:
     assert f"| {labels} | 300 us | 420 us | 1.40x |" in shown["gpu-two-phase"]
     assert shown["gpu-two-phase"].count("resnet50") == 1
     assert "| layer1 forward | resident | 101.31 us |  | 12 % |  |  |" in shown["gpu-profiled"]
-    assert "| timm | ValueError: a / b | a | 2 |" in shown["gpu-refusals"]
+    assert "| timm | ValueError: [/a] / b | a | 2 |" in shown["gpu-refusals"]
     assert "| resnet50 layer1, 256 x 56 x 56 | 256 | training | 238% |" in shown["gpu-shares"]
     assert "| fused | 300 us | 20.0 us | 9.00 us | 3.0 MB |" in shown["gpu-launches"]
     network = "| forward | 256 | float16 channels_last |"
@@ -179,6 +179,20 @@ def test_tables_show_what_was_measured(folded: results.Results) -> None:
         "NVIDIA Test 80GB, driver 1.2, torch 2.14, 2026-01-02. Calls used maps in turn of at least 4.0 times the bytes "
         "of the L2 cache. clocks.sm 1755 to 1980"
     )
+
+
+def test_the_end_of_the_output_shows_whole_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is folded or cut off where there is no terminal, and a caller sees only the last 12,000 characters."""
+    show.main([str(write(tmp_path, LINES))])
+    shown = capsys.readouterr().out[-12_000:]
+    for text in (
+        "resnet50 layer1, 256 x 56 x 56",
+        "peak MB: eager / compile / fused",
+        "101.31 us",
+        "ValueError: [/a] / b",
+    ):
+        assert text in shown
+    assert "…" not in shown
 
 
 def test_goals_compare_what_the_run_covers(folded: results.Results) -> None:
