@@ -111,7 +111,8 @@ def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             if page.is_gpu(found):
                 beside = {other.stem: results.load(other) for other in path.parent.glob("*.json")}
                 of_gpus = {name: other for name, other in beside.items() if page.is_gpu(other)}
-                results.write_whole(options.page, page.rebuild(options.page.read_text(encoding="utf-8"), of_gpus))
+                for mark, file in (("gpu-readme", options.readme), ("gpu", options.page)):
+                    results.write_whole(file, page.rebuild(file.read_text(encoding="utf-8"), mark, of_gpus))
         except (OSError, ValueError) as error:
             parser.error(f"argument --readme or --page: {error}")
         _plot(found, path.parent, path.stem)

@@ -8,14 +8,11 @@
 
 import re
 
-from .gpu.tables import GPU_TABLES
 from .results import Results
 from .tables import README_TABLES
 
 _BEGIN = re.compile(r"<!-- benchmark:begin (\S+) -->\n")
 _END = "<!-- benchmark:end {} -->"
-
-TABLES = {**README_TABLES, **GPU_TABLES}
 
 
 def rebuild(text: str, stem: str, results: Results) -> str:
@@ -31,9 +28,11 @@ def rebuild(text: str, stem: str, results: Results) -> str:
             raise ValueError(f"expected {_END.format(name)} after its begin, got none")
         file, _, table = name.rpartition(".")
         if file == stem:
-            if table not in TABLES:
-                raise ValueError(f"benchmark:begin {name}: expected a table of {', '.join(TABLES)}, got {table!r}")
-            text = text[: begin.end()] + TABLES[table](results) + "\n" + text[end:]
+            if table not in README_TABLES:
+                raise ValueError(
+                    f"benchmark:begin {name}: expected a table of {', '.join(README_TABLES)}, got {table!r}"
+                )
+            text = text[: begin.end()] + README_TABLES[table](results) + "\n" + text[end:]
         position = begin.end()
     return text
 

@@ -47,16 +47,14 @@ def run_job(job: Job, budget: timing.Budget) -> list[Row]:
         return make_rows(job, dtype.itemsize, timing.measure(calls, budget))
 
 
-def make_sets(
-    job: Job, device: str = "cpu", rotated_bytes: int = _ROTATED_BYTES, most_sets: int = _MOST_SETS
-) -> list[Maps]:
-    """Sets of maps for calls in turn; the numbers in them repeat, the memory does not."""
+def make_sets(job: Job, device: str = "cpu", count: int | None = None) -> list[Maps]:
+    """Sets of maps for calls in turn, as many as a CPU needs or ``count``; the numbers repeat, the memory does not."""
 
     def make() -> Tensor:
         return in_layout(torch.randn(job.case.shape, dtype=getattr(torch, job.dtype), device=device), job.layout)
 
     first = Maps(tuple(make() for _ in range(1 + has_residual(job.phase))), make())
-    count = min(math.ceil(rotated_bytes / first.grad_y.nbytes), most_sets)
+    count = count or min(math.ceil(_ROTATED_BYTES / first.grad_y.nbytes), _MOST_SETS)
     copies = (Maps(tuple(t.clone() for t in first.inputs), first.grad_y.clone()) for _ in range(count - 1))
     return [first, *copies]
 

@@ -14,13 +14,14 @@ def show(*things: Table | str) -> None:
     """Print tables and lines."""
     try:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table as RichTable
     except ImportError:
         for thing in things:
             print(f"\n{thing.title}\n{thing.markdown()}" if isinstance(thing, Table) else thing, flush=True)
         return
     # Not on a terminal there is no width to keep to, and a table must not be folded.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 2000)
     for thing in things:
         if isinstance(thing, str):
             console.print(thing)
@@ -29,7 +30,7 @@ def show(*things: Table | str) -> None:
         for i, column in enumerate(thing.columns):
             table.add_column(column, justify="left" if i < thing.labels else "right", no_wrap=True)
         for cells in thing.rows:
-            table.add_row(*cells)
+            table.add_row(*map(escape, cells))  # no text in brackets is a style
         console.print(table)
 
 

@@ -2,6 +2,7 @@
 """Other launch plans are tried under their own rules, checked, and kept only where they are faster beyond noise."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from benchmarks.gpu import explore
 from benchmarks.gpu.explore import Choice, Question, best_rule, make_rule, try_all, write_table
 from benchmarks.gpu.machine import Rehearsal
 from benchmarks.gpu.record import DONE, Line, Record
+from benchmarks.gpu.session import Session
 from benchmarks.plan import Job
 
 SMALL = Case("resnet50.layer4.n3", 3, 16, 6, 8)
@@ -84,7 +86,7 @@ def test_a_build_without_the_hooks_is_refused_unless_in_a_rehearsal(monkeypatch:
         explore.Tuning(dry=False)
 
 
-def tried(**medians: float) -> dict[str, Any]:
+def tried(is_read: bool = False, **medians: float) -> dict[str, Any]:
     timings = {
         name.replace("__", "=").replace("_", " "): {"q20": m * 0.99, "q50": m, "q80": m * 1.01}
         for name, m in medians.items()
@@ -92,7 +94,8 @@ def tried(**medians: float) -> dict[str, Any]:
     whole = {name: {**timing, "rounds": 7, "repetitions": 1} for name, timing in timings.items()}
     case = {"name": "resnet50.layer1.n256", "n": 256, "c": 256, "h": 56, "w": 56, "count": 3}
     of = {"case": case, "variant": "eca", "phase": "forward", "dtype": "float16", "layout": "channels_last"}
-    return {"job": {**of, "providers": ["fused"]}, "timings": whole, "refused": {}, "wrong": {}}
+    about = {"is_read": is_read, "job": {**of, "providers": ["fused"]}}
+    return {**about, "timings": whole, "refused": {}, "wrong": {}}
 
 
 def test_only_what_is_faster_beyond_noise_goes_into_the_table(tmp_path: Path) -> None:
@@ -105,6 +108,42 @@ def test_only_what_is_faster_beyond_noise_goes_into_the_table(tmp_path: Path) ->
     expected = {"direction": "forward", "dtype": "float16", "layout": "rows", "c": 256, "s": 3136, "n": 256}
     assert rule == expected | {"ranks": 4, "stages": 0, "threads": 0, "lanes": -1, "piece": 0, "evict_first": 0}
     assert rule.keys() == make_rule(job(), Choice(), 0).keys()
+    assert tuple(expected) == explore.KEY
+
+
+def test_of_questions_about_the_same_maps_the_one_with_the_greatest_gain_makes_the_rule(tmp_path: Path) -> None:
+    """The plan takes the first rule that fits. What is faster there may have been timed beside a faster plan."""
+    record = Record(tmp_path)
+    asked = {
+        "little": tried(clone=0.5, plan=0.8, ranks__8=0.7),
+        "most": tried(clone=0.5, plan=1.0, stages__2=0.75),
+        "less": tried(clone=0.5, plan=1.0, threads__256=0.9),
+        "more than the call": tried(True, clone=0.5, plan=1.0, ranks__16=0.5),
+    }
+    for name, found in asked.items():
+        record.write(Line("explore", name, DONE, found={"candidates": [found]}))
+    write_table(record)
+    (rule,) = json.loads((tmp_path / "tuning.json").read_text())
+    assert {name: rule[name] for name in Choice._fields if rule[name]} == {"stages": 2}
+
+
+def test_a_process_that_is_ended_leaves_the_table_of_the_units_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsal: Rehearsal
+) -> None:
+    found = [tried(clone=0.5, plan=1.0, ranks__4=0.8)]
+
+    def next_found(*_: Any) -> dict[str, Any]:
+        if not found:
+            raise KeyboardInterrupt
+        return found.pop()
+
+    asked = [Question(name, "", job(), ()) for name in ("first", "second")]
+    monkeypatch.setattr(explore, "units", lambda dry: asked)
+    monkeypatch.setattr(explore, "try_all", next_found)
+    with pytest.raises(KeyboardInterrupt):
+        explore.measure(Session("explore", Record(tmp_path), rehearsal, time.monotonic() + 60))
+    (rule,) = json.loads((tmp_path / "tuning.json").read_text())
+    assert rule["ranks"] == 4
 
 
 def test_exploration_asks_what_the_design_note_predicts_first() -> None:

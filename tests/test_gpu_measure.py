@@ -149,6 +149,18 @@ def test_the_driver_is_asked_for_clocks_and_temperature(
     assert gpu.state() == dict(zip(machine._ASKED, ["1980", "2619", "41", "305.10", "0x" + 16 * "0"], strict=True))
 
 
+def test_no_map_is_so_small_that_those_in_turn_fit_into_the_cache(rehearsal: Rehearsal) -> None:
+    for map_bytes in (100, 4096, 9216):
+        count = machine.maps_in_turn(rehearsal, map_bytes)
+        assert (count - 1) * map_bytes < rehearsal.rotated_bytes <= count * map_bytes
+    rehearsal.rotated_bytes = 1 << 16
+    found = kernels.run_job(job(names=("clone",)), rehearsal)
+    count = len(range(0, 1 << 16, SMALL.elements * 4))
+    assert (
+        found["rows"][0]["gpu"]["rotated_bytes"] == count * SMALL.elements * 4 and found["states"][0]["sets"] == count
+    )
+
+
 def test_replays_are_timed_per_call_and_in_turn(rehearsal: Rehearsal) -> None:
     now, log = [0.0], []
 
@@ -243,8 +255,21 @@ def test_a_provider_that_cannot_do_a_job_is_noted_and_the_others_are_timed(
     found = kernels.run_job(job(names=("timm", "fused", "clone")), rehearsal)
     assert [row["provider"] for row in found["rows"]] == ["fused", "clone"]
     (refused,) = found["refused"]
-    assert refused["provider"] == "timm" and "ZeroDivisionError" in refused["error"]
+    assert refused["provider"] == "timm" and "1 / 0" in refused["error"]
+    assert refused["reason"] == "ZeroDivisionError: division by zero"
     assert found["rows"][0]["gpu"]["predicted"] > 0 and found["rows"][1]["gpu"]["predicted"] is None
+
+
+@pytest.mark.parametrize("name", providers.OURS)
+def test_ours_may_not_refuse(name: str, rehearsal: Rehearsal) -> None:
+    """What is right when it is called and can't be captured is a failure, and not a provider that is missing."""
+
+    def replay(calls: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    rehearsal.replay = replay
+    with pytest.raises(RuntimeError, match="not permitted"):
+        kernels.run_job(job(names=(name,)), rehearsal)
 
 
 def test_a_wrong_layer_is_not_timed(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:

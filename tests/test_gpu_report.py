@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report, results
+from benchmarks import results
 from benchmarks.cases import Case, resnet50
 from benchmarks.cli import main
-from benchmarks.gpu import page, tables
+from benchmarks.gpu import page, show, tables
 from benchmarks.gpu.fold import fold, stem
 from benchmarks.gpu.record import DONE, FAILED, Line, Record
 from benchmarks.plan import Job
@@ -25,9 +25,10 @@ ENVIRONMENT = {
     "torch": "2.14",
     "eca_cuda": "0.1",
     "dry": False,
-    "gpu": {"name": "NVIDIA Test 80GB", "driver": "1.2"},
+    "gpu": {"name": "NVIDIA Test 80GB", "driver": "1.2", "l2_bytes": 1 << 26},
 }
-PAGE = f"# Title\n\n{page.BEGIN}{page.NOTHING}{page.END}\n"
+PAGE = f"# Title\n\n<!-- gpu:begin -->\n{page.NOTHING}<!-- gpu:end -->\n"
+README = f"# Title\n\n<!-- gpu-readme:begin -->\n{page.NOTHING}<!-- gpu-readme:end -->\n"
 
 
 def timing(seconds: float) -> Timing:
@@ -37,7 +38,9 @@ def timing(seconds: float) -> Timing:
 def layer_rows(case: Case, phase: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
     job = Job(case, "eca", phase, "float16", "contiguous", tuple(seconds))
     rows = results.make_rows(job, 2, {name: timing(value) for name, value in seconds.items()})
-    facts = [GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4 if row.provider == "fused" else None) for row in rows]
+    facts = [
+        GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4 if row.provider == "fused" else None, 1 << 28) for row in rows
+    ]
     return [asdict(replace(row, gpu=fact)) for row, fact in zip(rows, facts, strict=True)]
 
 
@@ -46,8 +49,9 @@ def network_rows(compiled: bool, seconds: dict[str, float]) -> list[dict[str, An
     return [asdict(ModelRow(name, "forward", 256, 224, timing(s), 10**9, **shared)) for name, s in seconds.items()]
 
 
-LAYER1, SMALL = resnet50(256)[0], resnet50(1)[0]
+LAYER1, LAYER4, SMALL = resnet50(256)[0], resnet50(256)[3], resnet50(1)[0]
 LAYERS = {"eager": 6e-4, "compile": 4.5e-4, "fused": 3e-4, "clone": 2.85e-4}
+OTHERS = {"eager": 6e-4, "triton": 4e-4, "fused": 3e-4, "clone": 2.85e-4}
 EAGER = {"plain": 0.1, "eager": 0.13, "converted": 0.11, "residual": 0.105}
 COMPILED = {"plain": 0.1, "eager": 0.12, "residual": 0.101, "inline": 0.1}
 LINES = [
@@ -64,6 +68,16 @@ LINES = [
     }),
     Line("kernels", "b", DONE, found={"rows": layer_rows(LAYER1, "training", LAYERS)}),
     Line("kernels", "c", DONE, found={"rows": layer_rows(SMALL, "forward", LAYERS)}),
+    Line("kernels", "d", DONE, found={
+        "rows": layer_rows(LAYER4, "residual_forward", OTHERS),
+        "refused": [
+            {"job": job, "provider": "timm", "reason": "ValueError: [/a] | b", "error": "..."} for job in ("a", "b")
+        ],
+    }),
+    Line("two-phase", "a", DONE, found={"rows": layer_rows(LAYER1, "forward", {"two-phase": 4.2e-4})}),
+    Line("profile", "figures", DONE, found={"profiled": [
+        {"call": "layer1 forward", "kernel": "resident", "figures": {"Duration": "101.31 us", "L2 Hit Rate": "12 %"}}
+    ]}),
     Line("models", "a", DONE, found={"models": network_rows(False, EAGER)}),
     Line("models", "b", DONE, found={"models": network_rows(True, COMPILED)}),
     Line("explore", "a", DONE, found={"clusters": [{"ranks": 16, "shared_kb": 98, "threads": 512, "clusters": 15}]}),
@@ -99,7 +113,7 @@ def test_lines_of_several_runs_become_one_file(tmp_path: Path, folded: results.R
     results.save(folded, tmp_path / "gpu.json")
     assert results.load(tmp_path / "gpu.json") == folded
     assert stem(folded.environment) == "test-80gb"
-    assert len(folded.rows) == 12 and folded.rows[2].gpu == GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4)
+    assert len(folded.rows) == 17 and folded.rows[2].gpu == GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4, 1 << 28)
     assert len(folded.models) == 8 and folded.models[-1].compiled
 
 
@@ -139,19 +153,46 @@ def test_tables_show_what_was_measured(folded: results.Results) -> None:
         "resnet50 layer1, 256 x 56 x 56 | 256 | forward | float16 | contiguous",
         "600 us | 450 us | 300 us | 285 us",
     )
-    assert f"| {labels} | {times} | 95% | 1.50x | 300 us |" in shown["gpu-layers"]
+    compared = "95% | 2.00x | 1.50x | 300 us | 1.00x | 3.0 / 3.0 / 3.0"
+    assert f"| {labels} | {times} | {compared} |" in shown["gpu-layers"]
+    other = "resnet50 layer4, 2048 x 7 x 7 | 256 | forward + residual, relu | float16 | contiguous"
+    assert other not in shown["gpu-layers"] and labels not in shown["gpu-other-layers"]
+    compared = "143% | 2.00x | 1.33x | 300 us | 1.00x | 3.0 / 3.0 / 3.0"
+    assert f"| {other} | 600 us | 400 us | 300 us | 285 us | {compared} |" in shown["gpu-other-layers"]
+    assert f"| {labels} | 300 us | 420 us | 1.40x |" in shown["gpu-two-phase"]
+    assert shown["gpu-two-phase"].count("resnet50") == 1
+    assert "| layer1 forward | resident | 101.31 us |  | 12 % |  |  |" in shown["gpu-profiled"]
+    assert "| timm | ValueError: [/a] / b | a | 2 |" in shown["gpu-refusals"]
     assert "| resnet50 layer1, 256 x 56 x 56 | 256 | training | 238% |" in shown["gpu-shares"]
     assert "| fused | 300 us | 20.0 us | 9.00 us | 3.0 MB |" in shown["gpu-launches"]
-    assert "| eager | 2560 | +30.0% | +10.0% | +5.0% |  | 1000 / 1000 / 1000 |" in shown["gpu-networks"]
-    assert "| compiled | 2560 | +20.0% |  | +1.0% | +0.0% | 1000 / 1000 / 1000 |" in shown["gpu-networks"]
+    network = "| forward | 256 | float16 channels_last |"
+    assert f"{network} eager | none | 2560 |  | 1000 |" in shown["gpu-networks"]
+    assert f"{network} eager | timm's | 1969 | +30.0% | 1000 |" in shown["gpu-networks"]
+    assert f"{network} eager | converted | 2327 | +10.0% | 1000 |" in shown["gpu-networks"]
+    assert f"{network} compiled | converted, residuals fused | 2535 | +1.0% | 1000 |" in shown["gpu-networks"]
     assert "| 16 | 98 KB | 512 | 15 |" in shown["gpu-clusters"]
     explored = "| 97 % | 300 us | 1.50x | 8 1 512 | 1.25x | 8 1 512: 240 us | 1 |"
     assert explored in shown["gpu-explored"]
     assert "| correctness | kernels | done | 80 s | 2000 passed in 79.0s |" in shown["gpu-checks"]
     assert "| sanitize | racecheck | failed | 9 s | ERROR SUMMARY: 1 error |" in shown["gpu-checks"]
     assert shown["gpu-environment"].startswith(
-        "NVIDIA Test 80GB, driver 1.2, torch 2.14, 2026-01-02. clocks.sm 1755 to 1980"
+        "NVIDIA Test 80GB, driver 1.2, torch 2.14, 2026-01-02. Calls used maps in turn of at least 4.0 times the bytes "
+        "of the L2 cache. clocks.sm 1755 to 1980"
     )
+
+
+def test_the_end_of_the_output_shows_whole_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is folded or cut off where there is no terminal, and a caller sees only the last 12,000 characters."""
+    show.main([str(write(tmp_path, LINES))])
+    shown = capsys.readouterr().out[-12_000:]
+    for text in (
+        "resnet50 layer1, 256 x 56 x 56",
+        "peak MB: eager / compile / fused",
+        "101.31 us",
+        "ValueError: [/a] / b",
+    ):
+        assert text in shown
+    assert "…" not in shown
 
 
 def test_goals_compare_what_the_run_covers(folded: results.Results) -> None:
@@ -167,10 +208,20 @@ def test_goals_compare_what_the_run_covers(folded: results.Results) -> None:
     assert all(goal.met is None for goal in tables.goals(results.Results(ENVIRONMENT, [])))
 
 
-def test_a_sentence_for_readme(folded: results.Results) -> None:
-    block = "<!-- benchmark:begin test-80gb.gpu-headline -->\n<!-- benchmark:end test-80gb.gpu-headline -->\n"
-    text = report.rebuild(block, "test-80gb", folded)
-    assert "NVIDIA Test 80GB" in text and "forward, least share of a copy's rate from 200 MB on: 0.95" in text
+def test_readme_says_what_a_layer_gains_and_what_a_network_pays(folded: results.Results) -> None:
+    text = page.rebuild(README, "gpu-readme", {"test": folded})
+    assert "| Test 80GB, forward | 95%, 2.00x, 1.50x |  |  |  |" in text
+    assert "| Test 80GB, training | 238%, 2.00x, 1.50x |  |  |  |" in text
+    costs = (
+        "eager forward (batch 256, float16) +30.0%, converted **+5.0%**; compiled forward (batch 256, float16) +20.0%"
+    )
+    assert f"* NVIDIA Test 80GB, driver 1.2, torch 2.14, 2026-01-02. ECA adds to a ResNet-50-D: {costs}" in text
+    assert page.NOTHING not in text and page.rebuild(text, "gpu-readme", {}) == README
+
+
+def test_readme_has_room_for_two_gpus(folded: results.Results) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(page.rebuild(text, "gpu-readme", {"a": folded, "b": folded}).splitlines()) <= 200
 
 
 # --- the page and the command --------------------------------------------------------------------------------------
@@ -180,7 +231,7 @@ def test_the_command_folds_draws_and_writes_the_page(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     written, readme = tmp_path / "gpu.md", tmp_path / "README.md"
     written.write_text(PAGE)
-    readme.write_text("nothing generated\n")
+    readme.write_text(README)
     (tmp_path / "results").mkdir()
     path = write(tmp_path, LINES)
     options = ["--readme", str(readme), "--page", str(written), "--results", str(tmp_path / "results")]
@@ -190,24 +241,38 @@ def test_the_command_folds_draws_and_writes_the_page(tmp_path: Path) -> None:
     text = written.read_text()
     assert "### NVIDIA Test 80GB" in text and page.NOTHING not in text and text.startswith("# Title\n")
     assert all(f"test-80gb{end}" in text for end in (".json", "-share.png", "-time.png", "-cost.png"))
-    # From the JSON alone the same page comes out.
+    summary = readme.read_text()
+    assert "Test 80GB, forward" in summary and page.NOTHING not in summary
+    # From the JSON alone the same pages come out.
     assert main(["report", str(tmp_path / "results/test-80gb.json"), *options]) == 0
-    assert written.read_text() == text
+    assert written.read_text() == text and readme.read_text() == summary
 
 
 def test_the_page_without_its_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="expected <!-- gpu:begin --> and <!-- gpu:end -->, got none"):
-        page.rebuild("no marks", {})
+        page.rebuild("no marks", "gpu", {})
 
 
-def test_the_committed_page_shows_the_committed_results() -> None:
+@pytest.mark.parametrize(("file", "mark"), [("docs/gpu.md", "gpu"), ("README.md", "gpu-readme")])
+def test_the_committed_pages_show_the_committed_results(file: str, mark: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    expected = page.rebuild(text, mark, of_committed_gpus())
+    assert expected == text, "run: python -m benchmarks report benchmarks/results/GPU.json"
+    assert (page.NOTHING in text) == (not of_committed_gpus())
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/kernels.md"])
+def test_what_is_written_by_hand_says_whether_a_gpu_has_run(file: str) -> None:
+    """What was measured is generated; that nothing was is not, and is to be rewritten with the first results."""
+    by_hand = (ROOT / file).read_text(encoding="utf-8").replace(page.NOTHING, "")
+    assert ("no gpu has run" in by_hand.lower()) == (not of_committed_gpus())
+
+
+def of_committed_gpus() -> dict[str, results.Results]:
     files = sorted((ROOT / "benchmarks/results").glob("*.json"))
     found = {path.stem: results.load(path) for path in files}
-    of_gpus = {name: loaded for name, loaded in found.items() if page.is_gpu(loaded)}
-    text = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
-    assert page.rebuild(text, of_gpus) == text, "run: python -m benchmarks report benchmarks/results/GPU.json"
-    assert (page.NOTHING in text) == (not of_gpus)
-    assert not any(loaded.environment.get("dry") for loaded in found.values())
+    assert found and not any(loaded.environment.get("dry") for loaded in found.values())
+    return {name: loaded for name, loaded in found.items() if page.is_gpu(loaded)}
 
 
 def test_a_report_needs_files_that_exist(capsys: pytest.CaptureFixture[str]) -> None:

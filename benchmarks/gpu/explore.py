@@ -26,12 +26,13 @@ from ..plan import Job
 from ..results import write_whole
 from ..run import make_call, make_sets
 from ..timing import Call, Timing
-from .machine import Machine, time_replays
+from .machine import Machine, maps_in_turn, time_replays
 from .providers import make_layers, make_module
 from .record import Found, Record
 from .session import Session
 
 TABLE = "tuning.json"
+KEY = ("direction", "dtype", "layout", "c", "s", "n")  # of a rule: the plan takes the first that fits
 RANKS, STAGES, THREADS = (1, 2, 4, 8, 16), (1, 2, 3), (256, 512)
 _LAYOUTS = {"contiguous": "planes", "channels_last": "rows"}  # in the words of the plan
 
@@ -118,6 +119,7 @@ def measure(session: Session) -> int:
     tuning = Tuning(session.machine.dry)
 
     def work(unit: Unit) -> Found:
+        write_table(session.record)  # of all units before: a process that is ended leaves it
         if isinstance(unit, Clusters):
             if tuning.clusters is None:
                 raise RuntimeError("explore: expected a build that can ask the driver for clusters, got one without")
@@ -176,7 +178,8 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
     job = question.job
     module = make_module(job, machine.device)
     layers = make_layers(job, module, ("fused", "clone"))
-    sets = make_sets(job, machine.device, machine.rotated_bytes, machine.most_sets)
+    map_bytes = job.case.elements * getattr(torch, job.dtype).itemsize
+    sets = make_sets(job, machine.device, maps_in_turn(machine, map_bytes))
     refused: dict[str, str] = {}
     wrong: dict[str, str] = {}
     replays: dict[str, Call] = {}
@@ -204,6 +207,7 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
     return {
         "question": question.what,
         "predicted": question.predicted,
+        "is_read": question.is_read,
         "job": asdict(job),
         "timings": {name: asdict(timing) for name, timing in timings.items()},
         "refused": refused,
@@ -223,23 +227,31 @@ def read_after(call: Call) -> Call:
 
 
 def write_table(record: Record) -> None:
-    """``tuning.json`` beside the results: for every job the fastest candidate, if it is faster than the plan's own."""
-    found = [line.found.get("candidates", ()) for line in record.known.values()]
-    rules = [rule for tried in itertools.chain.from_iterable(found) if (rule := best_rule(tried))]
-    write_whole(record.path.with_name(TABLE), json.dumps(rules, indent=1) + "\n")
+    """``tuning.json`` beside the results: for the maps of each job the candidate that gains most over the plan's own.
+
+    Several questions may be about the same maps, and of several rules for them the plan sees only the first. Times that
+    hold more than the call say nothing about it.
+    """
+    all_tried = [tried for line in record.known.values() for tried in line.found.get("candidates", ())]
+    found = [best for tried in all_tried if not tried["is_read"] and (best := best_rule(tried))]
+    found.sort(key=lambda best: best[0])
+    rules = {tuple(rule[name] for name in KEY): rule for _, rule in found}  # the last of several, which gains most
+    write_whole(record.path.with_name(TABLE), json.dumps(list(rules.values()), indent=1) + "\n")
 
 
-def best_rule(tried: dict[str, Any]) -> dict[str, Any] | None:
-    """The line of the tuning table that the timings of one question speak for; None where the plan's choice stands."""
+def best_rule(tried: dict[str, Any]) -> tuple[float, dict[str, Any]] | None:
+    """What the timings of one question speak for: how many times faster than the plan's choice it is, and its line of
+    the tuning table. None where the plan's choice stands.
+    """
     timings = {name: Timing(**timing) for name, timing in tried["timings"].items()}
     plan = timings["plan"]
-    faster = {name: t for name, t in timings.items() if name != "clone" and verdict(plan, t) == "faster"}
+    faster = {name: t.q50 for name, t in timings.items() if name != "clone" and verdict(plan, t) == "faster"}
     if not faster:
         return None
-    best = min(faster, key=lambda name: faster[name].q50)
+    best = min(faster, key=lambda name: faster[name])
     choice = Choice(**{name: int(value) for name, value in (part.split("=") for part in best.split())})
     job = Job(**{**tried["job"], "case": Case(**tried["job"]["case"])})
-    return make_rule(job, choice, job.case.n)
+    return plan.q50 / faster[best], make_rule(job, choice, job.case.n)
 
 
 def _job(case: Case, direction: str = "forward", dtype: str = "float16", layout: str = "contiguous") -> Job:

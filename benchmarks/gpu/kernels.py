@@ -19,8 +19,8 @@ from ..plan import LAYOUTS, Job, product
 from ..results import GpuFacts, Row, make_rows
 from ..run import make_call, make_sets
 from ..timing import Call
-from .machine import Machine, host_seconds, launched, replayed
-from .providers import PROVIDERS, make_layers, make_module
+from .machine import Machine, host_seconds, launched, maps_in_turn, replayed
+from .providers import OURS, PROVIDERS, make_layers, make_module
 from .record import Found
 from .session import Session
 
@@ -80,13 +80,15 @@ def measure_two_phase(session: Session) -> int:
 
 
 def run_job(job: Job, machine: Machine) -> Found:
-    """The rows of one job, the state of the device, and which providers could not do it and why."""
+    """The rows of one job, the state of the device, and which providers could not do it and why: ours always can."""
     torch.manual_seed(0)
     module = make_module(job, machine.device)
     correctness.check(job, ECA, module, machine.device)
     layers = make_layers(job, module, job.providers)
-    sets = make_sets(job, machine.device, machine.rotated_bytes, machine.most_sets)
-    for name in {"fused", "two-phase"} & layers.keys():
+    itemsize = getattr(torch, job.dtype).itemsize
+    map_bytes = job.case.elements * itemsize
+    sets = make_sets(job, machine.device, maps_in_turn(machine, map_bytes))
+    for name in layers.keys() & OURS:
         correctness.check_batch(job, ECA, layers[name], sets[0])
     calls: dict[str, list[Call]] = {}
     refused: list[dict[str, Any]] = []
@@ -99,10 +101,12 @@ def run_job(job: Job, machine: Machine) -> Found:
                 machine.replay(of_sets[:1])()
                 machine.wait()
                 calls[name] = of_sets
-            except Exception:
-                if not machine.is_usable():
+            except Exception as error:
+                if name in OURS or not machine.is_usable():
                     raise
-                refused.append({"job": str(job), "provider": name, "error": traceback.format_exc(limit=-3)})
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                whole = traceback.format_exc(limit=-3)
+                refused.append({"job": str(job), "provider": name, "reason": reason, "error": whole})
         before = machine.state()
         replays = replayed(machine, calls)
         launches = launched(machine, calls)
@@ -112,10 +116,11 @@ def run_job(job: Job, machine: Machine) -> Found:
                 host=host_seconds(machine, of),
                 peak_bytes=machine.peak_bytes(of[0]),
                 predicted=predicted_seconds(job) if name == "fused" else None,
+                rotated_bytes=len(sets) * map_bytes,
             )
             for name, of in calls.items()
         }
-    rows = make_rows(job, getattr(torch, job.dtype).itemsize, replays)
+    rows = make_rows(job, itemsize, replays)
     state = {"job": str(job), "before": before, "after": machine.state(), "sets": len(sets)}
     return {"rows": as_dicts(rows, facts), "states": [state], "refused": refused}
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The limit that everything else is held against: copies on the device, of the sizes that layers have."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..traffic import gb_per_s
-from .machine import replayed
+from .machine import maps_in_turn, replayed
 from .record import Found
 from .session import Session
 
@@ -25,8 +24,7 @@ def measure(session: Session) -> int:
 
     def work(unit: str) -> Found:
         size = int(unit.split()[0])
-        count = min(machine.most_sets, math.ceil(machine.rotated_bytes / size))
-        maps = [torch.randn(size // 4, device=machine.device) for _ in range(count)]
+        maps = [torch.randn(size // 4, device=machine.device) for _ in range(maps_in_turn(machine, size))]
         timings = replayed(machine, {name: [_on(copy, x) for x in maps] for name, copy in COPIES.items()})
         rows = [
             {"name": name, "map_bytes": size, "gb_per_s": gb_per_s(2 * size, t.q50), "timing": asdict(t)}

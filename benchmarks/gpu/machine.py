@@ -23,8 +23,7 @@ class Machine(Protocol):
     device: str
     dry: bool
     budget: Budget  # of one provider against others
-    rotated_bytes: int  # together the maps that calls use in turn are larger than this
-    most_sets: int
+    rotated_bytes: int  # together the maps that calls use in turn have at least as many
     host_calls: int  # in a row, for the time that Python and the driver need
 
     def working(self) -> Any:
@@ -64,7 +63,6 @@ class Gpu:
     device = "cuda"
     dry = False
     budget = Budget(warmup=0.02, sample=4e-3, total=0.3, min_rounds=7)
-    most_sets = 1024
     host_calls = 50
 
     def __init__(self) -> None:
@@ -150,7 +148,6 @@ class Rehearsal:
     dry = True
     budget = Budget(warmup=0, sample=1e-6, total=0, min_rounds=2)
     rotated_bytes = 1 << 12
-    most_sets = 2
     host_calls = 1
 
     def __init__(self) -> None:
@@ -194,6 +191,11 @@ class Rehearsal:
 
     def release(self) -> None:
         pass
+
+
+def maps_in_turn(machine: Machine, map_bytes: int) -> int:
+    """How many maps of a size the calls use in turn, so that none is in a cache when its turn comes."""
+    return math.ceil(machine.rotated_bytes / map_bytes)
 
 
 def time_replays(machine: Machine, replays: Mapping[str, Call], calls: int) -> dict[str, Timing]:

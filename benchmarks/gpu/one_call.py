@@ -22,7 +22,7 @@ def main(case: Case, phase: str, machine: Machine) -> int:
     job = Job(case, "eca", phase, "float16", "contiguous", ("fused",))
     layer = make_layers(job, make_module(job, machine.device), job.providers)["fused"]
     with machine.working(), torch.set_grad_enabled(differentiates(phase)):
-        call = make_call(layer, phase, make_sets(job, machine.device, most_sets=1)[0])
+        call = make_call(layer, phase, make_sets(job, machine.device, count=1)[0])
         call()
         with machine.profiled():
             call()

@@ -26,6 +26,8 @@ PROVIDERS: dict[str, str] = {
     "clone": "x.clone(): the limit",
 }
 
+OURS = ("two-phase", "fused")
+
 
 class TimmECA(nn.Module):
     """ECA in the operators that timm's EcaModule uses."""

@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..tables import table_of_goals
@@ -11,11 +12,11 @@ from . import tables
 from .fold import fold
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--dry", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         found = fold([path for path in options.files if path.exists()], rehearsed=options.dry)
     except ValueError as error:
@@ -23,10 +24,14 @@ def main() -> int:
         return 0
     made = (
         tables.explored,
+        tables.profiled,
+        tables.refusals,
         tables.launches,
         tables.clusters,
         tables.limit,
         tables.shares,
+        tables.other_layers,
+        tables.two_phase,
         tables.networks,
         tables.layers,
     )
@@ -36,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -101,12 +101,8 @@ PROFILED = (("layer1.n256", "forward"), ("layer4.n256", "forward"), ("layer1.n25
 
 def _profile(run: Run) -> list[Command]:
     def profile(case: str, phase: str) -> Command:
-        program = (sys.executable, "-m", "benchmarks.gpu.one_call", f"resnet50.{case}", phase)
-        sections = ("SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "SchedulerStats", "WarpStateStats")
-        # The clocks are left alone: the machine is lent. Only what lies between profiler's start and stop is read.
-        options = ("--clock-control", "none", "--profile-from-start", "off")
-        options += tuple(word for section in sections for word in ("--section", section))
-        return Command(f"{case} {phase}", ("ncu", *options, *program), needs="ncu")
+        program = (sys.executable, "-m", "benchmarks.gpu.ncu", f"resnet50.{case}", phase, "--out", str(run.out))
+        return Command(f"{case} {phase}", program, needs="ncu")
 
     return [profile(*chosen) for chosen in PROFILED]
 

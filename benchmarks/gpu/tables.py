@@ -5,18 +5,26 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..analysis import Goal, anyone, groups, mean_speedup, speedup
+from ..analysis import Goal, Group, groups, mean_speedup, speedup
 from ..cases import Case
 from ..correctness import has_residual
 from ..environment import describe
 from ..results import ModelRow, Results, Row
 from ..tables import Table, duration, factor, median, percent, table_of_goals
 from ..timing import Timing
+from .ncu import FIGURES
 from .providers import PROVIDERS
 from .record import DONE
 
 _LARGE = 200e6  # bytes that must move; from there on the bandwidth and not the launch decides
-_NETWORKS = ("eager", "converted", "residual", "inline")
+_LABELS = ("layer", "batch", "pass", "dtype", "layout")
+_NETWORKS = {
+    "plain": "none",
+    "eager": "timm's",
+    "converted": "converted",
+    "residual": "converted, residuals fused",
+    "inline": "converted, compiled inline",
+}
 
 
 def limit(results: Results) -> Table:
@@ -32,24 +40,58 @@ def limit(results: Results) -> Table:
 
 
 def layers(results: Results) -> Table:
-    """Every job of ResNet-50 with torch.compile in it, where the clone, the plan and all others are side by side."""
-    members = [g for g in groups(results.rows) if "compile" in g and "fused" in g]
-    names = [name for name in PROVIDERS if any(name in group for group in members)]
-    columns = ["layer", "batch", "pass", "dtype", "layout", *names, "of clone", "vs compile", "planned"]
+    """Every job with torch.compile in it, where the clone, the plan and all others are side by side."""
+    members = [group for group in _of_ours(results) if "compile" in group]
+    return _side_by_side("Layers, graphs replayed", members, ("eager", "compile"))
+
+
+def other_layers(results: Results) -> Table:
+    """The same of all other jobs: more dtypes, layouts, passes and layers, without what takes long to compile."""
+    members = [group for group in _of_ours(results) if "compile" not in group]
+    return _side_by_side("Other layers, graphs replayed", members, ("eager", "triton"))
+
+
+def _of_ours(results: Results) -> list[Group]:
+    return [group for group in groups(results.rows) if "fused" in group]
+
+
+def _side_by_side(title: str, members: list[Group], bases: tuple[str, ...]) -> Table:
+    """The median times of all providers, and ours held against the clone's, the bases' and the plan's."""
+    names = [name for name in PROVIDERS if name != "two-phase" and any(name in group for group in members)]
+    compared = ["of clone", *(f"vs {base}" for base in bases), "planned", "of planned"]
+    holders = (*bases, "fused")
     lines = []
     for group in members:
-        row, fused = anyone(group), group["fused"]
+        fused = group["fused"]
         planned = fused.gpu.predicted if fused.gpu else None
         lines.append(
             [
-                *_labels(row),
+                *_labels(fused),
                 *(median(group, name) for name in names),
                 percent(fused.share_of_clone),
-                factor(speedup(group, "compile")),
+                *(factor(speedup(group, base)) for base in bases),
                 duration(planned) if planned else "",
+                factor(fused.timing.q50 / planned) if planned else "",
+                " / ".join(_peak(group.get(name)) for name in holders),
             ]
         )
-    return Table("Layers, graphs replayed", columns, lines, labels=5)
+    columns = [*_LABELS, *names, *compared, f"peak MB: {' / '.join(holders)}"]
+    return Table(title, columns, lines, labels=len(_LABELS))
+
+
+def two_phase(results: Results) -> Table:
+    """What the resident kernels gain over their substitute, which was timed by a process of its own."""
+    lines = [
+        [
+            *_labels(group["fused"]),
+            *(median(group, name) for name in ("fused", "two-phase")),
+            factor(speedup(group, "two-phase")),
+        ]
+        for group in _of_ours(results)
+        if "two-phase" in group
+    ]
+    columns = [*_LABELS, "resident", "two-phase", "gain"]
+    return Table("Resident kernels and their substitute", columns, lines, labels=len(_LABELS))
 
 
 def shares(results: Results) -> Table:
@@ -60,7 +102,7 @@ def shares(results: Results) -> Table:
         if row.provider == "fused":
             found.setdefault((row.case, row.phase), {})[row.dtype, row.layout] = row.share_of_clone
     lines = [
-        [_layer(case), str(case.n), phase, *(percent(by_setting.get(setting)) for setting in settings)]
+        [layer_of(case), str(case.n), phase, *(percent(by_setting.get(setting)) for setting in settings)]
         for (case, phase), by_setting in found.items()
     ]
     columns = ["layer", "batch", "pass", *(" ".join(setting) for setting in settings)]
@@ -75,10 +117,9 @@ def launches(results: Results) -> Table:
             row = group.get(name)
             if row and row.gpu:
                 times = (row.timing.q50, row.gpu.launched.q50, row.gpu.host)
-                peak = f"{row.gpu.peak_bytes / 1e6:.1f} MB"
-                lines.append([*_labels(row), name, *map(duration, times), peak])
-    columns = ["layer", "batch", "pass", "dtype", "layout", "provider", "replayed", "launched", "host", "peak memory"]
-    return Table("Calls at batch 1", columns, lines, labels=6)
+                lines.append([*_labels(row), name, *map(duration, times), f"{_peak(row)} MB"])
+    columns = [*_LABELS, "provider", "replayed", "launched", "host", "peak memory"]
+    return Table("Calls at batch 1", columns, lines, labels=len(_LABELS) + 1)
 
 
 def cost(rows: dict[str, ModelRow], name: str) -> float | None:
@@ -101,23 +142,22 @@ def networks(results: Results) -> Table:
     """Whole networks: what attention adds to a ResNet-50-D."""
     lines = []
     for (phase, batch, dtype, layout, compiled), rows in by_setting(results.models).items():
-        plain = rows["plain"]
-        costs = [cost(rows, name) for name in _NETWORKS]
-        peaks = [f"{rows[name].peak_bytes / 1e6:.0f}" for name in ("plain", "eager", "residual")]
-        lines.append(
-            [
-                phase,
-                str(batch),
-                f"{dtype} {layout}",
-                "compiled" if compiled else "eager",
-                f"{batch / plain.timing.q50:.0f}",
-                *("" if value is None else f"{value:+.1%}" for value in costs),
-                " / ".join(peaks),
-            ]
-        )
-    columns = ["pass", "batch", "format", "how", "images/s without", *(f"cost, {name}" for name in _NETWORKS)]
-    columns.append("peak MB: without / eager / residual")
-    return Table("Whole networks", columns, lines, labels=4)
+        for name, row in rows.items():
+            added = cost(rows, name) if name != "plain" else None
+            lines.append(
+                [
+                    phase,
+                    str(batch),
+                    f"{dtype} {layout}",
+                    "compiled" if compiled else "eager",
+                    _NETWORKS[name],
+                    f"{batch / row.timing.q50:.0f}",
+                    "" if added is None else f"{added:+.1%}",
+                    f"{row.peak_bytes / 1e6:.0f}",
+                ]
+            )
+    columns = ["pass", "batch", "format", "how", "attention", "images/s", "cost", "peak MB"]
+    return Table("Whole networks", columns, lines, labels=5)
 
 
 def goals(results: Results) -> list[Goal]:
@@ -188,12 +228,31 @@ def checks(results: Results) -> Table:
     return Table("Steps", ["step", "command or unit", "status", "time", "last words"], lines, labels=3)
 
 
-def headline(results: Results) -> str:
-    """One sentence for README."""
-    promised = {goal.what: goal.measured for goal in goals(results)}
-    shown = [f"{what}: {value:.2f}" for what, value in promised.items() if value is not None]
-    sentence = "; ".join(shown) if shown else "nothing that a goal speaks of was measured"
-    return f"{describe(results.environment)}: {sentence}."
+def refusals(results: Results) -> Table:
+    """Providers that could not do a job, and what they said."""
+    jobs: dict[tuple[str, str], list[str]] = {}
+    for refused in results.findings.get("refused", ()):
+        jobs.setdefault((refused["provider"], refused["reason"]), []).append(refused["job"])
+    lines = [[name, _cell(reason), of[0], str(len(of))] for (name, reason), of in jobs.items()]
+    return Table("Providers that could not do a job", ["provider", "first line", "first job", "jobs"], lines, labels=3)
+
+
+def profiled(results: Results) -> Table:
+    """What ncu says of single launches, in its own words and units."""
+    lines = [
+        [row["call"], _cell(row["kernel"]), *(row["figures"].get(name, "") for name in FIGURES)]
+        for row in results.findings.get("profiled", ())
+    ]
+    return Table("Kernels under ncu", ["call", "kernel", *FIGURES], lines, labels=2)
+
+
+def rotation(results: Results) -> str:
+    """How far the maps that calls use in turn exceed the L2 cache, at least."""
+    cache = results.environment["gpu"].get("l2_bytes")
+    rotated = [row.gpu.rotated_bytes for row in results.rows if row.gpu]
+    if not cache or not rotated:
+        return "How much calls used in turn was not recorded"
+    return f"Calls used maps in turn of at least {min(rotated) / cache:.1f} times the bytes of the L2 cache"
 
 
 def state(results: Results) -> str:
@@ -208,31 +267,43 @@ def state(results: Results) -> str:
     return "; ".join(parts) or "Clocks and temperature were not recorded."
 
 
+def layer_of(case: Case) -> str:
+    """``"resnet50 layer1, 256 x 56 x 56"``."""
+    network, layer, _ = case.name.split(".")
+    return f"{network} {layer}, {case.c} x {case.h} x {case.w}"
+
+
 GPU_TABLES: dict[str, Callable[[Results], str]] = {
-    "gpu-environment": lambda results: f"{describe(results.environment)}. {state(results)}",
-    "gpu-headline": headline,
+    "gpu-environment": lambda results: f"{describe(results.environment)}. {rotation(results)}. {state(results)}",
     "gpu-goals": lambda results: table_of_goals("Goals", goals(results)).markdown(),
     "gpu-limit": lambda results: limit(results).markdown(),
     "gpu-layers": lambda results: layers(results).markdown(),
+    "gpu-other-layers": lambda results: other_layers(results).markdown(),
+    "gpu-two-phase": lambda results: two_phase(results).markdown(),
     "gpu-shares": lambda results: shares(results).markdown(),
     "gpu-launches": lambda results: launches(results).markdown(),
     "gpu-networks": lambda results: networks(results).markdown(),
     "gpu-clusters": lambda results: clusters(results).markdown(),
     "gpu-explored": lambda results: explored(results).markdown(),
+    "gpu-profiled": lambda results: profiled(results).markdown(),
+    "gpu-refusals": lambda results: refusals(results).markdown(),
     "gpu-checks": lambda results: checks(results).markdown(),
 }
 
 
-def _layer(case: Case) -> str:
-    network, layer, _ = case.name.split(".")
-    return f"{network} {layer}, {case.c} x {case.h} x {case.w}"
-
-
 def _labels(row: Row) -> list[str]:
     name = row.phase.removeprefix("residual_") + (" + residual, relu" if has_residual(row.phase) else "")
-    return [_layer(row.case), str(row.case.n), name, row.dtype, row.layout]
+    return [layer_of(row.case), str(row.case.n), name, row.dtype, row.layout]
+
+
+def _peak(row: Row | None) -> str:
+    return f"{row.gpu.peak_bytes / 1e6:.1f}" if row and row.gpu else "-"
 
 
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return lines[-1].replace("|", "/")[:160] if lines else ""
+    return _cell(lines[-1]) if lines else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")[:160]
