@@ -33,6 +33,13 @@ LAYOUT = {"0": "planes", "1": "rows"}
 WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes; 4 where nothing is said
 BYTES = 16  # of one instruction
 ADDITIONS = ("FADD", "FFMA")
+KINDS = (
+    "reduce",
+    "lanes",
+    "apply",
+    "epilogue",
+    "mask",
+)  # of loops over maps; lanes: threads share planes that straddle
 TOGETHER = ("BAR", "STAS")  # loops over maps have none of them
 
 
@@ -95,23 +102,24 @@ class Loop:
         it is the least of what it loads from shared memory, loads, and stores. Backward's sums are of two maps, which
         may both be in shared memory."""
         moved = min(filter(None, map(self.moved, ("LDS", "LDG", "STG"))), default=0)
-        both = self.is_backward and self.is_reduction and not self.moved("LDG")
+        both = self.is_backward and self.kind == "reduce" and not self.moved("LDG")
         return moved // self.item // (2 if both else 1)
 
     @property
-    def is_apply(self) -> bool:
-        """Whether it writes a map with a gate applied; what masks a gradient puts the same into its slab."""
-        return self.moved("STG") > 0 and self.moved("STS") == 0
+    def additions(self) -> int:
+        return sum(i.kind in ADDITIONS for i in self.body)
 
-    @property
-    def is_reduction(self) -> bool:
-        return not self.is_apply and any(i.kind in ADDITIONS for i in self.body)
+    @functools.cached_property
+    def kind(self) -> str:
+        """One of KINDS, or nothing. A mask puts gradients back into its slab; an epilogue reads a residual."""
+        if self.moved("STG"):
+            return "mask" if self.moved("STS") else "epilogue" if self.moved("LDG") else "apply"
+        return "reduce" if self.additions else ""
 
     @functools.cached_property
     def plain(self) -> int:
-        """Instructions of the shortest way through it that moves, and in a reduction adds, as much as any way does:
-        that of a call without residual and activation, for a whole batch of vectors that have arrived."""
-        kind = "STG" if self.is_apply else "LDS" if self.moved("LDS") else "LDG"
+        """Instructions of the shortest way through it that moves, and in a reduction adds, as much as any way does."""
+        kind = next(filter(self.moved, ("STG", "LDS", "LDG")), "")
         best = {self.head: (0, 0, 0)}  # address -> -bytes moved, -additions, instructions on the way there
         turns = []
         for i in self.body:
@@ -119,7 +127,7 @@ class Loop:
                 continue
             moved, added, count = best[i.address]
             moved -= i.width * (i.kind == kind and i.width == self.vector)
-            added -= i.kind in ADDITIONS and not self.is_apply
+            added -= i.kind in ADDITIONS and self.kind == "reduce"
             here = (moved, added, count + 1)
             turns += [here] * (self.head in i.ways)
             for way in i.ways:
@@ -206,13 +214,15 @@ class Kernel:
         heads = {x.head for x in found}
         return [x for x in found if not any(i.address in heads - {x.head} for i in x.body)]
 
-    def main_loop(self, apply: bool) -> Loop | None:
-        """The dearest of those that do most at a time: what does not fill a batch is left to another one. Loops that
-        also read a residual are a call's choice."""
-        chosen = [x for x in self.loops if (x.is_apply if apply else x.is_reduction)]
-        if apply and not all(x.moved("LDG") for x in chosen):
-            chosen = [x for x in chosen if not x.moved("LDG")]
-        return max(chosen, key=lambda x: (x.elements, x.plain), default=None)
+    @functools.cached_property
+    def main_loops(self) -> dict[str, Loop]:
+        """Kind -> the dearest of those that do most at a time; what does not fill a batch is left to another one. Sums
+        by threads that share a plane add each element once; those of groups, which end planes in any vector, twice."""
+        found = {}
+        for loop in sorted(self.loops, key=lambda x: (x.elements, x.plain)):
+            shared = self.straddles and loop.kind == "reduce" and loop.additions == loop.elements
+            found["lanes" if shared else loop.kind] = loop
+        return {kind: found[kind] for kind in KINDS if kind in found}
 
 
 def loops_of(code: Sequence[Instruction]) -> Iterator[tuple[int, tuple[Instruction, ...]]]:
@@ -346,15 +356,15 @@ def kernels(library: Path) -> list[Kernel]:
 
 
 def row(kernel: Kernel) -> str:
-    def cost(apply: bool) -> str:
-        loop = kernel.main_loop(apply)
+    def cost(kind: str) -> str:
+        loop = kernel.main_loops.get(kind)
         if loop is None:
             return ""
-        plain, all_ = f"{loop.per_element():.1f}", f"{loop.per_element(every_way=True):.1f}"
+        plain, all_ = (f"{loop.per_element(every_way):.1f}" for every_way in (False, True))
         return plain if plain == all_ else f"{plain} ({all_})"
 
     spills = f"{kernel.spilled('STL')} / {kernel.spilled('LDL')}"
-    return f"| `{kernel.name}` | {kernel.registers} | {spills} | {cost(False)} | {cost(True)} |"
+    return f"| `{kernel.name}` | {kernel.registers} | {spills} | " + " | ".join(map(cost, KINDS)) + " |"
 
 
 def table(found: Sequence[Kernel]) -> str:
@@ -364,8 +374,8 @@ def table(found: Sequence[Kernel]) -> str:
         "",
         f"{ARCHITECTURE}, {found[0].compiler}:",
         "",
-        "| kernel | registers | spilled / loaded again, bytes | reduce, instructions per element | apply |",
-        "| --- | --- | --- | --- | --- |",
+        f"| kernel | registers | spilled / loaded again, bytes | {' | '.join(KINDS)} |",
+        "| --- | --- | --- |" + " --- |" * len(KINDS),
         *(row(kernel) for kernel in found if kernel.passes_over_maps),
     ]
     return "\n".join(lines) + "\n"

@@ -3,6 +3,8 @@
 promises are tested on the GPU by the same tests as on the CPU and on the emulated device."""
 
 import ctypes
+import itertools
+import math
 import os
 
 import pytest
@@ -11,7 +13,27 @@ from cases import CASES, DEFAULTS
 from layouts import LAYOUTS
 
 from eca_cuda._ext import _C
-from eca_cuda.testing import ECA, check_against_reference, evaluate, make_x
+from eca_cuda.testing import ECA, MULTI_KERNEL, check_against_reference, evaluate, make_x, used_budget
+
+# Blocks of 512 threads, of which two fit a multiprocessor: so these are several samples for each cluster, whatever its
+# size (tests/test_gpu_paths.py). Vectors of 14 x 14 planes straddle; 128 of them in one block are added up in groups.
+TURNS = (600, 128, 14, 14)
+
+# More than 2^31 elements of samples that fit the shared memory of a cluster.
+LARGE = (2800, 256, 56, 56)
+
+
+def rules_for_turns(ranks, stages):
+    wish = {"dtype": "float16", "n": 0, "c": TURNS[1], "s": math.prod(TURNS[2:])}
+    wish |= {"ranks": ranks, "stages": stages, "threads": 512}
+    ways = itertools.product(("forward", "backward"), ("planes", "rows"))
+    return [{**wish, "direction": direction, "layout": layout} for direction, layout in ways]
+
+
+def require_memory(gib):
+    torch.cuda.empty_cache()  # of what earlier tests had
+    if torch.cuda.mem_get_info()[0] < gib * 2**30:
+        pytest.skip(f"less than {gib} GiB of free GPU memory")
 
 
 def results(case, x, parameters):
@@ -73,20 +95,16 @@ def test_two_streams_at_once_do_not_disturb_each_other(case, memory, cuda):
             assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.skipif(not hasattr(_C, "set_tuning"), reason="this build's plan takes no tuning")
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
-def test_other_launch_plans_compute_the_reference(ranks, memory, cuda):
-    """The same case with clusters of another size and with one slab or two."""
-    shape = (40, 64, 14, 14)
-    x, grad_y = (LAYOUTS[memory](make_x(shape, torch.float16, seed=seed, device=cuda)) for seed in (0, 3))
-    parameters = ECA.make_parameters(64, torch.float16, device=cuda)
-    layout = {"contiguous": "planes", "channels_last": "rows"}[memory]
-    what = {"dtype": "float16", "layout": layout, "c": 64, "s": 14 * 14, "n": 0, "ranks": ranks, "threads": 0}
+def test_samples_that_take_turns_on_clusters_of_every_size(ranks, memory, cuda):
+    """With one slab per block and with two, which several samples share; a gate that reads a kept parameter."""
+    x, grad_y = (LAYOUTS[memory](make_x(TURNS, torch.float16, seed=seed, device=cuda)) for seed in (0, 3))
+    parameters = MULTI_KERNEL.make_parameters(TURNS[1], torch.float16, device=cuda)
     try:
         for stages in (1, 2):
-            _C.set_tuning([{**what, "direction": d, "stages": stages} for d in ("forward", "backward")])
-            check_against_reference(ECA, x, parameters, grad_y=grad_y)
+            _C.set_tuning(rules_for_turns(ranks, stages))
+            check_against_reference(MULTI_KERNEL, x, parameters, grad_y=grad_y)
     finally:
         _C.set_tuning([])
 
@@ -125,8 +143,7 @@ def test_the_device_of_x_is_used_and_the_current_one_is_left_alone(cuda):
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_more_than_31_bits_of_elements(case, cuda):
     shape = (3, 16, 6800, 6800)  # 2.2e9 elements
-    if torch.cuda.mem_get_info()[0] < 14 * 2**30:
-        pytest.skip("less than 14 GiB of free GPU memory")
+    require_memory(14)
     x = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float16, device=cuda).expand(shape).contiguous()
     x[-1, -1, -1, -1] = 2
     _, parameters = case.inputs((1, 16, 1, 1), torch.float16, device=cuda)
@@ -139,8 +156,7 @@ def test_more_than_31_bits_of_elements(case, cuda):
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_gradients_of_more_than_31_bits_of_elements(case, cuda):
     """Of constant maps the gradient does not depend on the number of positions, so small ones say what it must be."""
-    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
-        pytest.skip("less than 24 GiB of free GPU memory")
+    require_memory(24)
     _, parameters = case.inputs((1, 16, 1, 1), torch.float16, device=cuda)
 
     def grad_x(side):
@@ -151,3 +167,30 @@ def test_gradients_of_more_than_31_bits_of_elements(case, cuda):
 
     one_rounding = torch.finfo(torch.float16).eps
     torch.testing.assert_close(grad_x(6800), grad_x(8), rtol=one_rounding, atol=0)  # 2.2e9 elements
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "offset"])
+def test_samples_beyond_31_bits_of_elements_have_their_own_results(memory, cuda):
+    """No two samples are alike, so one that is read or written in another's place is seen; the first, the middle and
+    the last are held against the reference, which sees nothing of the others. At an offset, two-phase."""
+    require_memory(24)  # for maps of 4.2 GiB: x, grad_y, y and grad_x, or before that a third beside two
+
+    def make():
+        x = torch.randn(LARGE, dtype=torch.float16, device=cuda)
+        x += torch.randn(*LARGE[:2], 1, 1, dtype=torch.float16, device=cuda)  # means that tell samples apart
+        return LAYOUTS[memory](x)
+
+    def few(x):  # one by one: views of single samples have small indices
+        return torch.stack([x[n] for n in (0, LARGE[0] // 2, LARGE[0] - 1)])
+
+    x, grad_y = make().requires_grad_(), make()
+    parameters = ECA.make_parameters(LARGE[1], torch.float16, device=cuda)
+    y = ECA.function(x, *parameters)
+    (grad_x,) = torch.autograd.grad(y, x, grad_y)
+    ours = {"y": few(y.detach()), "grad_x": few(grad_x)}
+    eager, exact = (
+        evaluate(ECA.reference, few(x.detach()), parameters, grad_y=few(grad_y), dtype=dtype).results
+        for dtype in (None, torch.float64)
+    )
+    for name, result in ours.items():
+        used_budget(name, result, eager[name], exact[name], LARGE[1] + math.prod(LARGE[2:]))

@@ -6,6 +6,8 @@ powers of two, and the gate is hard_sigmoid, which needs no function of a librar
 stands in for one, so that the test itself is tested.
 """
 
+import itertools
+
 import emulated
 import pytest
 import torch
@@ -17,10 +19,16 @@ from eca_cuda.testing import ECA, evaluate, make_x
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")
 
 HERE = "cuda" if torch.cuda.is_available() else "emulated"
-# The resident kernels with one block per sample, with several, and with samples that take turns; and, at addresses that
-# bulk copies can't take, the two-phase ones, with whole planes and with parts of planes to a tile.
-SHAPES = {"small": (2, 16, 4, 8), "7x7": (3, 64, 7, 7), "clusters": (2, 64, 28, 28), "turns": (300, 8, 4, 4)}
-SHAPES["odd"] = (2, 3, 70, 61)
+# The resident kernels with one block per sample, with rows of single elements, with vectors that straddle planes, which
+# threads share or have groups of, and with several blocks; and, at addresses that bulk copies can't take, the two-phase
+# ones, with whole planes and with parts of planes to a tile. tests/test_gpu_paths.py holds plans against it.
+SHAPES = {"small": (2, 16, 4, 8), "9": (5, 9, 4, 4), "7x7": (3, 64, 7, 7), "3x3": (2, 64, 3, 3)}
+SHAPES |= {"clusters": (2, 64, 28, 28), "odd": (2, 3, 70, 61)}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# More than two samples for each block that a GPU runs at once; seconds on the emulated device, so these are few calls.
+TURNS = (9000, 4, 2, 4)
+CALLS = [*itertools.product(SHAPES.values(), DTYPES, ("contiguous", "channels_last", "offset"))]
+CALLS += [(TURNS, torch.float16, memory) for memory in ("contiguous", "channels_last")]
 
 
 def like_the_gpu() -> dict[str, int]:
@@ -60,9 +68,7 @@ def on_emulated_device(shape: tuple[int, ...], dtype: torch.dtype, memory: str, 
         emulated.set_device()
 
 
-@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "offset"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("shape", "dtype", "memory"), CALLS, ids=str)
 def test_the_gpu_gives_the_bits_of_the_emulated_device(shape, dtype, memory):
     expected = on_emulated_device(shape, dtype, memory, **like_the_gpu())
     if HERE == "cuda":

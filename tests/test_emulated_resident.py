@@ -151,7 +151,7 @@ class Way:
 
 ONE = {"shared": 48 << 10, "multiprocessors": 1}
 SMALL, LARGE = {"shared": 16 << 10, "multiprocessors": 1}, {"shared": 96 << 10, "multiprocessors": 1}
-AMPERE = {"capability": 80}
+AMPERE, THREE = {"capability": 80}, {"shared": 5 << 10, "multiprocessors": 3}
 TIGHT, TIGHT_CLUSTERS = {"shared": 7 << 10, "multiprocessors": 2}, {"shared": 9 << 10, "multiprocessors": 6}
 HIDDEN = Case("bidirectional-6", BIDIRECTIONAL, {"hidden": 6})
 GROUPS, LANES, KEPT = {"straddle": True, "lanes": 0}, {"straddle": True}, {"kept_rows": 6}
@@ -171,6 +171,7 @@ WAYS = {
     "pieces-planes": Way(ONE, (5, 32, 8, 10), {"stages": 2, "threads": 32}, {"stages": 2}),
     "pieces-rows": Way(ONE, (5, 32, 8, 10), {"stages": 2, "threads": 32}, {"stages": 2}, "channels_last"),
     "pieces-large": Way({"shared": 80 << 10, "multiprocessors": 1}, (2, 64, 264), {"ranks": 1}, {}),
+    "rows-1": Way(THREE, (5, 9, 4, 6), {"ranks": 3}, {"ranks": 3, "vector": 1}, "channels_last"),
     # As many slabs as there may be, by both kinds of copies.
     "stages": Way(SMALL, (9, 16, 6, 8), {"ranks": 1, "stages": 4}, {"stages": 4, "copies": "bulk"}),
     "stages-ranks": Way(SMALL, (9, 16, 6, 8), {"ranks": 2, "stages": 3}, {"stages": 3, "ranks": 2}, "channels_last"),
@@ -222,6 +223,25 @@ def test_every_way_computes_the_reference(way, dtype, activation, check):
         check_gradient_rows(way.case.variant, **given, activation=activation)
 
 
+# Rows of single elements, and of 4 of 2 bytes; where blocks share a sample, the last has fewer channels.
+@pytest.mark.parametrize("shape", [(5, 9, 4, 6), (3, 12, 4, 6)], ids=str)
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_channels_need_not_fill_a_vector(case, dtype, ranks, memory, shape, check):
+    way = Way(THREE | {"multiprocessors": ranks}, shape, {"ranks": ranks}, {}, memory, case)
+    given = inputs(case, shape, dtype, memory)
+    with on(way.device, way.rules), emulated.emulated():
+        for direction in ("forward", "backward"):
+            call = {"direction": direction, "dtype": str(dtype).removeprefix("torch.")}
+            plan = plan_of(way.device, shape, memory, case, **call)
+            assert plan["possible"] and plan["ranks"] == ranks
+            assert memory == "contiguous" or plan["vector"] == (1 if shape[1] % 2 else 4)
+        check(case.variant, **given, activation="relu")
+        check_gradient_rows(case.variant, **given, activation="relu")
+
+
 # --- under the sanitizers ---------------------------------------------------------------------------------------------
 
 
@@ -244,3 +264,13 @@ def test_ways_are_clean(name, activation, check):
     way = WAYS[name]
     with on(way.device, way.rules), emulated.emulated():
         check(way.case.variant, **inputs(way.case, way.shape, torch.float32, way.memory), activation=activation)
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["groups", "lanes-ranks", "pieces-rows", "rows-1", "kept-rows"])
+def test_ways_of_16_bits_are_clean(name, dtype, check):
+    """They are kernels of their own."""
+    way = WAYS[name]
+    with on(way.device, way.rules), emulated.emulated():
+        check(way.case.variant, **inputs(way.case, way.shape, dtype, way.memory), activation="relu")

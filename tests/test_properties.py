@@ -53,18 +53,33 @@ def results(case: Case, x: Tensor, parameters: list[Tensor], grad_y: Tensor, **o
     return y.detach(), torch.autograd.grad(y, x, grad_y)[0]
 
 
-@sampled
-@hypothesis.given(case=CASE, shape=SHAPES, memory=MEMORY, data=st.data())
-def test_a_sample_does_not_depend_on_its_batch(device, case, shape, memory, data):
-    """To the bit: alone, repeated, and at any place among others."""
+def assert_samples_keep_their_bits(
+    case: Case, shape: tuple[int, ...], memory: str, order: list[int], device: str
+) -> None:
+    """In a batch of these samples of another one."""
     layout = LAYOUTS[memory]
     x, parameters = case.inputs(shape, device=device)
     grad_y = make_x(shape, seed=3, device=device)
     y, grad_x = results(case, layout(x), parameters, layout(grad_y))
-    order = torch.tensor(data.draw(st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=5)))
     y_some, grad_some = results(case, layout(x[order]), parameters, layout(grad_y[order]))
     assert torch.equal(y_some, y[order])
     assert torch.equal(grad_some, grad_x[order])
+
+
+@sampled
+@hypothesis.given(case=CASE, shape=SHAPES, memory=MEMORY, data=st.data())
+def test_a_sample_does_not_depend_on_the_others(device, case, shape, memory, data):
+    """To the bit: repeated, and at any place among any others; of a batch of another size, see below."""
+    of_the_same_size = st.lists(st.integers(0, shape[0] - 1), min_size=shape[0], max_size=shape[0])
+    assert_samples_keep_their_bits(case, shape, memory, data.draw(of_the_same_size), device)
+
+
+@sampled
+@hypothesis.given(case=CASE, shape=SHAPES, memory=MEMORY, data=st.data())
+def test_nor_on_a_cpu_on_the_size_of_its_batch(case, shape, memory, data):
+    """A GPU's fastest plan is another one for another size (tests/test_batch_invariance.py)."""
+    order = data.draw(st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=5))
+    assert_samples_keep_their_bits(case, shape, memory, order, "cpu")
 
 
 @sampled

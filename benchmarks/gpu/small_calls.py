@@ -7,26 +7,40 @@ results are checked on the CPU, so that hardly any kernel runs on the GPU that i
 
 import argparse
 import itertools
+import math
 import sys
 
 import torch
 from torch import Tensor
 
+from eca_cuda._ext import _C
 from eca_cuda.testing import VARIANTS, Variant, channels_last, check_against_reference, make_x
 
-# Dense samples of 16-byte multiples stay in shared memory; planes of 35 elements go two-phase. The last two need
-# several blocks for a sample, and several samples for a block.
-SHAPES = ((2, 16, 4, 8), (2, 5, 5, 7), (2, 256, 28, 28), (300, 16, 4, 4))
+# Each for a way through the kernels (tests/test_gpu_paths.py): samples in the shared memory of a block, with rows of
+# narrow vectors, and of a cluster; planes that vectors straddle, some threads to each, and groups of them to a thread;
+# samples that take turns on a cluster; and what is no multiple of 16 bytes and goes two-phase.
+TURNS = (40, 16, 4, 8)
+SHAPES = ((2, 12, 4, 4), (2, 5, 4, 4), (2, 64, 28, 28), (2, 64, 7, 7), (2, 64, 3, 3), TURNS, (2, 5, 5, 7))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Without a rule, only thousands of samples would be more than a GPU takes at once.
+RULES = tuple(
+    {"direction": direction, "dtype": str(dtype).removeprefix("torch."), "layout": layout}
+    | {"n": TURNS[0], "c": TURNS[1], "s": math.prod(TURNS[2:]), "ranks": 16, "stages": 2, "threads": 512}
+    for direction, dtype, layout in itertools.product(("forward", "backward"), DTYPES, ("planes", "rows"))
+)
 
 
 def main(device: str) -> int:
     """Run the calls on ``device``; 1 if a result is wrong."""
     done = 0
-    for variant, dtype, shape, rows in itertools.product(
-        VARIANTS, (torch.float32, torch.float16, torch.bfloat16), SHAPES, (False, True)
-    ):
-        _check(variant, dtype, shape, rows, device)
-        done += 1
+    _C.set_tuning(list(RULES))
+    try:
+        for variant, dtype, shape, rows in itertools.product(VARIANTS, DTYPES, SHAPES, (False, True)):
+            _check(variant, dtype, shape, rows, device)
+            done += 1
+    finally:
+        _C.set_tuning([])
     print(f"{done} calls forward and backward, all within the error budget")
     return 0
 
