@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,13 +135,12 @@ def test_what_is_done_is_not_done_again(run, tmp_path: Path) -> None:
     mark = python("it", f"open({str(marks)!r}, 'a').write('x')")
     run(only=[mark])
     run(only=[mark])
+    run("--step", "only", only=[mark])
     assert marks.read_text() == "x"
-    run("--step", "only", only=[mark])  # unless it is asked for
-    assert marks.read_text() == "xx"
     earlier = tmp_path / "earlier.jsonl"
     (tmp_path / record.NAME).rename(earlier)
     run("--resume", str(earlier), only=[mark])
-    assert marks.read_text() == "xx"
+    assert marks.read_text() == "x"
 
 
 def test_a_rehearsal_is_not_continued_by_a_measurement(run, tmp_path: Path) -> None:
@@ -167,6 +167,52 @@ def test_wrong_arguments_are_named(arguments: list[str], expected: str, capsys) 
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert expected in capsys.readouterr().err
+
+
+# --- time ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The seconds that each step is given, and takes up unless told how many it needs, by a clock that never waits."""
+
+    def runner(*names: str, needs: dict[str, float] | None = None) -> dict[str, float]:
+        now, found = [0.0], {}
+
+        def execute(step: Step, run: object, record: Record, log: object, deadline: float) -> None:
+            found[step.name] = deadline - now[0]
+            now[0] += min(found[step.name], (needs or {}).get(step.name, deadline))
+
+        monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(command, "_run_step", execute)
+        command.main(["--out", str(tmp_path), *(["--step", *names] if names else [])])
+        return found
+
+    return runner
+
+
+def test_a_step_alone_has_all_the_time(given) -> None:
+    assert given("correctness") == {"correctness": 520, "report": 20}
+
+
+def test_time_is_divided_among_the_chosen_steps_and_none_is_left_without(given) -> None:
+    assert given("two-phase", "profile") == {"two-phase": 260, "profile": 260, "report": 20}
+    assert given("kernels", "models")["models"] == pytest.approx(520 * 16 / 24)
+    every = given()
+    assert list(every) == [step.name for step in steps.STEPS]
+    assert min(every.values()) > 3 and sum(every.values()) == pytest.approx(540)
+
+
+def test_what_a_step_leaves_over_later_ones_have(given) -> None:
+    assert given("two-phase", "profile", needs={"two-phase": 10})["profile"] == 510
+    likely = given(needs={"build": 90, "correctness": 180, "limit": 12, "sanitize": 0})
+    assert likely["build"] > 180 and likely["correctness"] > 200, "they come whole, even where they take longer"
+    assert likely["kernels"] > 60 and likely["models"] > 120
+
+
+def test_steps_that_are_done_take_no_time_from_others(given, tmp_path: Path) -> None:
+    Record(tmp_path).write(Line("two-phase", "", DONE))
+    assert given("two-phase", "profile") == {"profile": 520, "report": 20}
 
 
 # --- the record ----------------------------------------------------------------------------------------------------

@@ -36,22 +36,22 @@ def main(arguments: Sequence[str]) -> int:
         raise SystemExit(f"make gpu: {record.path} or --resume: expected results of the same kind, rehearsed or not")
     *others, last = STEPS
     chosen = [step for step in others if not options.step or step.name in options.step]
+    due = [step for step in chosen if step.always or not record.has(step.name)]
     with (run.out / "log.txt").open("ab") as log:
-        for step in chosen:
-            within = min(deadline - _RESERVED, time.monotonic() + step.share * options.budget)
-            _run_step(step, run, record, log, within, again=bool(options.step) or step.always)
-        _run_step(last, run, record, log, deadline, again=last.always)
+        for number, step in enumerate(due):
+            now = time.monotonic()
+            share = step.share / sum(later.share for later in due[number:])
+            _run_step(step, run, record, log, now + share * max(0.0, deadline - _RESERVED - now))
+        _run_step(last, run, record, log, deadline)
     _summarize(record, [*chosen, last])
     return int(any(line.status == FAILED for line in record.known.values()))
 
 
-def _run_step(step: Step, run: Run, record: Record, log: IO[bytes], deadline: float, again: bool) -> None:
-    if record.has(step.name) and not again:
-        return
+def _run_step(step: Step, run: Run, record: Record, log: IO[bytes], deadline: float) -> None:
     start, statuses = time.monotonic(), []
     _say(log, f"== {step.name}: {step.what}; at most {max(0.0, deadline - start):.0f} s")
     for command in step.commands(run):
-        if not again and record.has(step.name, command.name):
+        if record.has(step.name, command.name) and not step.always:
             continue
         line = _run_command(step.name, command, log, deadline)
         record.write(line)

@@ -38,7 +38,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """``share`` of the budget is the most that the step may take; what it leaves over, later ones have."""
+    """A step may take its part of the time that is left, by its ``share`` and those of the steps that follow.
+
+    What it leaves over, these have. So the first ones, which all others need, ask for more than they will take.
+    """
 
     name: str
     what: str
@@ -118,14 +121,14 @@ def _report(run: Run) -> list[Command]:
 
 
 STEPS = (
-    Step("build", "the extension in place, for the GPU found", 0.3, _build, always=True),
-    Step("correctness", "the tests on the GPU, against float64 and against the emulator", 0.3, _correctness),
-    Step("sanitize", "memcheck, synccheck and racecheck on a few small calls", 0.2, _sanitize),
-    Step("limit", "copies on the device, of all sizes", 0.1, _measure("limit")),
-    Step("kernels", "layers: fused, eager, compiled, Triton, and a copy", 0.5, _measure("kernels")),
-    Step("models", "whole networks with and without attention", 0.5, _measure("models")),
-    Step("explore", "clusters, stages and threads, one by one", 0.4, _measure("explore")),
-    Step("two-phase", "layers with the fallback kernels", 0.2, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
-    Step("profile", "ncu on the most important kernels", 0.3, _profile),
-    Step("report", "tables of all that was found", 1.0, _report, always=True),  # whichever steps were asked for
+    Step("build", "the extension in place, for the GPU found", 40, _build, always=True),
+    Step("correctness", "the tests on the GPU, against float64 and against the emulator", 30, _correctness),
+    Step("sanitize", "memcheck, synccheck and racecheck on a few small calls", 2, _sanitize),
+    Step("limit", "copies on the device, of all sizes", 3, _measure("limit")),
+    Step("kernels", "layers: fused, eager, compiled, Triton, and a copy", 8, _measure("kernels")),
+    Step("models", "whole networks with and without attention", 16, _measure("models")),
+    Step("two-phase", "layers with the fallback kernels", 1, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
+    Step("profile", "ncu on the most important kernels", 1, _profile),
+    Step("explore", "clusters, stages and threads, one by one", 1, _measure("explore")),  # takes all time there is
+    Step("report", "tables of all that was found", 1, _report, always=True),  # whichever steps were asked for
 )
