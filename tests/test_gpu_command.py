@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.gpu import command, record, steps
 from benchmarks.gpu.record import DEVICE_LOST, DONE, FAILED, NOT_HERE, OUT_OF_TIME, SHOWN, Line, Record
@@ -46,12 +47,12 @@ def test_the_rehearsal_runs_every_step_and_leaves_three_files(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "results.jsonl", "tuning.json"]
     lines = record.read(tmp_path / "results.jsonl")
     ends = {line.step: line.status for line in lines if not line.unit}
-    here = {step.name: DONE for step in steps.STEPS} | {"build": SHOWN, "sanitize": NOT_HERE, "profile": NOT_HERE}
-    assert ends == here
-    notes = {line.unit: line.note for line in lines if line.status in (SHOWN, NOT_HERE)}
-    assert "setup.py build_ext --inplace" in notes["build"]
-    assert "compute-sanitizer is not on PATH" in notes["racecheck"]
-    assert "6 passed" in next(line.note for line in lines if (line.step, line.unit) == ("correctness", "kernels"))
+    assert ends == {step.name: DONE for step in steps.STEPS} | {"build": SHOWN}
+    notes = {(line.step, line.unit): line.note for line in lines}
+    assert "setup.py build_ext --inplace" in notes["build", "build"]
+    assert "6 passed" in notes["correctness", "forward"]
+    assert "36 calls forward and backward" in notes["sanitize", "small calls"]
+    assert ("profile", "one call") in notes
     found = {kind for line in lines for kind in line.found}
     assert found == {"environment", "limit", "rows", "models", "candidates", "clusters", "states", "refused"}
     providers = {row["provider"] for line in lines for row in line.found.get("rows", ())}
@@ -128,6 +129,51 @@ def test_a_process_that_has_lost_its_device_is_started_again(run, tmp_path: Path
     code += f"sys.exit({DEVICE_LOST} if n < 3 else 0)"
     status, lines = run(only=[python("it", code)])
     assert (status, counter.read_text(), lines["only", "it"].status) == (0, "xxx", DONE)
+
+
+PASSES, FAILS, SKIPPED = (
+    "def test_a(): pass\n",
+    "def test_b(): 1 / 0\n",
+    "import pytest\ndef test_c(): pytest.skip('why')\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "words"),
+    [
+        ({"test_it.py": PASSES + SKIPPED}, DONE, "1 passed, 1 skipped"),
+        ({"test_it.py": SKIPPED}, NOT_HERE, "test_it.py:2: why"),
+        ({"test_it.py": "import pytest\npytest.importorskip('no_such_module')\n"}, NOT_HERE, "no_such_module"),
+        ({"test_it.py": "def test_other(): pass"}, NOT_HERE, "1 deselected"),
+        ({"test_it.py": FAILS + SKIPPED}, FAILED, "ZeroDivisionError"),
+        ({"test_it.py": PASSES, "conftest.py": "import no_such_module"}, FAILED, "No module named 'no_such_module'"),
+    ],
+    ids=["some skipped", "all skipped", "a module is missing", "none selected", "one fails", "no test can run"],
+)
+def test_tests_are_done_only_where_something_was_tested(run, tmp_path, files, status, words) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    arguments = (
+        "-m",
+        "pytest",
+        "-q",
+        "-rfEs",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "a or b or c",
+        str(tmp_path / "test_it.py"),
+    )
+    _, lines = run(only=[Command("it", (sys.executable, *arguments), tests=True)])
+    assert lines["only", "it"].status == status and words in lines["only", "it"].note
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_tests_are_not_here(run, tmp_path: Path) -> None:
+    chosen = [made for made in steps._correctness(steps.Run(tmp_path, dry=False)) if made.name in ("cuda", "in_place")]
+    status, lines = run(only=chosen)
+    assert status == 0 and lines["only", ""].status == NOT_HERE
+    assert "no CUDA device" in lines["only", "cuda"].note and "deselected" in lines["only", "in_place"].note
 
 
 def test_what_is_done_is_not_done_again(run, tmp_path: Path) -> None:

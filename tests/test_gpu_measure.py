@@ -307,13 +307,13 @@ def test_the_triton_version_computes_the_reference() -> None:
 
 
 def test_small_calls_notice_a_wrong_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(small_calls, "SHAPES", small_calls.SHAPES[:2])
-    assert small_calls.main("cpu") == 0
+    shapes = small_calls.SHAPES[:2]
+    assert small_calls.main("cpu", shapes) == 0
     assert "36 calls" in capsys.readouterr().out
     wrong = replace(ECA, function=lambda *args, **options: ECA.function(*args, **options) * 1.01)
     monkeypatch.setattr(small_calls, "VARIANTS", (wrong,))
     with pytest.raises(AssertionError, match="of its budget"):
-        small_calls.main("cpu")
+        small_calls.main("cpu", shapes)
 
 
 def test_the_profiler_sees_one_call_of_ours(monkeypatch: pytest.MonkeyPatch, rehearsal: Rehearsal) -> None:

@@ -6,6 +6,7 @@ Nothing of eca_cuda or torch is imported here: the package is not built yet, and
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from .steps import ROOT, STEPS, Command, Run, Step
 _LOG_LIMIT = 8 << 20  # bytes; what a machine sends back is limited
 _MARGIN = 15.0  # seconds that a measuring process has to end its unit before it is ended
 _RESERVED = 20.0  # seconds for the last step, which shows what was found
+_NOTHING_SELECTED = 5  # pytest's status where no test was selected; where all were skipped it is 0
 _TAIL = 12  # lines of a command's output that are kept with its status
 
 
@@ -80,6 +82,8 @@ def _run_command(step: str, command: Command, log: IO[bytes], deadline: float) -
         if left < 1:
             return line(OUT_OF_TIME, f"not begun: {shown}")
         status, tail = _execute(command, log, left)
+        if command.tests and status in (0, _NOTHING_SELECTED) and not re.search(r"\b[1-9]\d* passed\b", tail):
+            return line(NOT_HERE, tail)
         if status != DEVICE_LOST:
             named = {0: DONE, None: OUT_OF_TIME, TIME_IS_UP: OUT_OF_TIME}
             return line(named.get(status, FAILED), tail)
