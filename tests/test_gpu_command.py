@@ -189,6 +189,44 @@ def test_what_is_done_is_not_done_again(run, tmp_path: Path) -> None:
     assert marks.read_text() == "x"
 
 
+def test_what_has_failed_is_tried_again(run, tmp_path: Path) -> None:
+    repaired = tmp_path / "repaired"
+    it = python("it", f"import pathlib; assert pathlib.Path({str(repaired)!r}).exists(), 'ninja: not found'")
+    status, lines = run(only=[it])
+    assert (status, lines["only", ""].status) == (1, FAILED)
+    repaired.touch()
+    status, lines = run(only=[it])
+    assert (status, lines["only", "it"].status, lines["only", ""].status) == (0, DONE, DONE)
+
+
+def test_results_of_other_sources_are_not_continued(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed with them is tried again with these; what is done can't be a part of the same results."""
+    monkeypatch.setattr(record, "sources", lambda: "before")
+    run(only=[python("it", "1 / 0")])
+    monkeypatch.setattr(record, "sources", lambda: "after")
+    _, lines = run(only=[python("it", "")])
+    assert lines["only", "it"].status == DONE and lines["only", "it"].sources == "after"
+    monkeypatch.setattr(record, "sources", lambda: "later")
+    with pytest.raises(SystemExit, match=r"as they are now, later, got after; begin anew with another --out"):
+        run(only=[python("it", "")])
+
+
+def test_other_sources_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("csrc/cuda/a.cu", "eca_cuda/b.py", "eca_cuda/_C.so", "setup.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    names = [record.sources()]
+    for name in ("csrc/cuda/a.cu", "eca_cuda/b.py", "setup.py"):
+        (tmp_path / name).write_text("new")
+        names.append(record.sources())
+    (tmp_path / "csrc/cuda/a.cu").rename(tmp_path / "csrc/cuda/c.cu")
+    names.append(record.sources())
+    assert len(set(names)) == 5
+    (tmp_path / "eca_cuda/_C.so").write_text("built")
+    assert record.sources() == names[-1]
+
+
 def test_a_rehearsal_is_not_continued_by_a_measurement(run, tmp_path: Path) -> None:
     Record(tmp_path).write(Line("limit", "environment", DONE, found={"environment": [{"dry": True}]}))
     with pytest.raises(SystemExit, match="expected results of the same kind"):

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from .record import DEVICE_LOST, DONE, FAILED, NOT_HERE, OUT_OF_TIME, SHOWN, TIME_IS_UP, Line, Record, is_dry
-from .steps import ROOT, STEPS, Command, Run, Step
+from .record import DEVICE_LOST, DONE, FAILED, NOT_HERE, OUT_OF_TIME, ROOT, SHOWN, TIME_IS_UP, Line, Record
+from .steps import STEPS, Command, Run, Step
 
 _LOG_LIMIT = 8 << 20  # bytes; what a machine sends back is limited
 _MARGIN = 15.0  # seconds that a measuring process has to end its unit before it is ended
@@ -33,9 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     deadline = time.monotonic() + options.budget
     run = Run(options.out, options.dry, tuple(options.resume))
-    record = Record(run.out, run.earlier)
-    if any(is_dry(line) not in (None, run.dry) for line in record.known.values()):
-        raise SystemExit(f"make gpu: {record.path} or --resume: expected results of the same kind, rehearsed or not")
+    try:
+        record = Record(run.out, run.earlier)
+        record.check(run.dry)
+    except ValueError as error:
+        raise SystemExit(f"make gpu: {error}") from error
     *others, last = STEPS
     chosen = [step for step in others if not options.step or step.name in options.step]
     due = [step for step in chosen if step.always or not record.has(step.name)]

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cases import TINY
-from .record import NAME
-
-ROOT = Path(__file__).parents[2]
+from .record import NAME, REPORT
 
 
 @dataclass(frozen=True)
@@ -130,5 +128,5 @@ STEPS = (
     Step("two-phase", "layers with the fallback kernels", 1, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
     Step("profile", "ncu on the most important kernels", 1, _profile),
     Step("explore", "clusters, stages and threads, one by one", 1, _measure("explore")),  # takes all time there is
-    Step("report", "tables of all that was found", 1, _report, always=True),  # whichever steps were asked for
+    Step(REPORT, "tables of all that was found", 1, _report, always=True),  # whichever steps were asked for
 )
