@@ -158,7 +158,7 @@ def _summarize(record: Record, steps: Sequence[Step]) -> None:
         status = f"{whole.status}, {whole.seconds:.0f} s" if whole else "not run"
         print(f"  {step.name:12} {status}; {counts[DONE]} units done, {counts[FAILED]} failed")
         for line in units:
-            if line.status == FAILED:
+            if line.status in (FAILED, NOT_HERE):
                 print(f"    {line.unit}: {line.note.strip().splitlines()[-1] if line.note.strip() else 'no output'}")
 
 
