@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Building and loading: what setup.py decides and says, and the one-line errors of everything that can be missing."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -127,3 +128,10 @@ def test_import_is_fast() -> None:
     code = "import torch, time; t = time.perf_counter(); import eca_cuda; print(time.perf_counter() - t)"
     seconds = min(float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)) for _ in range(3))
     assert seconds < 0.05 * 4, "four times the goal, so that a busy machine does not turn this red"
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is a CPU-only build")
+def test_torch_offers_what_is_looked_up_at_run_time() -> None:
+    """csrc/cuda/torch_device.cpp asks the loaded library for the current stream; no GPU is needed to find it."""
+    library = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    assert library.aoti_torch_get_current_cuda_stream

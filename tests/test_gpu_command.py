@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.gpu import command, record, steps
 from benchmarks.gpu.record import DEVICE_LOST, DONE, FAILED, NOT_HERE, OUT_OF_TIME, SHOWN, Line, Record
@@ -45,12 +47,12 @@ def test_the_rehearsal_runs_every_step_and_leaves_three_files(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "results.jsonl", "tuning.json"]
     lines = record.read(tmp_path / "results.jsonl")
     ends = {line.step: line.status for line in lines if not line.unit}
-    here = {step.name: DONE for step in steps.STEPS} | {"build": SHOWN, "sanitize": NOT_HERE, "profile": NOT_HERE}
-    assert ends == here
-    notes = {line.unit: line.note for line in lines if line.status in (SHOWN, NOT_HERE)}
-    assert "setup.py build_ext --inplace" in notes["build"]
-    assert "compute-sanitizer is not on PATH" in notes["racecheck"]
-    assert "6 passed" in next(line.note for line in lines if (line.step, line.unit) == ("correctness", "kernels"))
+    assert ends == {step.name: DONE for step in steps.STEPS} | {"build": SHOWN}
+    notes = {(line.step, line.unit): line.note for line in lines}
+    assert "setup.py build_ext --inplace" in notes["build", "build"]
+    assert "6 passed" in notes["correctness", "forward"]
+    assert "36 calls forward and backward" in notes["sanitize", "small calls"]
+    assert ("profile", "one call") in notes
     found = {kind for line in lines for kind in line.found}
     assert found == {"environment", "limit", "rows", "models", "candidates", "clusters", "states", "refused"}
     providers = {row["provider"] for line in lines for row in line.found.get("rows", ())}
@@ -129,18 +131,101 @@ def test_a_process_that_has_lost_its_device_is_started_again(run, tmp_path: Path
     assert (status, counter.read_text(), lines["only", "it"].status) == (0, "xxx", DONE)
 
 
+PASSES, FAILS, SKIPPED = (
+    "def test_a(): pass\n",
+    "def test_b(): 1 / 0\n",
+    "import pytest\ndef test_c(): pytest.skip('why')\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "words"),
+    [
+        ({"test_it.py": PASSES + SKIPPED}, DONE, "1 passed, 1 skipped"),
+        ({"test_it.py": SKIPPED}, NOT_HERE, "test_it.py:2: why"),
+        ({"test_it.py": "import pytest\npytest.importorskip('no_such_module')\n"}, NOT_HERE, "no_such_module"),
+        ({"test_it.py": "def test_other(): pass"}, NOT_HERE, "1 deselected"),
+        ({"test_it.py": FAILS + SKIPPED}, FAILED, "ZeroDivisionError"),
+        ({"test_it.py": PASSES, "conftest.py": "import no_such_module"}, FAILED, "No module named 'no_such_module'"),
+    ],
+    ids=["some skipped", "all skipped", "a module is missing", "none selected", "one fails", "no test can run"],
+)
+def test_tests_are_done_only_where_something_was_tested(run, tmp_path, files, status, words) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    arguments = (
+        "-m",
+        "pytest",
+        "-q",
+        "-rfEs",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "a or b or c",
+        str(tmp_path / "test_it.py"),
+    )
+    _, lines = run(only=[Command("it", (sys.executable, *arguments), tests=True)])
+    assert lines["only", "it"].status == status and words in lines["only", "it"].note
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_tests_are_not_here(run, tmp_path: Path, capsys) -> None:
+    chosen = [made for made in steps._correctness(steps.Run(tmp_path, dry=False)) if made.name in ("cuda", "in_place")]
+    status, lines = run(only=chosen)
+    assert status == 0 and lines["only", ""].status == NOT_HERE
+    assert "no CUDA device" in lines["only", "cuda"].note and "deselected" in lines["only", "in_place"].note
+    assert "    cuda: 42 skipped" in capsys.readouterr().out
+
+
 def test_what_is_done_is_not_done_again(run, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     mark = python("it", f"open({str(marks)!r}, 'a').write('x')")
     run(only=[mark])
     run(only=[mark])
+    run("--step", "only", only=[mark])
     assert marks.read_text() == "x"
-    run("--step", "only", only=[mark])  # unless it is asked for
-    assert marks.read_text() == "xx"
     earlier = tmp_path / "earlier.jsonl"
     (tmp_path / record.NAME).rename(earlier)
     run("--resume", str(earlier), only=[mark])
-    assert marks.read_text() == "xx"
+    assert marks.read_text() == "x"
+
+
+def test_what_has_failed_is_tried_again(run, tmp_path: Path) -> None:
+    repaired = tmp_path / "repaired"
+    it = python("it", f"import pathlib; assert pathlib.Path({str(repaired)!r}).exists(), 'ninja: not found'")
+    status, lines = run(only=[it])
+    assert (status, lines["only", ""].status) == (1, FAILED)
+    repaired.touch()
+    status, lines = run(only=[it])
+    assert (status, lines["only", "it"].status, lines["only", ""].status) == (0, DONE, DONE)
+
+
+def test_results_of_other_sources_are_not_continued(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed with them is tried again with these; what is done can't be a part of the same results."""
+    monkeypatch.setattr(record, "sources", lambda: "before")
+    run(only=[python("it", "1 / 0")])
+    monkeypatch.setattr(record, "sources", lambda: "after")
+    _, lines = run(only=[python("it", "")])
+    assert lines["only", "it"].status == DONE and lines["only", "it"].sources == "after"
+    monkeypatch.setattr(record, "sources", lambda: "later")
+    with pytest.raises(SystemExit, match=r"as they are now, later, got after; begin anew with another --out"):
+        run(only=[python("it", "")])
+
+
+def test_other_sources_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("csrc/cuda/a.cu", "eca_cuda/b.py", "eca_cuda/_C.so", "setup.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    names = [record.sources()]
+    for name in ("csrc/cuda/a.cu", "eca_cuda/b.py", "setup.py"):
+        (tmp_path / name).write_text("new")
+        names.append(record.sources())
+    (tmp_path / "csrc/cuda/a.cu").rename(tmp_path / "csrc/cuda/c.cu")
+    names.append(record.sources())
+    assert len(set(names)) == 5
+    (tmp_path / "eca_cuda/_C.so").write_text("built")
+    assert record.sources() == names[-1]
 
 
 def test_a_rehearsal_is_not_continued_by_a_measurement(run, tmp_path: Path) -> None:
@@ -167,6 +252,52 @@ def test_wrong_arguments_are_named(arguments: list[str], expected: str, capsys) 
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert expected in capsys.readouterr().err
+
+
+# --- time ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The seconds that each step is given, and takes up unless told how many it needs, by a clock that never waits."""
+
+    def runner(*names: str, needs: dict[str, float] | None = None) -> dict[str, float]:
+        now, found = [0.0], {}
+
+        def execute(step: Step, run: object, record: Record, log: object, deadline: float) -> None:
+            found[step.name] = deadline - now[0]
+            now[0] += min(found[step.name], (needs or {}).get(step.name, deadline))
+
+        monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(command, "_run_step", execute)
+        command.main(["--out", str(tmp_path), *(["--step", *names] if names else [])])
+        return found
+
+    return runner
+
+
+def test_a_step_alone_has_all_the_time(given) -> None:
+    assert given("correctness") == {"correctness": 520, "report": 20}
+
+
+def test_time_is_divided_among_the_chosen_steps_and_none_is_left_without(given) -> None:
+    assert given("two-phase", "profile") == {"two-phase": 260, "profile": 260, "report": 20}
+    assert given("kernels", "models")["models"] == pytest.approx(520 * 16 / 24)
+    every = given()
+    assert list(every) == [step.name for step in steps.STEPS]
+    assert min(every.values()) > 3 and sum(every.values()) == pytest.approx(540)
+
+
+def test_what_a_step_leaves_over_later_ones_have(given) -> None:
+    assert given("two-phase", "profile", needs={"two-phase": 10})["profile"] == 510
+    likely = given(needs={"build": 90, "correctness": 180, "limit": 12, "sanitize": 0})
+    assert likely["build"] > 180 and likely["correctness"] > 200, "they come whole, even where they take longer"
+    assert likely["kernels"] > 60 and likely["models"] > 120
+
+
+def test_steps_that_are_done_take_no_time_from_others(given, tmp_path: Path) -> None:
+    Record(tmp_path).write(Line("two-phase", "", DONE))
+    assert given("two-phase", "profile") == {"profile": 520, "report": 20}
 
 
 # --- the record ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import results
 from benchmarks.cases import Case, resnet50
 from benchmarks.cli import main
-from benchmarks.gpu import page, show, tables
+from benchmarks.gpu import page, record, show, tables
 from benchmarks.gpu.fold import fold, stem
 from benchmarks.gpu.record import DONE, FAILED, Line, Record
 from benchmarks.plan import Job
@@ -93,10 +93,10 @@ LINES = [
 
 
 def write(folder: Path, lines: Sequence[Line]) -> Path:
-    record = Record(folder)
+    written = Record(folder)
     for line in lines:
-        record.write(line)
-    return record.path
+        written.write(line)
+    return written.path
 
 
 @pytest.fixture
@@ -136,6 +136,17 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path: Path, change:
     files = [write(tmp_path / "1", LINES[:5]), write(tmp_path / "2", [other])]
     with pytest.raises(ValueError, match=expected):
         fold(files)
+
+
+def test_results_of_other_sources_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "sources", lambda: "before")
+    files = [write(tmp_path / "1", LINES[:2])]
+    assert fold(files).environment["sources"] == "before"
+    monkeypatch.setattr(record, "sources", lambda: "after")
+    failed, shown = LINES[2], Line("report", "tables", DONE)
+    fold([*files, write(tmp_path / "2", [failed, shown])])  # nothing of them is evidence
+    with pytest.raises(ValueError, match=r"one state of csrc, eca_cuda and setup.py, got after, before"):
+        fold([*files, write(tmp_path / "3", LINES[3:4])])
 
 
 def test_results_without_a_measurement_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Nothing of eca_cuda or torch is imported here: the package is not built yet, and
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from .record import DEVICE_LOST, DONE, FAILED, NOT_HERE, OUT_OF_TIME, SHOWN, TIME_IS_UP, Line, Record, is_dry
-from .steps import ROOT, STEPS, Command, Run, Step
+from .record import DEVICE_LOST, DONE, FAILED, NOT_HERE, OUT_OF_TIME, ROOT, SHOWN, TIME_IS_UP, Line, Record
+from .steps import STEPS, Command, Run, Step
 
 _LOG_LIMIT = 8 << 20  # bytes; what a machine sends back is limited
 _MARGIN = 15.0  # seconds that a measuring process has to end its unit before it is ended
 _RESERVED = 20.0  # seconds for the last step, which shows what was found
+_NOTHING_SELECTED = 5  # pytest's status where no test was selected; where all were skipped it is 0
 _TAIL = 12  # lines of a command's output that are kept with its status
 
 
@@ -31,27 +33,29 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     deadline = time.monotonic() + options.budget
     run = Run(options.out, options.dry, tuple(options.resume))
-    record = Record(run.out, run.earlier)
-    if any(is_dry(line) not in (None, run.dry) for line in record.known.values()):
-        raise SystemExit(f"make gpu: {record.path} or --resume: expected results of the same kind, rehearsed or not")
+    try:
+        record = Record(run.out, run.earlier)
+        record.check(run.dry)
+    except ValueError as error:
+        raise SystemExit(f"make gpu: {error}") from error
     *others, last = STEPS
     chosen = [step for step in others if not options.step or step.name in options.step]
+    due = [step for step in chosen if step.always or not record.has(step.name)]
     with (run.out / "log.txt").open("ab") as log:
-        for step in chosen:
-            within = min(deadline - _RESERVED, time.monotonic() + step.share * options.budget)
-            _run_step(step, run, record, log, within, again=bool(options.step) or step.always)
-        _run_step(last, run, record, log, deadline, again=last.always)
+        for number, step in enumerate(due):
+            now = time.monotonic()
+            share = step.share / sum(later.share for later in due[number:])
+            _run_step(step, run, record, log, now + share * max(0.0, deadline - _RESERVED - now))
+        _run_step(last, run, record, log, deadline)
     _summarize(record, [*chosen, last])
     return int(any(line.status == FAILED for line in record.known.values()))
 
 
-def _run_step(step: Step, run: Run, record: Record, log: IO[bytes], deadline: float, again: bool) -> None:
-    if record.has(step.name) and not again:
-        return
+def _run_step(step: Step, run: Run, record: Record, log: IO[bytes], deadline: float) -> None:
     start, statuses = time.monotonic(), []
     _say(log, f"== {step.name}: {step.what}; at most {max(0.0, deadline - start):.0f} s")
     for command in step.commands(run):
-        if not again and record.has(step.name, command.name):
+        if record.has(step.name, command.name) and not step.always:
             continue
         line = _run_command(step.name, command, log, deadline)
         record.write(line)
@@ -80,6 +84,8 @@ def _run_command(step: str, command: Command, log: IO[bytes], deadline: float) -
         if left < 1:
             return line(OUT_OF_TIME, f"not begun: {shown}")
         status, tail = _execute(command, log, left)
+        if command.tests and status in (0, _NOTHING_SELECTED) and not re.search(r"\b[1-9]\d* passed\b", tail):
+            return line(NOT_HERE, tail)
         if status != DEVICE_LOST:
             named = {0: DONE, None: OUT_OF_TIME, TIME_IS_UP: OUT_OF_TIME}
             return line(named.get(status, FAILED), tail)
@@ -152,7 +158,7 @@ def _summarize(record: Record, steps: Sequence[Step]) -> None:
         status = f"{whole.status}, {whole.seconds:.0f} s" if whole else "not run"
         print(f"  {step.name:12} {status}; {counts[DONE]} units done, {counts[FAILED]} failed")
         for line in units:
-            if line.status == FAILED:
+            if line.status in (FAILED, NOT_HERE):
                 print(f"    {line.unit}: {line.note.strip().splitlines()[-1] if line.note.strip() else 'no output'}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results import Results, model_row_of, row_of
-from .record import Line, read
+from .record import Line, read, sources_of
 
 _SAME = ("torch", "eca_cuda")  # of the environment, in all files
 
@@ -18,22 +18,27 @@ def fold(paths: Sequence[Path], rehearsed: bool = False) -> Results:
 
     Rehearsed ones are refused too, unless it is said that they are.
     """
+    every = [line for path in paths for line in read(path)]
     lines: dict[tuple[str, str], Line] = {}
     environments: list[dict[str, Any]] = []
-    for path in paths:
-        for line in read(path):
-            if here := line.found.get("environment"):
-                environments += here
-            elif line.unit:
-                lines[line.step, line.unit] = line
+    for line in every:
+        if here := line.found.get("environment"):
+            environments += here
+        elif line.unit:
+            lines[line.step, line.unit] = line
+    built = sources_of(every)
+    if len(built) > 1:
+        raise ValueError(
+            f"expected results of one state of csrc, eca_cuda and setup.py, got {', '.join(sorted(built))}"
+        )
     environment = _common(environments, rehearsed)
     found: dict[str, list[dict[str, Any]]] = {"units": []}
     for line in lines.values():
-        found["units"].append({key: value for key, value in asdict(line).items() if key != "found"})
+        found["units"].append({key: value for key, value in asdict(line).items() if key not in ("found", "sources")})
         for kind, values in line.found.items():
             found.setdefault(kind, []).extend(values)
     rows, models = map(row_of, found.pop("rows", [])), map(model_row_of, found.pop("models", []))
-    return Results(environment, list(rows), list(models), found)
+    return Results(environment | {"sources": built.pop()}, list(rows), list(models), found)
 
 
 def stem(environment: dict[str, Any]) -> str:

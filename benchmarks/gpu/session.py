@@ -26,15 +26,16 @@ class Session:
     deadline: float  # of time.monotonic()
 
     def each(self, units: Iterable[Unit], work: Callable[[Unit], Found]) -> int:
-        """Do the work of every unit that no run has done, and write down what it finds.
+        """Do the work of every unit that no run of these sources has tried, and write down what it finds.
 
         A unit that fails is written down too, and the next one begins, unless the device is lost to this process.
         """
         failed = False
         for unit in units:
             name = str(unit)
-            if self.record.has(self.step, name):
-                failed |= self.record.known[self.step, name].status == FAILED
+            known = self.record.known.get((self.step, name))
+            if known and known.status in (DONE, FAILED) and known.sources == self.record.sources:
+                failed |= known.status == FAILED
                 continue
             start = time.monotonic()
             if start > self.deadline:

@@ -4,16 +4,13 @@
 Every command is a process of its own: an illegal access ends that process and nothing else. Standard library only.
 """
 
-import importlib.util
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .record import NAME
-
-ROOT = Path(__file__).parents[2]
+from ..cases import TINY
+from .record import NAME, REPORT
 
 
 @dataclass(frozen=True)
@@ -24,6 +21,7 @@ class Command:
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     needs: str = ""  # a program that may be missing
+    tests: bool = False  # it is pytest, which may find nothing that can be tested here
     shown: bool = False  # only shown in a rehearsal
 
 
@@ -38,7 +36,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """``share`` of the budget is the most that the step may take; what it leaves over, later ones have."""
+    """A step may take its part of the time that is left, by its ``share`` and those of the steps that follow.
+
+    What it leaves over, these have. So the first ones, which all others need, ask for more than they will take.
+    """
 
     name: str
     what: str
@@ -52,32 +53,29 @@ def _build(run: Run) -> list[Command]:
     return [Command("build", arguments, {"ECA_CUDA_BUILD": "cuda"}, needs="c++", shown=run.dry)]
 
 
-# Every test that asks for a device runs on the GPU too; these files hold them.
-_ON_DEVICES = ("forward", "backward", "amp", "determinism", "errors", "gradcheck", "nonfinite", "properties")
-_ON_DEVICES += ("saved_memory", "in_place", "training")
+# Files of tests, the most valuable first: those that are for a GPU, and those whose tests run on every device.
+_FOR_A_GPU = ("cuda", "cuda_bits", "batch_invariance")
+_ON_DEVICES = ("forward", "backward", "determinism", "nonfinite", "gradcheck", "amp", "in_place", "lengths", "training")
+_ON_DEVICES += ("saved_memory", "properties", "errors", "registration", "compile")
 
 
 def _correctness(run: Run) -> list[Command]:
-    def tests(name: str, files: list[str], *options: str) -> Command:
-        paths = [f"tests/test_{file}.py" for file in files]
-        quiet = ("-q", "-rfE", "-p", "no:cacheprovider", "--maxfail=20")
-        return Command(name, (sys.executable, "-m", "pytest", *quiet, *options, *paths))
+    def tests(file: str, *options: str) -> Command:
+        quiet = ("-q", "-rfEs", "-p", "no:cacheprovider", "--maxfail=20")
+        arguments = (sys.executable, "-m", "pytest", *quiet, *options, f"tests/test_{file}.py")
+        return Command(file, arguments, tests=True)
 
     if run.dry:  # the same kernels, on the emulated device
-        return [tests("kernels", ["forward"], "-k", "emulated and every_shape and float32 and 7x7")]
-    workers = min(8, (os.cpu_count() or 2) // 2)
-    parallel = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()
-    return [
-        tests("only a GPU", ["cuda"]),
-        tests("bits of the emulated device, and of batches", ["cuda_bits", "batch_invariance"]),
-        tests("kernels", list(_ON_DEVICES), "-k", "cuda", *parallel),
-        tests("compiled", ["registration", "lengths", "compile"], "-k", "cuda", *parallel),
-    ]
+        return [tests("forward", "-k", "emulated and every_shape and float32 and 7x7")]
+    return [*(tests(file) for file in _FOR_A_GPU), *(tests(file, "-k", "cuda") for file in _ON_DEVICES)]
 
 
 def _sanitize(run: Run) -> list[Command]:
+    program = (sys.executable, "-m", "benchmarks.gpu.small_calls")
+    if run.dry:
+        return [Command("small calls", (*program, "--dry"))]
+
     def check(tool: str) -> Command:
-        program = (sys.executable, "-m", "benchmarks.gpu.small_calls")
         # Without torch's caching allocator every tensor has borders that can be watched.
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         arguments = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program)
@@ -100,6 +98,9 @@ PROFILED = (("layer1.n256", "forward"), ("layer4.n256", "forward"), ("layer1.n25
 
 
 def _profile(run: Run) -> list[Command]:
+    if run.dry:
+        return [Command("one call", (sys.executable, "-m", "benchmarks.gpu.one_call", TINY.name, "forward", "--dry"))]
+
     def profile(case: str, phase: str) -> Command:
         program = (sys.executable, "-m", "benchmarks.gpu.ncu", f"resnet50.{case}", phase, "--out", str(run.out))
         return Command(f"{case} {phase}", program, needs="ncu")
@@ -114,14 +115,14 @@ def _report(run: Run) -> list[Command]:
 
 
 STEPS = (
-    Step("build", "the extension in place, for the GPU found", 0.3, _build, always=True),
-    Step("correctness", "the tests on the GPU, against float64 and against the emulator", 0.3, _correctness),
-    Step("sanitize", "memcheck, synccheck and racecheck on a few small calls", 0.2, _sanitize),
-    Step("limit", "copies on the device, of all sizes", 0.1, _measure("limit")),
-    Step("kernels", "layers: fused, eager, compiled, Triton, and a copy", 0.5, _measure("kernels")),
-    Step("models", "whole networks with and without attention", 0.5, _measure("models")),
-    Step("explore", "clusters, stages and threads, one by one", 0.4, _measure("explore")),
-    Step("two-phase", "layers with the fallback kernels", 0.2, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
-    Step("profile", "ncu on the most important kernels", 0.3, _profile),
-    Step("report", "tables of all that was found", 1.0, _report, always=True),  # whichever steps were asked for
+    Step("build", "the extension in place, for the GPU found", 40, _build, always=True),
+    Step("correctness", "the tests on the GPU, against float64 and against the emulator", 30, _correctness),
+    Step("sanitize", "memcheck, synccheck and racecheck on a few small calls", 2, _sanitize),
+    Step("limit", "copies on the device, of all sizes", 3, _measure("limit")),
+    Step("kernels", "layers: fused, eager, compiled, Triton, and a copy", 8, _measure("kernels")),
+    Step("models", "whole networks with and without attention", 16, _measure("models")),
+    Step("two-phase", "layers with the fallback kernels", 1, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
+    Step("profile", "ncu on the most important kernels", 1, _profile),
+    Step("explore", "clusters, stages and threads, one by one", 1, _measure("explore")),  # takes all time there is
+    Step(REPORT, "tables of all that was found", 1, _report, always=True),  # whichever steps were asked for
 )
