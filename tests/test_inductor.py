@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache, run_and_get_code, run_fw_bw_and_get_code
+from torch.utils.checkpoint import checkpoint
 
 import eca_cuda
 from eca_cuda import inductor
@@ -141,9 +142,53 @@ def written_to_in_between(x: Tensor, w: Tensor) -> Tensor:
     return x * g
 
 
+@torch.library.custom_op("eca_cuda_tests::bump", mutates_args={"x"})
+def bump(x: Tensor) -> None:
+    x.add_(1)
+
+
+# What writes to a tensor, besides the methods that say so by their name.
+WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "a custom operator": bump,
+    "an overload": lambda x: torch.ops.aten.add_.Tensor(x, 1),
+    "an operator": lambda x: torch.ops.eca_cuda_tests.bump(x),
+    "a dunder method": lambda x: x.__iadd__(1),
+    "a checkpointed part": lambda x: checkpoint(lambda t: t.add_(1), x, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_whatever_writes_to_x_in_between_is_noticed(name):
+    weight = torch.nn.Parameter(torch.tensor([[[0.5, -1.0, 2.0]]]))
+
+    def function(x: Tensor) -> Tensor:
+        g = gate(x, weight)
+        WRITES[name](x)
+        return x * g
+
+    assert "eca" not in calls(graph_after_the_pass(function, make_x(SHAPE)))
+
+
+def test_what_only_reads_in_between_is_no_hindrance():
+    """Operators called as such, one by its overload, one of which no overload writes."""
+    weight = torch.nn.Parameter(torch.tensor([[[0.5, -1.0, 2.0]]]))
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g = gate(x, weight)
+        other, shape = torch.ops.aten.add.Tensor(x, 1), torch.ops.aten.view_as(x, x)
+        return x * g, other, shape
+
+    assert "eca" in calls(graph_after_the_pass(function, make_x(SHAPE)))
+
+
 def gate_used_twice(x: Tensor, w: Tensor) -> Tensor:
     g = gate(x, w)
     return x * g + g
+
+
+def gate_spread_over_more_pixels(x: Tensor, w: Tensor) -> Tensor:
+    x = x[..., :1, :1]
+    return x * gate(x, w).expand(SHAPE)
 
 
 def channels_mixed_up(x: Tensor, w: Tensor) -> Tensor:
@@ -181,6 +226,8 @@ LOOK_ALIKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gate without gradient": without_gradient,
     "x written to in between": written_to_in_between,
     "gate used twice": gate_used_twice,
+    "gate spread over more pixels": gate_spread_over_more_pixels,
+    "gate repeated": lambda x, w: x * gate(x, w).expand(3, 2, 8, 1, 1),
     "detached": lambda x, w: x * gated(x.mean((2, 3)).detach().unsqueeze(1), w, 2, 8, 1, 1),
 }
 
