@@ -151,7 +151,7 @@ def _writes(node: Node) -> bool:
     if isinstance(target, OpOverload):
         return target._schema.is_mutable
     if isinstance(target, OpOverloadPacket):
-        return any(getattr(target, overload)._schema.is_mutable for overload in target.overloads())
+        return any(schema.is_mutable for schema in target._schemas.values())
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if name in _MODE_CHANGES or (name.endswith("_") and not name.endswith("__")):
         return True

@@ -284,6 +284,35 @@ def test_timm_models_use_it_and_compute_the_same(name, layers):
         assert all(node.kwargs["residual"] and node.kwargs["activation"] == "relu" for node in found)
 
 
+def test_inductor_compiles_a_timm_model():
+    """A small one: a stem and four stages of one bottleneck with ECA each."""
+    resnet = pytest.importorskip("timm.models.resnet")
+    torch.manual_seed(0)
+    model = resnet.ResNet(
+        resnet.Bottleneck,
+        (1, 1, 1, 1),
+        channels=(4, 4, 4, 4),
+        stem_width=8,
+        num_classes=3,
+        block_args={"attn_layer": "eca"},
+    ).double()
+    x = make_x((2, 3, 32, 32), torch.float64)
+    model.eval()
+
+    def results(y: Tensor) -> list[Tensor]:
+        grads = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        return [y, *grads]
+
+    y, code = run_fw_bw_and_get_code(lambda: torch.compile(model)(x))
+    found, expected = results(y), model(x)
+    expected.sum().backward()
+    torch.testing.assert_close(found, results(expected))
+    assert counters["inductor"]["eca_cuda"] == 4
+    for text, direction in zip(code, ("forward", "backward"), strict=True):
+        assert text.count(f"torch.ops.eca_cuda.eca_{direction}.default(") == 4
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -323,7 +352,7 @@ def test_inductor_trains_with_the_fused_operator():
 def test_the_compile_mode_decides_what_the_rewritten_layer_becomes():
     """Inductor keeps compiled graphs by what they were before the pass; its key must know of the mode."""
     model, x = Official(), make_x(SHAPE)
-    for mode, operators in (("inline", 0), ("fused", 1), ("inline", 0)):
+    for mode, operators in (("inline", 0), ("fused", 1), ("auto", 0)):
         torch.compiler.reset()
         with eca_cuda.compile_mode(mode), torch.no_grad():
             y, (code,) = run_and_get_code(torch.compile(model), x)
