@@ -64,8 +64,8 @@ def apply_to_lengths(
 
 def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) -> Tensor:
     """ECA written over ``x``, without a second feature map; refused where a gradient is wanted."""
-    parameters = _widened(x, (weight, bias))
-    ops.check("eca", x, parameters, None, flags)
+    weight, bias = _widened(x, (weight, bias))
+    ops.check("eca", x, (weight, bias), None, flags)
     wanted = {"x": x, "weight": weight, "bias": bias}
     if torch.is_grad_enabled():
         for name, t in wanted.items():
@@ -75,7 +75,7 @@ def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) 
                 )
     options = ops.options("eca", flags)
     with _without_autocast(x):
-        g = reference.eca_gate(x, *parameters, options["padding_mode"], options["gate"]).to(x.dtype)
+        g = reference.eca_gate(x, weight, bias, options["padding_mode"], options["gate"]).to(x.dtype)
     x.mul_(g.reshape(g.shape + (1,) * (x.dim() - 2)))
     return x.relu_() if options["activation"] == "relu" else x
 
@@ -98,7 +98,7 @@ def _transformed(
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
 
 
-def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Optional[Tensor], ...]:
+def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, ...]:
     """Under autocast, parameters of dtypes that do not go with that of ``x``, all of them in float32.
 
     So a model that is half throughout goes on where autocast has made a map float32. Whatever else is ``parameters``.
