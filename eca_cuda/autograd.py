@@ -5,8 +5,8 @@ infer      no gradient is wanted: the operator that saves nothing
 Fused      reverse mode, eager or compiled: the forward and the backward operator
 composite  the reference, plain torch operators: under torch.func transforms and forward-mode AD, which would
            otherwise need extra Functions that cost every ordinary call; under torch.onnx.export(dynamo=True), which
-           then needs no custom translation; compiled under compile_mode("inline"); and as the definition that
-           second and higher derivatives come from
+           then needs no custom translation; under torch.export with gradients, as programs hold no Functions;
+           compiled under compile_mode("inline"); and as the definition that second and higher derivatives come from
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import checks, compiling, ops, reference, sharding
+
+_CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
 
 _functorch_is_active = torch._C._are_functorch_transforms_active
 
@@ -32,9 +34,11 @@ def apply(
             return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
         return ops.INFER[name](x, *parameters, residual, flags)
     except Exception as error:
-        if sharding.are_missing(error):
-            return apply(name, x, parameters, residual, flags)
+        widened = _widened(x, parameters)
+        if widened is not parameters or sharding.are_missing(error):
+            return apply(name, x, widened, residual, flags)
         ops.check(name, x, parameters, residual, flags, error)
+        sharding.check(name, x, parameters)
         raise
 
 
@@ -47,15 +51,20 @@ def apply_to_lengths(
     lengths: Tensor,
 ) -> Tensor:
     """The same with the means of the first ``lengths[n]`` positions: the composite, as no kernel does that."""
+    parameters = _widened(x, parameters)
     ops.check(name, x, parameters, residual, flags)
-    has_values = not (_functorch_is_active() or torch.compiler.is_compiling())
+    is_traced = torch.compiler.is_compiling()
+    # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
+    has_values = type(lengths) is Tensor and not (_functorch_is_active() or is_traced)
     checks.check_lengths(lengths, x, has_values)
-    conv = compiling.shifted_conv if torch.compiler.is_compiling() and compiling.is_inline() else reference.channel_conv
+    is_shifted = compiling.mode() == "inline" if is_traced else sharding.is_dtensor(x)
+    conv = compiling.shifted_conv if is_shifted else reference.channel_conv
     return composite(name, x, parameters, residual, flags, conv, lengths)
 
 
 def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) -> Tensor:
     """ECA written over ``x``, without a second feature map; refused where a gradient is wanted."""
+    weight, bias = _widened(x, (weight, bias))
     ops.check("eca", x, (weight, bias), None, flags)
     wanted = {"x": x, "weight": weight, "bias": bias}
     if torch.is_grad_enabled():
@@ -75,6 +84,7 @@ def _transformed(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """The same for calls that a transform or a tracer sees. Tracers check by the operators' fake implementations."""
+    parameters = _widened(x, parameters)
     if _functorch_is_active() or forward_ad._current_level >= 0 or torch.onnx.is_in_onnx_export():
         ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags)
@@ -86,6 +96,26 @@ def _transformed(
     if differentiated:
         return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
+
+
+def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, ...]:
+    """Under autocast, parameters of dtypes that do not go with that of ``x``, all of them in float32.
+
+    So a model that is half throughout goes on where autocast has made a map float32. Whatever else is ``parameters``.
+    """
+    given = [t for t in parameters if t is not None]
+    if not all(isinstance(t, Tensor) for t in (x, *given)):
+        return parameters
+    dtypes = {t.dtype for t in given}
+    go_together = dtypes in ({x.dtype}, {torch.float32})
+    if go_together or not {x.dtype, *dtypes} <= _CAST_BY_AUTOCAST or not _is_autocast(x):
+        return parameters
+    return tuple(None if t is None else t.float() for t in parameters)
+
+
+def _is_autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _any_requires_grad(*tensors: Optional[Tensor]) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 Mode = Literal["auto", "fused", "inline"]
 
@@ -23,7 +24,7 @@ class compile_mode:
     fuses across. ``"inline"`` gives plain operators, with the convolution across channels as shifted sums, so that
     Inductor may fuse them with what stands before and after; ``torch.export`` then makes programs that need nothing of
     this package. ``"auto"``, the default, is what was measured to be faster in a residual block: inline for compiled
-    inference on a CPU, fused for everything else (docs/pytorch.md).
+    inference on a CPU, fused for everything else (docs/pytorch.md). What is exported with gradients is always inline.
 
     Like ``torch.set_grad_enabled``, a call sets the mode, and as a context manager it is restored at the end. The mode
     counts where a compiled model is called, not where ``torch.compile`` is; a model called in both has two versions.
@@ -49,17 +50,20 @@ class compile_mode:
         _mode = self._before
 
 
-def is_inline() -> bool:
-    """Whether traced calls become plain operators in any case."""
-    return _mode == "inline"
+def mode() -> Mode:
+    """What was chosen."""
+    return _mode
 
 
 def inlines(x: Tensor, differentiated: bool) -> bool:
     """Whether this call becomes plain operators, if it is traced."""
+    if torch.compiler.is_exporting():
+        # The operators have no gradients of their own, and a program holds no autograd.Function that would give them.
+        return differentiated or _mode == "inline"
     if _mode == "auto":
-        # Subclasses keep the operator: DTensor has rules for it.
-        plain = type(x) is Tensor and x.device.type == "cpu"
-        return plain and not differentiated and not torch.compiler.is_exporting()
+        # Other subclasses keep the operator: DTensor has rules for it.
+        plain = type(x) in (Tensor, FunctionalTensor) and x.device.type == "cpu"
+        return plain and not differentiated
     return _mode == "inline"
 
 

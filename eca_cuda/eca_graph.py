@@ -10,6 +10,7 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx import Node
 
 from . import checks, ops
@@ -63,6 +64,7 @@ def find(product: Node) -> Optional[Match]:
 def _match(product: Node, x: Any, gate: Any) -> Match:
     value = _value(x)
     _require(3 <= value.dim() <= 5 and _value(product).dtype == value.dtype)
+    _require(_has_shape(product, tuple(value.shape)))
     n, c = value.shape[:2]
     nodes = [product]
 
@@ -143,17 +145,26 @@ def _is_undisturbed(match: Match) -> bool:
 
 
 def _writes(node: Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    target = node.target
+    if isinstance(target, HigherOrderOperator):  # such as a checkpointed part, whose graph is not looked into
+        return True
+    if isinstance(target, OpOverload):
+        return target._schema.is_mutable
+    if isinstance(target, OpOverloadPacket):
+        return any(schema.is_mutable for schema in target._schemas.values())
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if name in _MODE_CHANGES or (name.endswith("_") and not name.endswith("__")):
         return True
-    if getattr(operator, f"__{name}__", None) is node.target and (name.startswith("i") or name == "setitem"):
+    if isinstance(target, str) and name.startswith("__i"):  # __iadd__ and its kind
+        return True
+    if getattr(operator, f"__{name}__", None) is target and (name.startswith("i") or name == "setitem"):
         return name not in ("index", "inv", "invert")
     if "out" in node.kwargs or node.kwargs.get("inplace"):
         return True
-    if node.op != "call_function" or not inspect.isfunction(node.target):
+    if node.op != "call_function" or not inspect.isfunction(target):
         return False
     try:
-        return bool(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace"))
+        return bool(inspect.signature(target).bind(*node.args, **node.kwargs).arguments.get("inplace"))
     except (TypeError, ValueError):
         return True
 

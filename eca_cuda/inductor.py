@@ -51,7 +51,7 @@ class _Pass(CustomGraphPass):
     def uuid(self) -> Optional[Any]:
         """The key in Inductor's cache: None, which is no caching, where one of the others has none."""
         others = [other.uuid() if isinstance(other, CustomGraphPass) else None for other in self.others]
-        own = get_hash_for_files((__file__, eca_graph.__file__, compiling.__file__)), compiling.is_inline()
+        own = get_hash_for_files((__file__, eca_graph.__file__, compiling.__file__)), compiling.mode()
         return None if None in others else (*own, *others)
 
 

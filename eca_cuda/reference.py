@@ -130,7 +130,8 @@ def _pool(x: Tensor, weight: Tensor, lengths: Optional[Tensor]) -> Tensor:
     dtype = torch.promote_types(x.dtype, weight.dtype)
     if lengths is None:
         return x.mean(dim=tuple(range(2, x.dim())), dtype=dtype)
-    padding = torch.arange(x.shape[2], device=x.device) >= lengths.unsqueeze(1)
+    counted_from_one = lengths.new_ones(x.shape[2]).cumsum(0)  # where lengths is a DTensor, torch.arange is none
+    padding = counted_from_one > lengths.unsqueeze(1)
     return x.masked_fill(padding.unsqueeze(1), 0).sum(2, dtype=dtype) / lengths.unsqueeze(1)
 
 

@@ -6,12 +6,13 @@ them, and where a model is compiled that may hold DTensors.
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Optional
 
 from torch import Tensor
 
-from . import ops
+from . import checks, ops
 
 _registered = False
 
@@ -53,6 +54,16 @@ def is_dtensor(x: Tensor) -> bool:
     """Whether ``x`` is a DTensor; nothing is imported to find out."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
+
+
+def check(name: str, x: Tensor, parameters: Sequence[Optional[Tensor]]) -> None:
+    """Raise TypeError if a parameter is sharded and ``x`` is not: FSDP2 gathers in a forward that is never called."""
+    for parameter_name, parameter in zip(checks.PARAMETERS[name], parameters, strict=True):
+        if parameter is not None and is_dtensor(parameter) and not is_dtensor(x):
+            raise TypeError(
+                f"{parameter_name}: expected a plain tensor like x, got a DTensor: "
+                "apply fully_shard to the layer, not to the modules in it"
+            ) from None
 
 
 # What a rule returns: ways to run, each the placements of the outputs and of the arguments, None for what is no tensor.

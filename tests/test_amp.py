@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Under autocast the dtype of x decides: y has it, gates stay in float32, parameters may be float32.
+"""Under autocast the dtype of x decides: y has it, gates stay in float32, parameters may be float32 or of any half.
 
 Where x has autocast's dtype or float32, that is eager's dtype too. Eager turns one kind of half under autocast to the
 other into float32, and refuses float64; here both keep their dtype.
@@ -11,6 +11,7 @@ import torch
 from cases import CASES, DEFAULTS, DTYPES, Case
 from torch import Tensor, nn
 
+import eca_cuda
 from eca_cuda.testing import evaluate, make_x
 
 HALF = (torch.float16, torch.bfloat16)
@@ -61,6 +62,45 @@ def test_training_under_autocast_gives_float32_gradients(case, device):
     gradients = [p.grad for p in model.parameters()]
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
     assert all(p.grad.count_nonzero() for p in model[0].parameters())
+
+
+@pytest.mark.parametrize("autocast", HALF, ids=str)
+@pytest.mark.parametrize("parameter_dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_half_parameters_go_with_every_map(case, dtype, parameter_dtype, autocast, device):
+    """What autocast makes float32 before the layer in a model of half precision: the bits of float32 parameters."""
+    x, parameters = case.inputs(SHAPE, dtype, device=device, parameter_dtype=parameter_dtype)
+    grad_y = make_x(SHAPE, dtype, seed=3, device=device)
+
+    def results(parameters: list[Tensor]) -> dict[str, Tensor]:
+        with torch.autocast(device, dtype=autocast):
+            return evaluate(case.variant.function, x, parameters, grad_y=grad_y, **case.options).results
+
+    half, wide = results(parameters), results([p.float() for p in parameters])
+    for name in half:
+        expected = wide[name].to(parameter_dtype if name.startswith("grad_parameter") else dtype)
+        assert torch.equal(half[name], expected) and half[name].dtype == expected.dtype
+
+
+@pytest.mark.parametrize("mode", ["fused", "inline"])
+def test_half_parameters_go_with_float32_maps_in_every_path(mode):
+    """Compiled, under a transform, with lengths, in place; and not without autocast, nor with float64."""
+    torch.compiler.reset()
+    layer = eca_cuda.EfficientChannelAttention(20, bias=True, dtype=torch.bfloat16)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x, lengths = make_x((2, 20, 15)), torch.tensor([15, 15])
+    with torch.autocast("cpu", dtype=torch.bfloat16), eca_cuda.compile_mode(mode):
+        y = layer(x)
+        found = [compiled(x), torch.vmap(lambda one: layer(one[None])[0])(x), layer(x, lengths=lengths)]
+        with torch.no_grad():
+            found.append(eca_cuda.eca_(x.clone(), layer.conv1.weight, layer.conv1.bias))
+        for result in found:
+            torch.testing.assert_close(result, y)
+        with pytest.raises(TypeError, match=r"weight: expected torch\.float64"):
+            layer(x.double())
+    with pytest.raises(TypeError, match=r"weight: expected torch\.float32"):
+        layer(x)
 
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)

@@ -134,18 +134,32 @@ def test_inductor_trains_a_block_as_eager_does(device):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
-def test_export_keeps_the_fused_operator_and_dynamic_shapes(case, grad, device):
+def test_export_without_gradients_keeps_the_fused_operator_and_dynamic_shapes(case, device):
     layer = case.variant.module(20).to(device).eval()
     batch, height = torch.export.Dim("batch", min=1), torch.export.Dim("height", min=1)
-    with torch.set_grad_enabled(grad):
+    with torch.no_grad():
         program = torch.export.export(layer, (make_x(SHAPE, device=device),), dynamic_shapes=({0: batch, 2: height},))
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert sum(name.startswith(f"eca_cuda.{case.variant.name}_") for name in names) == 1
     x = make_x((5, 20, 8, 5), device=device)
     with torch.no_grad():
         assert torch.equal(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_what_is_exported_with_gradients_can_be_trained(case, strict, device):
+    """The operators have no gradients of their own: what stands behind one in a program would get none."""
+    model = nn.Sequential(nn.Conv2d(3, 20, 1), case.variant.module(20)).to(device)
+    free = ({0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=1)},)
+    program = torch.export.export(model, (make_x((2, 3, 3, 5), device=device),), dynamic_shapes=free, strict=strict)
+    assert not any("eca_cuda" in str(node.target) for node in program.graph.nodes)
+    x, results = make_x((5, 3, 8, 5), device=device), []
+    for trained in (program.module(), model):
+        loss = trained(x).square().mean()
+        results.append([loss, *torch.autograd.grad(loss, list(trained.parameters()))])
+    torch.testing.assert_close(*results)
 
 
 TRANSFORMS: dict[str, Callable[..., Any]] = {

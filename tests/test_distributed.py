@@ -27,9 +27,9 @@ def torchrun(*arguments: object) -> str:
     return done.stdout
 
 
-def test_dtensor_and_ddp_for_every_option():
+def test_dtensor_ddp_and_fsdp2_for_every_option():
     """Batch sharding keeps maps sharded, compiled too; gradients of the parameters are partial sums; second derivatives
-    are those of one process, and so are DDP's gradients; nothing is imported early."""
+    are those of one process, and so are the gradients of DDP and FSDP2; nothing is imported early."""
     assert torchrun(TESTS / "two_processes.py").count("every case is right") == 2
 
 

@@ -10,6 +10,7 @@ import torch
 from cases import CASES, Case
 from torch import Tensor, nn
 
+import eca_cuda
 from eca_cuda import _ext
 from eca_cuda.testing import make_x, used_budget
 
@@ -60,6 +61,22 @@ def test_onnx_has_plain_operators_and_onnxruntime_agrees():
         x = make_x(shape)
         outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         check([torch.from_numpy(y) for y in outputs], x)
+
+
+def test_onnx_of_a_program_needs_plain_operators_in_it():
+    """Of an exported program the exporter takes the operators that are there; of a module it has plain ones made."""
+    pytest.importorskip("onnxscript")
+    layer, x = eca_cuda.EfficientChannelAttention(20).eval(), make_x(SHAPE)
+
+    def operators(mode: eca_cuda.compiling.Mode, grad: bool) -> set[str]:
+        with eca_cuda.compile_mode(mode), torch.set_grad_enabled(grad):
+            program = torch.export.export(layer, (x,))
+        graph = torch.onnx.export(program, dynamo=True, verbose=False).model_proto.graph
+        return {node.domain for node in graph.node}
+
+    assert operators("inline", grad=False) == operators("auto", grad=True) == {""}
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"No ONNX function .*eca_cuda\.eca_infer"):
+        operators("auto", grad=False)
 
 
 RUN_PACKAGE = """

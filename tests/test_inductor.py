@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache, run_and_get_code, run_fw_bw_and_get_code
+from torch.utils.checkpoint import checkpoint
 
 import eca_cuda
 from eca_cuda import inductor
@@ -141,9 +142,53 @@ def written_to_in_between(x: Tensor, w: Tensor) -> Tensor:
     return x * g
 
 
+@torch.library.custom_op("eca_cuda_tests::bump", mutates_args={"x"})
+def bump(x: Tensor) -> None:
+    x.add_(1)
+
+
+# What writes to a tensor, besides the methods that say so by their name.
+WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "a custom operator": bump,
+    "an overload": lambda x: torch.ops.aten.add_.Tensor(x, 1),
+    "an operator": lambda x: torch.ops.eca_cuda_tests.bump(x),
+    "a dunder method": lambda x: x.__iadd__(1),
+    "a checkpointed part": lambda x: checkpoint(lambda t: t.add_(1), x, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_whatever_writes_to_x_in_between_is_noticed(name):
+    weight = torch.nn.Parameter(torch.tensor([[[0.5, -1.0, 2.0]]]))
+
+    def function(x: Tensor) -> Tensor:
+        g = gate(x, weight)
+        WRITES[name](x)
+        return x * g
+
+    assert "eca" not in calls(graph_after_the_pass(function, make_x(SHAPE)))
+
+
+def test_what_only_reads_in_between_is_no_hindrance():
+    """Operators called as such, one by its overload, one of which no overload writes."""
+    weight = torch.nn.Parameter(torch.tensor([[[0.5, -1.0, 2.0]]]))
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g = gate(x, weight)
+        other, shape = torch.ops.aten.add.Tensor(x, 1), torch.ops.aten.view_as(x, x)
+        return x * g, other, shape
+
+    assert "eca" in calls(graph_after_the_pass(function, make_x(SHAPE)))
+
+
 def gate_used_twice(x: Tensor, w: Tensor) -> Tensor:
     g = gate(x, w)
     return x * g + g
+
+
+def gate_spread_over_more_pixels(x: Tensor, w: Tensor) -> Tensor:
+    x = x[..., :1, :1]
+    return x * gate(x, w).expand(SHAPE)
 
 
 def channels_mixed_up(x: Tensor, w: Tensor) -> Tensor:
@@ -181,6 +226,8 @@ LOOK_ALIKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gate without gradient": without_gradient,
     "x written to in between": written_to_in_between,
     "gate used twice": gate_used_twice,
+    "gate spread over more pixels": gate_spread_over_more_pixels,
+    "gate repeated": lambda x, w: x * gate(x, w).expand(3, 2, 8, 1, 1),
     "detached": lambda x, w: x * gated(x.mean((2, 3)).detach().unsqueeze(1), w, 2, 8, 1, 1),
 }
 
@@ -237,6 +284,35 @@ def test_timm_models_use_it_and_compute_the_same(name, layers):
         assert all(node.kwargs["residual"] and node.kwargs["activation"] == "relu" for node in found)
 
 
+def test_inductor_compiles_a_timm_model():
+    """A small one: a stem and four stages of one bottleneck with ECA each."""
+    resnet = pytest.importorskip("timm.models.resnet")
+    torch.manual_seed(0)
+    model = resnet.ResNet(
+        resnet.Bottleneck,
+        (1, 1, 1, 1),
+        channels=(4, 4, 4, 4),
+        stem_width=8,
+        num_classes=3,
+        block_args={"attn_layer": "eca"},
+    ).double()
+    x = make_x((2, 3, 32, 32), torch.float64)
+    model.eval()
+
+    def results(y: Tensor) -> list[Tensor]:
+        grads = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        return [y, *grads]
+
+    y, code = run_fw_bw_and_get_code(lambda: torch.compile(model)(x))
+    found, expected = results(y), model(x)
+    expected.sum().backward()
+    torch.testing.assert_close(found, results(expected))
+    assert counters["inductor"]["eca_cuda"] == 4
+    for text, direction in zip(code, ("forward", "backward"), strict=True):
+        assert text.count(f"torch.ops.eca_cuda.eca_{direction}.default(") == 4
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -276,7 +352,7 @@ def test_inductor_trains_with_the_fused_operator():
 def test_the_compile_mode_decides_what_the_rewritten_layer_becomes():
     """Inductor keeps compiled graphs by what they were before the pass; its key must know of the mode."""
     model, x = Official(), make_x(SHAPE)
-    for mode, operators in (("inline", 0), ("fused", 1), ("inline", 0)):
+    for mode, operators in (("inline", 0), ("fused", 1), ("auto", 0)):
         torch.compiler.reset()
         with eca_cuda.compile_mode(mode), torch.no_grad():
             y, (code,) = run_and_get_code(torch.compile(model), x)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import CASES, DEFAULTS, DTYPES, Case
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import eca_cuda
@@ -126,6 +127,14 @@ def test_bad_lengths_are_refused(error, message, shape, lengths):
     with pytest.raises(error) as refused:
         eca_cuda.eca(make_x(shape), torch.ones(1, 1, 3), lengths=lengths)
     assert str(refused.value) == f"lengths: {message}"
+
+
+def test_fake_tensors_have_no_values_to_check():
+    with FakeTensorMode():
+        lengths = torch.tensor(LENGTHS)
+        assert eca_cuda.eca(torch.empty(SHAPE), torch.ones(1, 1, 3), lengths=lengths).shape == SHAPE
+        with pytest.raises(ValueError, match="lengths: expected shape"):
+            eca_cuda.eca(torch.empty(SHAPE), torch.ones(1, 1, 3), lengths=lengths[:3])
 
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)

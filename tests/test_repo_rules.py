@@ -24,7 +24,7 @@ PYTHON_LAYERS = {
     "_ext": set(),
     "tuning": {"_ext"},
     "ops": {"_ext", "checks"},
-    "sharding": {"ops"},
+    "sharding": {"checks", "ops"},
     "autograd": {"checks", "compiling", "ops", "reference", "sharding"},
     "functional": {"autograd", "checks", "ops"},
     "eca_graph": {"checks", "ops"},

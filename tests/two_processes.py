@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,14 +55,60 @@ class Options(nn.Module):
         return x
 
 
-def check_ddp(x: Tensor) -> None:
-    """Each process has its part of the batch and gets the gradient of the whole."""
-    model, one = Options(), Options()
+def check_data_parallel(x: Tensor, mesh: Any) -> None:
+    """DDP and FSDP2, compiled and not: each process has its part of the batch and gets the gradient of the whole."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    def sharded(model: nn.Module) -> nn.Module:
+        empty = {p for p in model.parameters() if not p.numel()}  # torch 2.14 cannot reduce the gradients of these
+        return fully_shard(model, mesh=mesh, ignored_params=empty)
+
+    one = Options()
     one(x).square().mean().backward()
     part = x.chunk(dist.get_world_size())[dist.get_rank()]
-    wrapped = nn.parallel.DistributedDataParallel(model)  # must live until backward ends
-    wrapped(part).square().mean().backward()
-    torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in one.parameters()])
+    for wrap in (nn.parallel.DistributedDataParallel, sharded):
+        for run in (lambda model: model, lambda model: torch.compile(model, backend="aot_eager")):
+            torch.compiler.reset()
+            model = Options()
+            wrapped = wrap(model)  # must live until backward ends
+            run(wrapped)(part).square().mean().backward()
+            grads = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in model.parameters()]
+            torch.testing.assert_close(grads, [p.grad for p in one.parameters()])
+
+
+def check_that_a_sharded_convolution_is_refused(mesh: Any) -> None:
+    """FSDP2 gathers in a module's forward, and that of ``conv1`` is never called."""
+    from torch.distributed.fsdp import fully_shard
+
+    layer = eca_cuda.EfficientChannelAttention(20)
+    fully_shard(layer.conv1, mesh=mesh)
+    try:
+        layer(make_x(SHAPE))
+    except TypeError as error:
+        assert "apply fully_shard to the layer" in str(error), error
+    else:
+        raise AssertionError("not refused")
+
+
+def check_lengths(mesh: Any) -> None:
+    """All but for the padding stays sharded, and second derivatives are those of one process."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    lengths = torch.tensor([9, 1, 4, 7])
+    for case in DEFAULTS:
+        x, parameters = case.inputs((4, 20, 9), torch.float64)
+        residual = make_x((4, 20, 9), torch.float64, seed=2)
+        maps = [distribute_tensor(t, mesh, [Shard(0)]) for t in (x, residual)]
+        whole = [distribute_tensor(t, mesh, [Replicate()]) for t in parameters]
+        one = partial(case.variant.function, lengths=lengths)
+        for placement in (Shard(0), Replicate()):
+            function = partial(case.variant.function, lengths=distribute_tensor(lengths, mesh, [placement]))
+            for derivatives in (results, second_derivatives):
+                found = derivatives(function, *maps, whole)
+                assert found[0].placements == (Shard(0),)
+                wanted = derivatives(one, x, residual, parameters)
+                torch.testing.assert_close([t.full_tensor() for t in found], wanted)
 
 
 def main() -> None:
@@ -100,7 +147,9 @@ def main() -> None:
                 found = second_derivatives(function, *maps, whole)
                 wanted = second_derivatives(function, x, residual, parameters)
                 torch.testing.assert_close([t.full_tensor() for t in found], wanted)
-    check_ddp(x)
+    check_data_parallel(x, mesh)
+    check_that_a_sharded_convolution_is_refused(mesh)
+    check_lengths(mesh)
     dist.destroy_process_group()
     print("every case is right")
 
