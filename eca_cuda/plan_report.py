@@ -73,16 +73,10 @@ def find_device(name: Optional[str]) -> tuple[dict[str, Any], str]:
         if name not in known:
             raise ValueError(f"device: expected one of {', '.join(known)}, got {name!r}")
         return known[name], "by its public figures"
-    figures = _C.device() if torch.cuda.is_available() else None
-    if figures is None:
+    here = _C.device() if torch.cuda.is_available() else None
+    if here is None:
         return known["h100"], "by its public figures, because no GPU is visible here"
-    figures["name"] = torch.cuda.get_device_name()
-    for device in known.values():
-        # Other boards and slices of the same name have other numbers of multiprocessors, and other rates.
-        same_name = device["name"] in figures["name"].lower().replace(" ", "")
-        if same_name and device["multiprocessors"] == figures["multiprocessors"]:
-            figures |= {key: device[key] for key in ("copy_rate", "measured")}
-    return figures, "the GPU here"
+    return here | {"name": torch.cuda.get_device_name()}, "the GPU here"
 
 
 def text(facts: dict[str, Any]) -> str:

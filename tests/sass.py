@@ -33,14 +33,10 @@ LAYOUT = {"0": "planes", "1": "rows"}
 WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes; 4 where nothing is said
 BYTES = 16  # of one instruction
 ADDITIONS = ("FADD", "FFMA")
-KINDS = (
-    "reduce",
-    "lanes",
-    "apply",
-    "epilogue",
-    "mask",
-)  # of loops over maps; lanes: threads share planes that straddle
+# Of loops over maps; lanes: threads share planes that straddle.
+KINDS = ("reduce", "lanes", "apply", "epilogue", "mask")
 TOGETHER = ("BAR", "STAS")  # loops over maps have none of them
+ENDS = ("EXIT", "RET", "BPT")  # BPT: a trap
 
 
 class Missing(Exception):
@@ -228,7 +224,7 @@ class Kernel:
 def loops_of(code: Sequence[Instruction]) -> Iterator[tuple[int, tuple[Instruction, ...]]]:
     """The natural loops: their first address, and all instructions from which it is reached again."""
     at = {i.address: i for i in code}
-    branches = [i for i in code if i.target is not None or i.kind in ("EXIT", "RET")]
+    branches = [i for i in code if i.target is not None or i.kind in ENDS]
     starts = {code[0].address, *(i.address + BYTES for i in branches), *(i.target for i in branches if i.target in at)}
     blocks: dict[int, list[Instruction]] = {}
     for i in code:
@@ -238,7 +234,7 @@ def loops_of(code: Sequence[Instruction]) -> Iterator[tuple[int, tuple[Instructi
     graph = networkx.DiGraph()
     graph.add_node(code[0].address)
     for start, block in blocks.items():
-        if block[-1].kind not in ("EXIT", "RET") or block[-1].conditional:
+        if block[-1].kind not in ENDS or block[-1].conditional:
             graph.add_edges_from((start, way) for way in block[-1].ways if way in at)
     above = networkx.immediate_dominators(graph, code[0].address)
 

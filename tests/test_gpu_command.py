@@ -174,7 +174,7 @@ def test_without_a_gpu_its_tests_are_not_here(run, tmp_path: Path, capsys) -> No
     status, lines = run(only=chosen)
     assert status == 0 and lines["only", ""].status == NOT_HERE
     assert "no CUDA device" in lines["only", "cuda"].note and "deselected" in lines["only", "in_place"].note
-    assert "    cuda: 42 skipped" in capsys.readouterr().out
+    assert "    cuda: 45 skipped" in capsys.readouterr().out
 
 
 def test_what_is_done_is_not_done_again(run, tmp_path: Path) -> None:

@@ -317,10 +317,11 @@ def test_every_call_has_a_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def gpu(monkeypatch: pytest.MonkeyPatch, **figures: Any) -> None:
-    here = {key: figures.get(key, value) for key, value in DEVICES["h100"].items()}
+    known = _C.known_device(figures["name"], figures["multiprocessors"]) or {"copy_rate": 0.0, "measured": False}
+    here = DEVICES["h100"] | figures | {key: known[key] for key in ("copy_rate", "measured")}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: figures["name"])
-    monkeypatch.setattr(plan_report._C, "device", lambda: here | {"name": "", "copy_rate": 0.0, "measured": False})
+    monkeypatch.setattr(plan_report._C, "device", lambda: here)
 
 
 def test_the_gpu_that_is_here_is_the_default(

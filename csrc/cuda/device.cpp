@@ -25,7 +25,7 @@ cudaError_t query_device(Device* device) {
   device->shared_per_multiprocessor = ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   device->shared_opt_in = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device->l2 = ask(cudaDevAttrL2CacheSize);
-  device->copy_rate = 0;  // nothing is decided by it
+  device->copy_rate = 0;  // not among what a driver says
   return error;
 }
 

@@ -12,7 +12,7 @@ ECA_LIBRARY_IMPL(ECA_NAMESPACE, CUDA, m) { implement<Cuda>(m); }
 
 [[maybe_unused]] const bool registered = [] {
   driver_clusters = &count_clusters;
-  driver_device = [](Device* device) { return query_device_with_clusters(device) == cudaSuccess; };
+  driver_device = [](Device* device) { return describe_device(device) == cudaSuccess; };
   return true;
 }();
 

@@ -26,14 +26,14 @@ GetStream find_get_stream() {
 }
 
 // Asked for once per device.
-const Device& known_device(size_t index) {
+const Device& device_at(size_t index) {
   static std::mutex mutex;
   static std::vector<std::pair<bool, Device>> devices(64);
   const std::lock_guard<std::mutex> lock(mutex);
   require(index < devices.size(), "x");
   auto& [known, device] = devices[index];
   if (!known) {
-    const cudaError_t error = query_device_with_clusters(&device);
+    const cudaError_t error = describe_device(&device);
     if (error != cudaSuccess)
       throw std::runtime_error(std::string("eca_cuda: asking the driver about the device failed: ") +
                                cudaGetErrorString(error));
@@ -44,6 +44,21 @@ const Device& known_device(size_t index) {
 
 }  // namespace
 
+cudaError_t describe_device(Device* device) {
+  cudaError_t error = query_device_with_clusters(device);
+  int index = 0;
+  cudaDeviceProp properties;
+  if (error == cudaSuccess) error = cudaGetDevice(&index);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, index);
+  if (error != cudaSuccess) return error;
+  if (const Device* const known = known_device(properties.name, device->multiprocessors)) {
+    device->name = known->name;
+    device->copy_rate = known->copy_rate;
+    device->measured = known->measured;
+  }
+  return error;
+}
+
 OnDeviceOf::OnDeviceOf(const Tensor& x) : index_(x.get_device_index()) {
   require(x.is_cuda(), "x");
   DeviceGuardHandle guard;
@@ -53,7 +68,7 @@ OnDeviceOf::OnDeviceOf(const Tensor& x) : index_(x.get_device_index()) {
 
 OnDeviceOf::~OnDeviceOf() { aoti_torch_delete_device_guard(static_cast<DeviceGuardHandle>(guard_)); }
 
-Device OnDeviceOf::device() const { return known_device(static_cast<size_t>(index_)); }
+Device OnDeviceOf::device() const { return device_at(static_cast<size_t>(index_)); }
 
 cudaStream_t OnDeviceOf::stream() const {
   static const GetStream get_stream = find_get_stream();

@@ -8,6 +8,9 @@
 
 namespace eca {
 
+// The current device: what its driver says of it, and, where plan/device.h knows it, what it can copy.
+cudaError_t describe_device(Device* device);
+
 // While it lives, the device of x is the current one.
 class OnDeviceOf {
  public:

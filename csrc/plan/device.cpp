@@ -3,6 +3,8 @@
 // others about 85 % of the memory's nominal rate, an assumption for predictions that no measurement backs yet.
 #include "device.h"
 
+#include <algorithm>
+#include <cctype>
 #include <initializer_list>
 
 namespace eca {
@@ -39,6 +41,14 @@ constexpr Device kDevices[] = {
 
 int64_t (*driver_clusters)(int, int, int) = nullptr;
 bool (*driver_device)(Device*) = nullptr;
+
+const Device* known_device(std::string name, int multiprocessors) {
+  name.erase(std::remove(name.begin(), name.end(), ' '), name.end());
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const Device& device : kDevices)
+    if (device.multiprocessors == multiprocessors && name.find(device.name) != std::string::npos) return &device;
+  return nullptr;
+}
 
 const Device* known_devices(size_t* count) {
   *count = sizeof kDevices / sizeof *kDevices;

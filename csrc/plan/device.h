@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace eca {
 
@@ -28,6 +29,10 @@ struct Device {
 
 // Devices that plans can be shown and tested for on any machine, in alphabetical order.
 const Device* known_devices(size_t* count);
+
+// The one that a driver calls by such a name. Other boards and slices of the same name have other numbers of
+// multiprocessors, and other rates; null for those, and for names that are not known.
+const Device* known_device(std::string name, int multiprocessors);
 
 // How many clusters of so many blocks, threads and bytes of shared memory per block run at once on the current GPU, as
 // its driver says. Null in builds without CUDA; cuda/register_cuda.cpp sets it.

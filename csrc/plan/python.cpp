@@ -257,14 +257,21 @@ void bind_plan(py::module_& m) {
       "How the CUDA kernels would do a call with maps [n, c, s]: csrc/plan/plan.h as a dict. device: a name, or a dict "
       "like those of devices(). alignment: 0 for that of dense maps.");
   m.def(
+      "known_device",
+      [](const std::string& name, int multiprocessors) -> py::object {
+        const Device* const known = known_device(name, multiprocessors);
+        return known ? py::object(to_dict(*known)) : py::none();
+      },
+      "name"_a, "multiprocessors"_a,
+      "The one of devices() that a driver calls by such a name and that has so many multiprocessors, or None.");
+  m.def(
       "device",
       []() -> py::object {
         Device device{};
         if (!driver_device || !driver_device(&device)) return py::none();
-        device.name = "";
         return to_dict(device);
       },
-      "The current GPU as its driver describes it, a dict as those of devices() without a name or a copy rate; None if "
+      "The current GPU as its driver describes it, a dict as those of devices(), copy_rate 0 if not known; None if "
       "there is none, or in builds without CUDA.");
   m.def(
       "clusters",
