@@ -130,12 +130,23 @@ class _Tracer(fx.Tracer):
     def __init__(self, attention: list[str]) -> None:
         super().__init__()
         self.inside = {path.rpartition(".")[0] for path in attention}
+        self.modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self.modes:  # a graph does not hold them
+            raise LeftAlone("its forward switches gradients or autocast")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self.inside
+
+
+def _modes() -> tuple[Any, ...]:
+    autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
 def _trace(block: nn.Module, attention: list[str]) -> fx.Graph:

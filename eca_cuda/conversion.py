@@ -64,8 +64,8 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
     Args:
         model: any module; attention is searched for in all of it.
         fuse_residual: also let the attention of a residual block add the shortcut and apply the ReLU, in the same pass,
-            where torch.fx shows that it is safe. The block's ReLU and drop-path modules are then no longer called, so
-            hooks registered on them later do not run, and attributes of the block are as they were at conversion.
+            where torch.fx shows that it is safe. The structure and attributes of the block are then as they were at
+            conversion; where the attention or the ReLU are replaced or given hooks later, its own forward runs again.
 
     Returns:
         ``model``. Converting again changes nothing; :func:`revert` undoes it.

@@ -238,6 +238,16 @@ def test_export_gives_what_eager_gives(fuse_residual):
 
 
 @every_way
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_without_gradients_is_saved(fuse_residual):
+    model, file = convert(make_model().eval(), fuse_residual=fuse_residual), io.BytesIO()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, images()), file)
+        file.seek(0)
+        torch.testing.assert_close(torch.jit.load(file)(images(1)), model(images(1)), rtol=1e-7, atol=1e-9)
+
+
+@every_way
 def test_fx_traces_the_whole_model(fuse_residual):
     """timm's and torchvision's feature extractors build on this."""
     model = convert(make_model(), fuse_residual=fuse_residual)

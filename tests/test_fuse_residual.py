@@ -183,6 +183,18 @@ class AsksForTypes(Official):
         return super().forward(x if isinstance(x, Tensor) else torch.cat(x, 1))
 
 
+class WithoutGradients(Official):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+class UnderAutocast(Official):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
 class CountsInABuffer(Official):
     def __init__(self):
         super().__init__()
@@ -267,6 +279,8 @@ LEFT_ALONE = {
     "draws": (SometimesSkipped, "draws random numbers"),
     "an optional argument": (OptionalShortcut, "has optional arguments"),
     "any arguments": (AnyArguments, "has optional arguments"),
+    "without gradients": (WithoutGradients, "switches gradients or autocast"),
+    "under autocast": (UnderAutocast, "switches gradients or autocast"),
     "asks for types": (AsksForTypes, "asks for the type of a value"),
     "branches on data": (Branches, "torch.fx cannot follow"),
     "replaced forward": (replaced_forward, "on the instance"),
