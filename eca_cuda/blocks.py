@@ -9,7 +9,7 @@ import copy
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -153,20 +153,14 @@ def _trace(block: nn.Module, attention: list[str]) -> fx.Graph:
     """The graph of the forward, if it is always the same and the forward does nothing else."""
     if "forward" in vars(block):
         raise LeftAlone("its forward was replaced on the instance")
-    if any(a.default is not a.empty or a.kind in _VARIADIC for a in _arguments(block)):
+    arguments = inspect.signature(type(block).forward).parameters.values()
+    if any(a.default is not a.empty or a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments):
         raise LeftAlone("its forward has optional arguments")
     traced = copy.copy(block)
     vars(traced).update(copied(vars(block)))
     traced.__class__ = type(type(block).__name__, (type(block),), {"training": property(_refuse_to_say)})
     with generators_kept(), without_side_effects(traced):
         return _Tracer(attention).trace(traced)
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def _arguments(block: nn.Module) -> Iterable[inspect.Parameter]:
-    return inspect.signature(type(block).forward).parameters.values()
 
 
 def _refuse_to_say(_: nn.Module) -> bool:

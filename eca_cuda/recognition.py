@@ -144,11 +144,6 @@ def _recipes(variant: str, holders: Mapping[str, nn.Module], **options: tuple[An
 
 def _obstacle(module: nn.Module, holders: dict[str, Any]) -> Optional[str]:
     """What the functions do not offer, in a module with the parameters of a variant."""
-    if type(module).forward is nn.Module.forward:
-        return "it has no forward: what calls its layers is elsewhere"
-    arguments = list(inspect.signature(type(module).forward).parameters.values())[1:]
-    if [a.kind for a in arguments] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
-        return f"its forward takes ({', '.join(map(str, arguments))}), expected one argument"
     for name, child in module.named_modules():
         hooks = [*child._forward_hooks.values(), *child._backward_hooks.values(), *child._backward_pre_hooks.values()]
         hooks += [hook for hook in child._forward_pre_hooks.values() if not recomputes_weights(hook)]
@@ -202,6 +197,7 @@ def _random_copy(module: nn.Module, recipe: Recipe) -> nn.Module:
 
 def _matching(clone: nn.Module, candidates: list[Recipe], sizes: tuple[tuple[int, ...], ...]) -> Recipe:
     """The candidate that computes what ``clone`` computes on x of these sizes, in training and in evaluation."""
+    _check_arguments(clone)
     c = _channels(clone)
     inputs = [torch.randn(2, c, *size, dtype=torch.float64, device="cpu") for size in sizes]
     inside = [m for name, m in clone.named_modules() if not name.startswith(candidates[0].holders)]
@@ -220,6 +216,14 @@ def _matching(clone: nn.Module, candidates: list[Recipe], sizes: tuple[tuple[int
                 kinds = ", ".join(type(m).__name__ for m in clone.children())
                 raise LeftAlone(f"it computes something else: off by {error:.1e} from the nearest variant ({kinds})")
     return remaining[0]
+
+
+def _check_arguments(module: nn.Module) -> None:
+    if type(module).forward is nn.Module.forward:
+        raise LeftAlone("it has no forward: what calls its layers is elsewhere")
+    arguments = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    if [a.kind for a in arguments] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
+        raise LeftAlone(f"its forward takes ({', '.join(map(str, arguments))}), expected one argument")
 
 
 def _channels(clone: nn.Module) -> int:

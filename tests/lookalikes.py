@@ -2,6 +2,7 @@
 """Channel attention as people write it, under the names they give it: what ``convert`` must know, and must not."""
 
 import math
+import operator
 import random
 
 import torch
@@ -234,6 +235,18 @@ class ScaledECA(eca_layer):
         self.gain = nn.Parameter(torch.ones(()))
 
 
+class OddlyMade(eca_layer):
+    """Its forward is a callable that tells nothing of its arguments."""
+
+    forward = operator.attrgetter("conv")
+
+
+class OnlyHolds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, bias=False)
+
+
 def dilated() -> nn.Module:
     layer = eca_layer(64)
     layer.conv = nn.Conv1d(1, 1, 3, padding=2, dilation=2, bias=False)
@@ -262,6 +275,8 @@ OTHER = {
     "two inputs": (lambda: Pair(64), "takes (x, y), expected one argument"),
     "an optional input": (lambda: Masked(64), "takes (x, mask=None), expected one argument"),
     "any number of inputs": (lambda: AnyNumber(64), "takes (*inputs), expected one argument"),
+    "arguments unknown": (lambda: OddlyMade(64), "could not be tried: "),
+    "no forward": (OnlyHolds, "it has no forward"),
     "keeps its gate": (lambda: KeepsItsGate(64), "sets attributes"),
     "counts inside": (lambda: CountsInside(64), "sets attributes"),
     "sometimes skipped": (lambda: SometimesSkipped(64), "draws random numbers"),
