@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional, TypeVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from . import functional
 from .blocks import Fusable, FusedBlock, attention_of, fuse
 from .functional import Activation
 from .modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
 from .recognition import Recipe, Unsupported, recognise
-from .swap import Swapped, restore, swap
+from .swap import Swapped, is_wrapped, restore, swap
 
 __all__ = ["ConversionReport", "Finding", "conversion_report", "convert", "revert"]
 
@@ -22,15 +23,33 @@ _OURS = (EfficientChannelAttention, DynamicMultiKernelECA, BidirectionalECA)
 
 
 class FusedAttention(Swapped):
-    """The forward of a converted attention module."""
+    """The forward of a converted attention module.
+
+    Its own forward runs where x has a rank that this was not tried on (torch.fx traces without ranks), or comes by
+    another name.
+    """
 
     _eca_cuda: Recipe
 
-    def forward(self, x: Tensor, residual: Optional[Tensor] = None, activation: Activation = None) -> Tensor:
+    def forward(
+        self,
+        x: Optional[Tensor] = None,
+        residual: Optional[Tensor] = None,
+        activation: Activation = None,
+        **by_its_name: Tensor,
+    ) -> Tensor:
         recipe = self._eca_cuda
+        y: Tensor
+        if x is None:
+            y = super().forward(**by_its_name)
+            return y
+        if not (isinstance(x, fx.Proxy) or x.dim() in recipe.ranks):
+            y = super().forward(x)
+            y = y if residual is None else y + residual
+            return torch.relu(y) if activation else y
         parameters = recipe.parameters(self)
         function = getattr(functional, recipe.variant)
-        y: Tensor = function(x, *parameters, residual=residual, activation=activation, **recipe.options)
+        y = function(x, *parameters, residual=residual, activation=activation, **recipe.options)
         return y
 
 
@@ -45,8 +64,8 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
     Args:
         model: any module; attention is searched for in all of it.
         fuse_residual: also let the attention of a residual block add the shortcut and apply the ReLU, in the same pass,
-            where torch.fx shows that it is safe. The block's ReLU and drop-path modules are then no longer called, so
-            hooks registered on them later do not run, and attributes of the block are as they were at conversion.
+            where torch.fx shows that it is safe. The structure and attributes of the block are then as they were at
+            conversion; where the attention or the ReLU are replaced or given hooks later, its own forward runs again.
 
     Returns:
         ``model``. Converting again changes nothing; :func:`revert` undoes it.
@@ -61,16 +80,25 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
     if fuse_residual:
         for block, answer in [(block, answer) for _, block, answer in _blocks(model)]:
             if isinstance(answer, Fusable):
-                swap(block, FusedBlock, answer.drop_paths, answer.source)
+                swap(block, FusedBlock, answer.modules, answer.source)
     if not any(map(_is_fused, model.modules())):
         warnings.warn("convert: no attention in the model could be fused, see conversion_report(model)", stacklevel=2)
     return model
 
 
 def revert(model: Model) -> Model:
-    """Undo :func:`convert`, exactly, with or without ``fuse_residual``; returns ``model``."""
+    """Undo :func:`convert`, exactly, with or without ``fuse_residual``; returns ``model``.
+
+    Raises:
+        RuntimeError: if ``fully_shard`` or the like changed a module's class since; then nothing is reverted.
+    """
     _check_model(model)
-    for module in model.modules():
+    swapped = {path: module for path, module in model.named_modules() if isinstance(module, Swapped)}
+    for path, module in swapped.items():
+        if is_wrapped(module):
+            kind = type(module).__name__
+            raise RuntimeError(f"revert: {path or 'the model'} was made a {kind} since; revert before fully_shard")
+    for module in swapped.values():
         restore(module)
     return model
 

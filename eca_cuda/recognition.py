@@ -7,10 +7,11 @@ subclass with its own forward, another gate, another pooling, an addition inside
 """
 
 import copy
+import inspect
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Optional, Union
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from . import reference
 from .modules import recomputes_weights, refreshed
+from .trial import LeftAlone, generators_kept, without_side_effects
 
 # eca_layer, ECA, ECABlock, EcaModule, CecaModule, EfficientChannelAttn and their like, but not ECAPA or Decay.
 _NAME = re.compile(
@@ -25,6 +27,8 @@ _NAME = re.compile(
 )
 _GATES = ("sigmoid", "hard_sigmoid")
 _PADDINGS = ("zeros", "circular")
+# Spatial sizes of what a module is tried on: images, volumes, sequences.
+_SIZES = (((5, 5), (4, 7)), ((3, 4, 5), (2, 3, 3)), ((25,), (7,)))
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Recipe:
     variant: str
     holders: tuple[str, ...]  # paths of the submodules that hold the parameters, in the order of the arguments
     options: Mapping[str, Any]
+    ranks: tuple[int, ...] = ()  # the dimensions of x that this was found to hold for
 
     def parameters(self, module: nn.Module) -> list[Tensor]:
         """The arguments after ``x``, after whatever recomputes them (pruning, old weight and spectral norm)."""
@@ -81,7 +86,7 @@ def _holders(module: nn.Module, prefix: str = "") -> tuple[dict[str, nn.Module],
     own = itertools.chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
     others = [prefix + name for name, _ in own]
     for name, child in module.named_children():
-        if isinstance(child, (nn.Conv1d, nn.Linear)):
+        if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
             found[prefix + name] = child
         else:
             below, foreign = _holders(child, f"{prefix}{name}.")
@@ -92,7 +97,7 @@ def _holders(module: nn.Module, prefix: str = "") -> tuple[dict[str, nn.Module],
 
 def _looks_like_attention(module: nn.Module, holders: dict[str, nn.Module], others: list[str]) -> bool:
     """Close to ECA by its name, or, as timm's mlp mode, by a convolution over channels that widens and narrows."""
-    if not holders or type(module) is nn.Sequential:
+    if not (holders or others) or type(module) is nn.Sequential:
         return False
     if _NAME.search(type(module).__name__) and not _is_network(module):
         return True
@@ -102,14 +107,17 @@ def _looks_like_attention(module: nn.Module, holders: dict[str, nn.Module], othe
 
 
 def _is_network(module: nn.Module) -> bool:
-    """Whether it convolves images: then it contains attention and is not attention itself."""
-    return any(isinstance(m, (nn.Conv2d, nn.Conv3d)) for m in module.modules())
+    """Whether it convolves feature maps: then it contains attention and is not attention itself."""
+    convs = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
+    return any((m.in_channels, m.out_channels) != (1, 1) for m in convs)
 
 
 def _candidates(holders: dict[str, nn.Module]) -> Iterator[Recipe]:
     """Every variant and choice of options whose parameters have these shapes."""
     convs = {name: m for name, m in holders.items() if isinstance(m, nn.Conv1d)}
     linears = {name: m for name, m in holders.items() if isinstance(m, nn.Linear)}
+    if len(convs) + len(linears) < len(holders):
+        return
     across = all((m.in_channels, m.out_channels) == (1, 1) for m in convs.values())
     depthwise = all(m.groups == m.in_channels == m.out_channels for m in convs.values())
     sizes = [m.kernel_size[0] for m in convs.values()]
@@ -154,15 +162,23 @@ def _obstacle(module: nn.Module, holders: dict[str, Any]) -> Optional[str]:
 
 
 def _try(module: nn.Module, candidates: list[Recipe]) -> Union[Recipe, Unsupported]:
-    """The candidate that computes what a copy of ``module`` computes, in training and in evaluation."""
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPU's generator
-            clone = _random_copy(module, candidates[0])
-            return _matching(clone, candidates)
-    except Exception as error:  # whatever a stranger's forward may raise
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        return Unsupported(f"it could not be tried: {first_line}")
+    """The candidate that computes what a copy of ``module`` computes, for x of at least one rank."""
+    found: dict[int, Recipe] = {}
+    refusals: list[Exception] = []
+    with torch.no_grad(), generators_kept():
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPU's generator
+        for sizes in _SIZES:
+            try:
+                found[2 + len(sizes[0])] = _matching(_random_copy(module, candidates[0]), candidates, sizes)
+            except Exception as error:  # whatever a stranger's forward may raise
+                refusals.append(error)
+    if found:
+        recipe = next(iter(found.values()))
+        return replace(recipe, ranks=tuple(rank for rank, other in found.items() if other == recipe))
+    # A reason says more than an error, which for x of another rank is only natural.
+    refusal = next((error for error in refusals if isinstance(error, LeftAlone)), refusals[0])
+    first_line = (str(refusal) or type(refusal).__name__).splitlines()[0]
+    return Unsupported(first_line if isinstance(refusal, LeftAlone) else f"it could not be tried: {first_line}")
 
 
 def _random_copy(module: nn.Module, recipe: Recipe) -> nn.Module:
@@ -179,32 +195,46 @@ def _random_copy(module: nn.Module, recipe: Recipe) -> nn.Module:
     return clone
 
 
-def _matching(clone: nn.Module, candidates: list[Recipe]) -> Union[Recipe, Unsupported]:
-    inputs = [torch.randn(2, c, h, w, dtype=torch.float64, device="cpu") for c, h, w in _probe_shapes(clone)]
+def _matching(clone: nn.Module, candidates: list[Recipe], sizes: tuple[tuple[int, ...], ...]) -> Recipe:
+    """The candidate that computes what ``clone`` computes on x of these sizes, in training and in evaluation."""
+    _check_arguments(clone)
+    c = _channels(clone)
+    inputs = [torch.randn(2, c, *size, dtype=torch.float64, device="cpu") for size in sizes]
+    inside = [m for name, m in clone.named_modules() if not name.startswith(candidates[0].holders)]
     remaining, error = candidates, float("inf")
     for training, x in itertools.product((True, False), inputs):
-        y = clone.train(training)(x.clone())
-        if not isinstance(y, Tensor) or y.shape != x.shape:
-            return Unsupported("its output is not a tensor of the shape of its input")
-        errors = [float((y - _reference(recipe, clone, x)).abs().max()) for recipe in remaining]
-        # float64 against float64, some steps perhaps in float32: 1e-5 is rounding, another formula gives 1e-2.
-        remaining = [recipe for recipe, e in zip(remaining, errors, strict=True) if e < 1e-5]
-        error = min(errors)
-        if not remaining:
-            kinds = ", ".join(type(m).__name__ for m in clone.children())
-            return Unsupported(f"it computes something else: off by {error:.1e} from the nearest variant ({kinds})")
+        clone.train(training)
+        with without_side_effects(*inside):
+            y = clone(x.clone())
+            if not isinstance(y, Tensor) or y.shape != x.shape:
+                raise LeftAlone("its output is not a tensor of the shape of its input")
+            errors = [float((y - _reference(recipe, clone, x)).abs().max()) for recipe in remaining]
+            # float64 against float64, some steps perhaps in float32: 1e-5 is rounding, another formula gives 1e-2.
+            remaining = [recipe for recipe, e in zip(remaining, errors, strict=True) if e < 1e-5]
+            error = min(errors)
+            if not remaining:
+                kinds = ", ".join(type(m).__name__ for m in clone.children())
+                raise LeftAlone(f"it computes something else: off by {error:.1e} from the nearest variant ({kinds})")
     return remaining[0]
 
 
-def _probe_shapes(clone: nn.Module) -> list[tuple[int, int, int]]:
-    """Two shapes; as many channels as the layers, or else a number among the attributes, ask for."""
+def _check_arguments(module: nn.Module) -> None:
+    if type(module).forward is nn.Module.forward:
+        raise LeftAlone("it has no forward: what calls its layers is elsewhere")
+    arguments = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    if [a.kind for a in arguments] != [inspect.Parameter.POSITIONAL_OR_KEYWORD]:
+        raise LeftAlone(f"its forward takes ({', '.join(map(str, arguments))}), expected one argument")
+
+
+def _channels(clone: nn.Module) -> int:
+    """As many as the layers, or else a number among the attributes, ask for."""
     layers = [m for m in clone.modules() if isinstance(m, (nn.Conv1d, nn.Linear))]
     c = max(m.in_features if isinstance(m, nn.Linear) else m.in_channels for m in layers)
     longest = max(m.kernel_size[0] for m in layers if isinstance(m, nn.Conv1d))
     if c == 1:
         named = [getattr(clone, name, None) for name in ("channels", "channel", "in_channels", "c", "dim")]
         c = next((value for value in named if isinstance(value, int) and value > longest), max(16, 2 * longest))
-    return [(c, 5, 5), (c, 4, 7)]
+    return c
 
 
 def _reference(recipe: Recipe, clone: nn.Module, x: Tensor) -> Tensor:

@@ -80,8 +80,12 @@ def swap(module: nn.Module, mixin: type[Swapped], state: Any, source: Optional[S
     module.__class__ = _derived(mixin, type(module), source)  # type: ignore[arg-type]  # mypy: no Hashable
 
 
-def restore(module: nn.Module) -> None:
+def restore(module: Swapped) -> None:
     """Undo ``swap``."""
-    if isinstance(module, Swapped):
-        module.__class__ = module._eca_cuda_identity[1]
-        del module.__dict__[_STATE]
+    module.__class__ = module._eca_cuda_identity[1]
+    del module.__dict__[_STATE]
+
+
+def is_wrapped(module: Swapped) -> bool:
+    """Whether the class was exchanged again after ``swap``, as ``fully_shard`` does: then it cannot be undone."""
+    return type(module) is not _derived(*module._eca_cuda_identity)

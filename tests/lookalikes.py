@@ -2,6 +2,8 @@
 """Channel attention as people write it, under the names they give it: what ``convert`` must know, and must not."""
 
 import math
+import operator
+import random
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +69,57 @@ class CrossChannelMulti(nn.Module):
         return x * z.sigmoid()[:, :, None, None]
 
 
+class NamesItsInput(eca_layer):
+    def forward(self, inputs):
+        return super().forward(inputs)
+
+
+class OverSequences(nn.Module):
+    """x [N, C, L]."""
+
+    def __init__(self, k=3):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool1d(1)
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
+
+    def forward(self, x):
+        return x * self.conv(self.pool(x).transpose(1, 2)).transpose(1, 2).sigmoid()
+
+
+class OverVolumes(nn.Module):
+    """x [N, C, D, H, W]."""
+
+    def __init__(self, k=3):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
+
+    def forward(self, x):
+        return x * self.conv(x.mean((2, 3, 4))[:, None]).sigmoid()[:, 0, :, None, None, None]
+
+
+class OverAnything(nn.Module):
+    """x [N, C, *spatial]."""
+
+    def __init__(self, k=3):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
+
+    def forward(self, x):
+        gate = self.conv(x.flatten(2).mean(2)[:, None])[:, 0].sigmoid()
+        return x * gate.view(*gate.shape, *[1] * (x.dim() - 2))
+
+
+# What makes them, and the dimensions of x that they take.
+OF_RANK = {
+    "images": (lambda: eca_layer(64), (4,)),
+    "sequences": (OverSequences, (3,)),
+    "volumes": (OverVolumes, (5,)),
+    "anything": (OverAnything, (3, 4, 5)),
+}
+
 SAME = {
     "official": lambda: eca_layer(64, 5),
+    "another argument's name": lambda: NamesItsInput(64),
     "own names, bias": lambda: ECABlock(64),
     "circular, hard sigmoid, fixed channels": lambda: CircularGate(64),
     "three kernels across channels": lambda: CrossChannelMulti(64),
@@ -110,6 +161,61 @@ class Pair(eca_layer):
         return super().forward(x + y)
 
 
+class Masked(eca_layer):
+    def forward(self, x, mask=None):
+        return x * super().forward(torch.ones_like(x) if mask is None else mask)
+
+
+class AnyNumber(eca_layer):
+    def forward(self, *inputs):
+        return super().forward(*inputs)
+
+
+class KeepsItsGate(eca_layer):
+    def forward(self, x):
+        self.last = super().forward(torch.ones_like(x))
+        return super().forward(x)
+
+
+class CountsInside(eca_layer):
+    """A submodule with a state that is no buffer."""
+
+    def __init__(self, channel):
+        super().__init__(channel)
+        self.sigmoid = Counting()
+
+
+class Counting(nn.Sigmoid):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class SometimesSkipped(eca_layer):
+    def forward(self, x):
+        return x if self.training and random.random() < 1e-9 else super().forward(x)
+
+
+class ECAByConv2d(nn.Module):
+    def __init__(self, k=3):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, (k, 1), padding=(k // 2, 0), bias=False)
+
+    def forward(self, x):
+        return x * self.conv(x.mean((2, 3), keepdim=True).transpose(1, 2)).transpose(1, 2).sigmoid()
+
+
+class EcaByParameter(nn.Module):
+    def __init__(self, k=3):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, 1, k))
+
+    def forward(self, x):
+        return x * F.conv1d(x.mean((2, 3))[:, None], self.weight, padding=1).sigmoid()[:, 0, :, None, None]
+
+
 class EcaNS(nn.Module):
     """Own weights per channel (the official eca_ns.py, shortened)."""
 
@@ -127,6 +233,18 @@ class ScaledECA(eca_layer):
     def __init__(self, channel):
         super().__init__(channel)
         self.gain = nn.Parameter(torch.ones(()))
+
+
+class OddlyMade(eca_layer):
+    """Its forward is a callable that tells nothing of its arguments."""
+
+    forward = operator.attrgetter("conv")
+
+
+class OnlyHolds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, bias=False)
 
 
 def dilated() -> nn.Module:
@@ -154,7 +272,16 @@ OTHER = {
     "another gate": (lambda: Tanh(64), "Tanh"),
     "dropout in training": (lambda: DropsOutInTraining(64), "something else"),
     "returns the gate": (lambda: GateOnly(64), "shape of its input"),
-    "two inputs": (lambda: Pair(64), "missing 1 required positional argument"),
+    "two inputs": (lambda: Pair(64), "takes (x, y), expected one argument"),
+    "an optional input": (lambda: Masked(64), "takes (x, mask=None), expected one argument"),
+    "any number of inputs": (lambda: AnyNumber(64), "takes (*inputs), expected one argument"),
+    "arguments unknown": (lambda: OddlyMade(64), "could not be tried: "),
+    "no forward": (OnlyHolds, "it has no forward"),
+    "keeps its gate": (lambda: KeepsItsGate(64), "sets attributes"),
+    "counts inside": (lambda: CountsInside(64), "sets attributes"),
+    "sometimes skipped": (lambda: SometimesSkipped(64), "draws random numbers"),
+    "by Conv2d": (ECAByConv2d, "not those of ECA: conv Conv2d(1, 1, kernel_size=(3, 1)"),
+    "by a parameter": (EcaByParameter, "of its own: weight"),
     "weights per channel": (lambda: EcaNS(), "Conv1d(64, 64"),
     "a gain of its own": (lambda: ScaledECA(64), "of its own: gain"),
     "even kernel": (lambda: eca_layer(64, 4), "odd kernel size"),
@@ -190,4 +317,12 @@ class SqueezeExcite(nn.Module):
         return x * self.fc2(self.fc1(x.mean((2, 3))).relu()).sigmoid()[..., None, None]
 
 
-UNRELATED = (ECAPA_TDNN, Decay, SqueezeExcite)
+class ECAStem(nn.Module):
+    """A network by its convolution, one that has ECA's name and none of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+
+
+UNRELATED = (ECAPA_TDNN, Decay, SqueezeExcite, ECAStem)

@@ -4,6 +4,7 @@
 import copy
 import io
 import pickle
+import random
 import re
 import warnings
 from functools import partial
@@ -11,7 +12,7 @@ from functools import partial
 import originals
 import pytest
 import torch
-from lookalikes import OTHER, SAME, UNRELATED, eca_layer
+from lookalikes import OF_RANK, OTHER, SAME, UNRELATED, NamesItsInput, SometimesSkipped, eca_layer
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -100,6 +101,46 @@ def test_what_computes_something_else_stays_and_the_report_says_why(make, reason
     (finding,) = conversion_report(model).attention
     assert (finding.path, finding.kind, finding.status) == ("0", kind.__name__, "left alone")
     assert reason in finding.detail
+
+
+SHAPES = {3: (8, 16, 9), 4: (2, 16, 5, 6), 5: (2, 16, 3, 4, 5)}
+
+
+@pytest.mark.parametrize("make, ranks", OF_RANK.values(), ids=OF_RANK)
+def test_sequences_images_and_volumes_are_fused_where_the_module_takes_them(make, ranks, monkeypatch):
+    layer, calls = make(), []
+    original = eca_cuda.functional.eca
+    monkeypatch.setattr(eca_cuda.functional, "eca", lambda *a, **k: calls.append(a[0].dim()) or original(*a, **k))
+    inputs = [make_x(SHAPES[rank]) for rank in ranks]
+    expected = [layer(x) for x in inputs]
+    convert(layer)
+    torch.testing.assert_close([layer(x) for x in inputs], expected)
+    assert calls == list(ranks)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_an_input_of_another_rank_gets_what_the_module_does_with_it(activation):
+    """The official layer takes an image without a batch, [C, H, W], for which ours would take W for the length."""
+    layer, x, residual = eca_layer(8), make_x((8, 5, 6)), make_x((8, 5, 6), seed=2)
+    expected = layer(x)
+    convert(layer)
+    assert torch.equal(layer(x), expected)
+    y = layer(x, residual, activation)
+    assert torch.equal(y, (expected + residual).relu() if activation else expected + residual)
+
+
+def test_an_input_given_by_name():
+    x = make_x((2, 64, 3, 5))
+    for layer, name in ((eca_layer(64), "x"), (NamesItsInput(64), "inputs")):
+        expected = layer(x)
+        convert(layer)
+        torch.testing.assert_close(layer(**{name: x}), expected)
+
+
+def test_what_a_module_draws_when_it_is_tried_leaves_the_generator_as_it_was():
+    before = random.getstate()
+    conversion_report(SometimesSkipped(64))
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize("make", UNRELATED)

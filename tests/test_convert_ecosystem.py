@@ -142,6 +142,19 @@ def test_fsdp2_trains_alike(fuse_residual, process_group):
 
 
 @every_way
+def test_what_fully_shard_changed_since_is_not_half_reverted(fuse_residual, process_group):
+    model = convert(make_model(), fuse_residual=fuse_residual)
+    block = model.layer4[0] if fuse_residual else model.layer4[0].se
+    fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
+    kinds = {path: type(m) for path, m in model.named_modules()}
+    with pytest.raises(
+        RuntimeError, match=rf"layer4\.0\S* was made a {type(block).__name__} since; revert before fully_"
+    ):
+        revert(model)
+    assert {path: type(m) for path, m in model.named_modules()} == kinds
+
+
+@every_way
 def test_mixed_precision_steps_with_the_scaler(fuse_residual):
     """Under float16 autocast, float32 parameters: eager's dtype, finite gradients for all, and a step that is taken."""
     model = convert(make_model().float(), fuse_residual=fuse_residual)
@@ -222,6 +235,16 @@ def test_export_gives_what_eager_gives(fuse_residual):
     with torch.no_grad():
         exported = torch.export.export(model, (images(),))
         torch.testing.assert_close(exported.module()(images()), model(images()), rtol=1e-7, atol=1e-9)
+
+
+@every_way
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_without_gradients_is_saved(fuse_residual):
+    model, file = convert(make_model().eval(), fuse_residual=fuse_residual), io.BytesIO()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, images()), file)
+        file.seek(0)
+        torch.testing.assert_close(torch.jit.load(file)(images(1)), model(images(1)), rtol=1e-7, atol=1e-9)
 
 
 @every_way

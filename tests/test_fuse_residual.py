@@ -4,8 +4,10 @@
 import copy
 import operator
 import pickle
+import random
 from collections.abc import Callable
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -155,6 +157,64 @@ class ReadsTraining(Official):
         return super().forward(x) if self.training else super().forward(x) * 2
 
 
+class InlineStochasticDepth(Official):
+    def forward(self, x):
+        return x if self.training and torch.rand(1).item() < 0.3 else super().forward(x)
+
+
+class SometimesSkipped(Official):
+    def forward(self, x):
+        draws = torch.rand(1).item(), random.random(), numpy.random.rand()
+        return x if max(draws) < 1e-9 else super().forward(x)
+
+
+class OptionalShortcut(Official):
+    def forward(self, x, shortcut=None):
+        return super().forward(x if shortcut is None else x + shortcut)
+
+
+class AnyArguments(Official):
+    def forward(self, *args):
+        return super().forward(*args)
+
+
+class AsksForTypes(Official):
+    def forward(self, x):
+        return super().forward(x if isinstance(x, Tensor) else torch.cat(x, 1))
+
+
+class WithoutGradients(Official):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+class UnderAutocast(Official):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+class CountsInABuffer(Official):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class CollectsInLists(Official):
+    def __init__(self):
+        super().__init__()
+        self.seen = {"shapes": []}
+
+    def forward(self, x):
+        self.seen["shapes"].append(x.shape)
+        return super().forward(x)
+
+
 class Branches(Official):
     def forward(self, x):
         return super().forward(x) if x.sum() > 0 else x
@@ -184,11 +244,44 @@ LEFT_ALONE = {
         lambda: Custom(lambda m, y, x: (lambda a: F.relu(a + y.mul_(2)))(m.eca(y))),
         "used again before the addition",
     ),
+    "alias of the input changed": (
+        lambda: Custom(lambda m, y, x: (lambda v, a: F.relu(v.mul_(2) * 0 + a + x))(y.detach(), m.eca(y))),
+        "mul_, between eca and what follows it, may change",
+    ),
+    "shortcut changed after the addition": (
+        lambda: Custom(lambda m, y, x: (lambda sc: (m.eca(y) + sc, sc.zero_())[0])(x * 2).relu()),
+        "zero_, between eca and what follows it, may change",
+    ),
+    "input changed by a module": (
+        lambda: Custom(lambda m, y, x: (lambda v, a: a + m.act(v))(y.view(y.shape), m.eca(y)), act=nn.ReLU(True)),
+        "act, between eca and what follows it, may change",
+    ),
+    "input changed by a function": (
+        lambda: Custom(lambda m, y, x: (lambda v, a: a + F.silu(v, True))(y.view(y.shape), m.eca(y))),
+        "silu, between eca and what follows it, may change",
+    ),
+    "input changed by an operator": (
+        lambda: Custom(lambda m, y, x: (lambda v, a: a + operator.imul(v, x))(y.view(y.shape), m.eca(y))),
+        "imul, between eca and what follows it, may change",
+    ),
+    "input overwritten": (
+        lambda: Custom(lambda m, y, x: (lambda v, a: a + torch.mul(x, x, out=v))(y.view(y.shape), m.eca(y))),
+        "mul, between eca and what follows it, may change",
+    ),
     "called twice": (lambda: Custom(lambda m, y, x: F.relu(m.eca(m.eca(y)) + x)), "not called once"),
     "hook on the attention": (lambda: with_hook(Official(), "eca"), "eca has hooks"),
     "hook on the activation": (lambda: with_hook(Official(), "relu"), "relu has hooks"),
     "sets attributes": (SetsAttributes, "sets attributes"),
+    "counts in a buffer": (CountsInABuffer, "sets attributes"),
+    "collects in lists": (CollectsInLists, "sets attributes"),
     "reads training": (ReadsTraining, "reads self.training"),
+    "stochastic depth in its forward": (InlineStochasticDepth, "reads self.training"),
+    "draws": (SometimesSkipped, "draws random numbers"),
+    "an optional argument": (OptionalShortcut, "has optional arguments"),
+    "any arguments": (AnyArguments, "has optional arguments"),
+    "without gradients": (WithoutGradients, "switches gradients or autocast"),
+    "under autocast": (UnderAutocast, "switches gradients or autocast"),
+    "asks for types": (AsksForTypes, "asks for the type of a value"),
     "branches on data": (Branches, "torch.fx cannot follow"),
     "replaced forward": (replaced_forward, "on the instance"),
 }
@@ -202,6 +295,51 @@ def test_blocks_are_left_alone_where_it_is_not_safe(make, reason):
     assert type(block) is kind
     (finding,) = conversion_report(block).residual
     assert finding.status == "left alone" and reason in finding.detail
+
+
+@pytest.mark.parametrize("kind", [CountsInABuffer, CollectsInLists, SometimesSkipped])
+def test_tracing_a_block_leaves_nothing_behind(kind):
+    def state() -> tuple:
+        _, keys, position, *_ = numpy.random.get_state()
+        generators = torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), position
+        return int(getattr(block, "calls", 0)), copy.deepcopy(getattr(block, "seen", None)), generators
+
+    block = kind()
+    before = state()
+    conversion_report(block)
+    assert state() == before
+
+
+def replaced(path: str, module: nn.Module) -> Callable:
+    return lambda block, seen: block.set_submodule(path, module)
+
+
+def hooked(path: str) -> Callable:
+    def change(block: nn.Module, seen: list[Tensor]) -> None:
+        block.get_submodule(path).register_forward_hook(lambda _, inputs, y: seen.extend([*inputs, y]))
+
+    return change
+
+
+LATER = {
+    "attention replaced": (Official, replaced("eca", nn.Identity())),
+    "attention reverted": (Official, lambda block, seen: revert(block.eca)),
+    "ReLU replaced": (FUSED["timm BasicBlock"], replaced("act2", nn.SiLU())),
+    "hook on the attention": (Official, hooked("eca")),
+    "hook on the ReLU": (FUSED["timm BasicBlock"], hooked("act2")),
+    "hook around the attention": (in_torchvision, hooked("bn2")),
+}
+
+
+@pytest.mark.parametrize("make, change", LATER.values(), ids=LATER)
+def test_what_is_done_to_a_fused_block_later_acts_as_on_any_other(make, change):
+    block, x = randomized(make()).double().eval(), make_x((2, C, 5, 5), torch.float64)
+    fused, results = convert(copy.deepcopy(block), fuse_residual=True), []
+    for m in (block, fused):
+        seen: list[Tensor] = []
+        change(m, seen)
+        results.append([m(x), *seen])
+    torch.testing.assert_close(*results)
 
 
 def test_an_active_drop_path_runs_the_blocks_own_forward():
