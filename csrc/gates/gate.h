@@ -46,8 +46,8 @@ struct GateArgs {
 };
 
 // Numbers that blocks which share out a sample's channels tell each other: those of pad, and those of sums per block.
-// Steps that tell something (sum, sums, pad, keep_sums) are kMaxExchanges of plan/resident.h at most, with one or two of
-// the kernel's own.
+// Steps that tell something (sum, sums, pad, keep_sums) are kMaxExchanges of plan/resident.h at most, with one or two
+// of the kernel's own.
 struct Exchanges {
   int64_t padded, per_block;
 };
