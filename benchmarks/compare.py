@@ -3,7 +3,7 @@
 
 from .results import Results
 from .tables import Table, duration
-from .timing import Timing
+from .timing import Timing, verdict
 
 
 def compare(old: Results, new: Results) -> Table:
@@ -28,13 +28,6 @@ def compare(old: Results, new: Results) -> Table:
     alone = len(old.rows) + len(new.rows) - 2 * len(pairs)
     title = f"New against old: {len(pairs)} rows in both runs, {alone} in one of them only"
     return Table(title, ["job", "provider", "old", "new", "new / old", "beyond noise"], lines, labels=2)
-
-
-def verdict(old: Timing, new: Timing) -> str:
-    """``"slower"`` or ``"faster"`` where the ranges from the 20 % to the 80 % quantile do not overlap, else empty."""
-    if new.q20 > old.q80:
-        return "slower"
-    return "faster" if new.q80 < old.q20 else ""
 
 
 def _ratio(old: Timing, new: Timing) -> float:

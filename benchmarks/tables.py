@@ -10,6 +10,7 @@ from .environment import describe
 from .plan import PHASES
 from .providers import PROVIDERS
 from .results import ModelRow, Results, Row
+from .timing import verdict
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,13 @@ def headline_sentence(results: Results) -> str:
         [f"{attention_cost(results, name, phase):+.1%}" for name in ("eager", "converted", "residual")]
         for phase in ("forward", "training")
     )
+    timing = {(row.name, row.phase): row.timing for row in results.models}
+    changes = {verdict(timing["eager", phase], timing["residual", phase]) for phase in PHASES}
     return (
-        f"ECA adds {forward[0]} to the inference time of a ResNet-50 in eager mode, **{forward[1]} after "
-        f"`convert(model)` and {forward[2]} with `fuse_residual=True`**; to a training step {training[0]}, "
-        f"**{training[1]} and {training[2]}** (batch {first.batch}, {first.side} x {first.side})."
+        f"ECA adds {forward[0]} to the inference time of a ResNet-50 in eager mode, {forward[1]} after "
+        f"`convert(model)` and {forward[2]} with `fuse_residual=True`; to a training step {training[0]}, "
+        f"{training[1]} and {training[2]} (batch {first.batch}, {first.side} x {first.side}, medians"
+        + ("; on this machine single calls vary by more than that)." if "" in changes else ").")
     )
 
 

@@ -45,6 +45,13 @@ class Timing:
     repetitions: int
 
 
+def verdict(old: Timing, new: Timing) -> str:
+    """``"slower"`` or ``"faster"`` where the ranges from the 20 % to the 80 % quantile do not overlap, else empty."""
+    if new.q20 > old.q80:
+        return "slower"
+    return "faster" if new.q80 < old.q20 else ""
+
+
 def measure(
     calls: Mapping[str, Sequence[Call]],
     budget: Budget,

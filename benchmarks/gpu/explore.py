@@ -20,12 +20,11 @@ from eca_cuda.testing import ECA
 
 from .. import correctness
 from ..cases import Case, mobilenetv2, resnet50
-from ..compare import verdict
 from ..correctness import GateError, differentiates
 from ..plan import Job
 from ..results import write_whole
 from ..run import make_call, make_sets
-from ..timing import Call, Timing
+from ..timing import Call, Timing, verdict
 from .machine import Machine, maps_in_turn, time_replays
 from .providers import make_layers, make_module
 from .record import Found, Record
