@@ -262,7 +262,7 @@ BUGS = {
         RESIDENT,
     ),
     "all samples are exchanged in one place": Bug(
-        "cuda/cluster.cuh", "+ part().sample % 2 * plan.exchange_numbers", "", "thread", RACE, RESIDENT
+        "cuda/cluster.cuh", "part().sample % 2 * plan.exchange_numbers : 0", "0 : 0", "thread", RACE, RESIDENT
     ),
     "an exchange expects nothing": Bug(
         "cuda/cluster.cuh",
