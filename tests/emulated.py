@@ -105,12 +105,15 @@ def facts(
     }
 
 
+_CHOICE = ("ranks", "stages", "threads", "lanes", "piece", "evict_first", "persistent")
+
+
 class _Rule(ctypes.Structure):
     """``eca::Rule``."""
 
     _fields_ = [(name, ctypes.c_int) for name in ("direction", "dtype", "layout")]
     _fields_ += [(name, ctypes.c_int64) for name in ("n", "c", "s")]
-    _fields_ += [(name, ctypes.c_int) for name in ("ranks", "stages", "threads", "lanes", "piece", "evict_first")]
+    _fields_ += [(name, ctypes.c_int) for name in _CHOICE]
 
 
 _NAMES = {
@@ -130,7 +133,16 @@ def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
 
 def launches() -> int:
     """How many kernels have run so far."""
-    counter = library().emulator_launches
+    return _count("emulator_launches")
+
+
+def blocks() -> int:
+    """Of all of them."""
+    return _count("emulator_blocks")
+
+
+def _count(name: str) -> int:
+    counter = library()[name]
     counter.restype = ctypes.c_long
     return int(counter())
 

@@ -22,6 +22,13 @@ from eca_cuda.testing import evaluate, make_x
 CUTS = ("ranks", "threads", "lanes", "group", "runs", "vector", "straddle")  # what the order of sums depends on
 SIZES = ((256, 3136), (512, 784), (1024, 196), (2048, 49), (64, 12544), (24, 1849), (96, 33))
 BATCHES = (1, 2, 7, 32, 256)
+# What a tuning table may hold: something for one batch size only, and for all.
+RULES = tuple(
+    {"direction": "forward", "dtype": "float16", "layout": "planes", "n": n, "c": c, "s": s}
+    | {"ranks": ranks, "stages": 1, "threads": 256}
+    for n, ranks in ((32, -1), (7, 16), (0, 12))
+    for c, s in SIZES
+)
 DEVICE = {"shared": 20 << 10, "multiprocessors": 6}
 
 
@@ -60,6 +67,9 @@ def collect() -> dict[str, Any]:
     """What there is to say of this process."""
     every = tuple(itertools.product((torch.float32, torch.float16), ("contiguous", "channels_last")))
     found: dict[str, Any] = {"plans": plans_are_one()}
+    _C.set_tuning(list(RULES))
+    found["tuned plans"] = plans_are_one()
+    _C.set_tuning([])
     if not emulated.missing():
         emulated.set_device(**DEVICE)
         with emulated.emulated(schedules=(0,)):
@@ -90,6 +100,7 @@ def collected(**environment: str) -> dict[str, Any]:
 def test_with_the_switch_plans_and_bits_do_not_depend_on_the_batch() -> None:
     found = collected(ECA_CUDA_BATCH_INVARIANT="1")
     assert all(all(found.get(name, ())) for name in ("emulated", "two-phase", "cuda")) and found["plans"], found
+    assert found["tuned plans"], found
 
 
 def test_without_it_the_fastest_plan_for_a_batch_is_taken() -> None:

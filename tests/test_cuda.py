@@ -21,9 +21,9 @@ TURNS = (600, 128, 14, 14)
 LARGE = (2800, 256, 56, 56)
 
 
-def rules_for_turns(ranks, stages):
+def rules_for_turns(ranks, **more):
     wish = {"dtype": "float16", "n": 0, "c": TURNS[1], "s": math.prod(TURNS[2:])}
-    wish |= {"ranks": ranks, "stages": stages, "threads": 512}
+    wish |= {"ranks": ranks, "stages": 1, "threads": 512, **more}
     ways = itertools.product(("forward", "backward"), ("planes", "rows"))
     return [{**wish, "direction": direction, "layout": layout} for direction, layout in ways]
 
@@ -89,12 +89,13 @@ def test_two_streams_at_once_do_not_disturb_each_other(case, memory, cuda):
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
 def test_samples_that_take_turns_on_clusters_of_every_size(ranks, memory, cuda):
-    """With one slab per block and with two, which several samples share; a gate that reads a kept parameter."""
+    """With one slab per block and with two, which several samples share, and with a cluster for each sample; a gate that
+    reads a kept parameter."""
     x, grad_y = (LAYOUTS[memory](make_x(TURNS, torch.float16, seed=seed, device=cuda)) for seed in (0, 3))
     parameters = MULTI_KERNEL.make_parameters(TURNS[1], torch.float16, device=cuda)
     try:
-        for stages in (1, 2):
-            _C.set_tuning(rules_for_turns(ranks, stages))
+        for more in ({"stages": 1}, {"stages": 2}, {"persistent": -1}):
+            _C.set_tuning(rules_for_turns(ranks, **more))
             check_against_reference(MULTI_KERNEL, x, parameters, grad_y=grad_y)
     finally:
         _C.set_tuning([])

@@ -154,6 +154,7 @@ SMALL, LARGE = {"shared": 16 << 10, "multiprocessors": 1}, {"shared": 96 << 10, 
 AMPERE, THREE = {"capability": 80}, {"shared": 5 << 10, "multiprocessors": 3}
 TIGHT, TIGHT_CLUSTERS = {"shared": 7 << 10, "multiprocessors": 2}, {"shared": 9 << 10, "multiprocessors": 6}
 HIDDEN = Case("bidirectional-6", BIDIRECTIONAL, {"hidden": 6})
+PLAIN = {"persistent": -1}
 GROUPS, LANES, KEPT = {"straddle": True, "lanes": 0}, {"straddle": True}, {"kept_rows": 6}
 WAYS = {
     # Planes of 49 elements: 8 groups and more for 32 threads, or fewer, or more than a warp to a plane.
@@ -183,6 +184,10 @@ WAYS = {
     "kept-threads": Way(TIGHT | AMPERE, (11, 32, 4, 8), {"stages": 1}, KEPT | {"copies": "threads"}, case=HIDDEN),
     "kept-ranks": Way(TIGHT_CLUSTERS, (11, 40, 4, 8), {"ranks": 3}, KEPT | {"ranks": 3}, case=HIDDEN),
     "kept-rows": Way(TIGHT_CLUSTERS, (11, 40, 4, 8), {"ranks": 3}, KEPT, "channels_last", HIDDEN),
+    # A cluster for each sample, more than run at once.
+    "plain": Way(SMALL, (9, 16, 6, 8), PLAIN | {"ranks": 1}, {"persistent": False, "stages": 1, "clusters": 9}),
+    "plain-threads": Way(SMALL | AMPERE, (9, 16, 6, 8), PLAIN, {"persistent": False, "clusters": 9}),
+    "plain-ranks": Way(TIGHT_CLUSTERS, (11, 40, 4, 8), PLAIN | {"ranks": 3}, {"persistent": False, "clusters": 11}),
     "kept-multi_kernel": Way(
         TIGHT_CLUSTERS, (11, 40, 4, 8), {"ranks": 3}, {"kept_rows": 3}, case=BY_NAME["multi_kernel-cross"]
     ),
@@ -204,7 +209,7 @@ def test_every_way_is_taken(way, dtype, request):
         plan = plan_of(way.device, way.shape, way.memory, way.case, **call)
         assert plan["possible"], plan
         assert {key: plan[key] for key in way.plan} == way.plan, plan
-        assert way.wish.items() <= plan.items()
+        assert way.wish.items() <= {**plan, "persistent": 1 if plan["persistent"] else -1}.items()
         streams = name == "streamed" and direction == "backward" and dtype == torch.float32  # 16 bits have room for x
         assert plan["lanes"] > 0 or "groups" in name or (name == "streamed" and not streams)
         assert plan["parked"] == (plan["straddle"] and direction == "backward" and not streams)
@@ -221,6 +226,19 @@ def test_every_way_computes_the_reference(way, dtype, activation, check):
     with emulated.emulated():
         check(way.case.variant, **given, activation=activation)
         check_gradient_rows(way.case.variant, **given, activation=activation)
+
+
+@pytest.mark.parametrize("name", ["plain", "plain-threads", "plain-ranks", "stages", "kept-ranks"])
+def test_grids_have_the_clusters_of_the_plan(name):
+    """The kernel is right with any number of clusters: only a count tells whether they are as many as was asked for."""
+    way = WAYS[name]
+    x, parameters = way.case.inputs(way.shape)
+    with on(way.device, way.rules), emulated.emulated(schedules=(0,)), torch.no_grad():
+        before = emulated.blocks()
+        way.case.variant.function(x, *parameters, **way.case.options)
+        plan = plan_of(way.device, way.shape, way.memory, way.case)
+        assert emulated.blocks() - before == plan["clusters"] * plan["ranks"]
+    assert (plan["clusters"] < way.shape[0]) == plan["persistent"] == (not name.startswith("plain"))
 
 
 # Rows of single elements, and of 4 of 2 bytes; where blocks share a sample, the last has fewer channels.
@@ -257,7 +275,10 @@ def test_resident_kernels_are_clean(case, gpu, memory, check):
 @pytest.mark.sanitized
 @pytest.mark.parametrize(
     "name, activation",
-    [(name, "relu") for name in ("groups", "lanes-ranks", "pieces-planes", "stages-threads-3", "kept-ranks")]
+    [
+        (name, "relu")
+        for name in ("groups", "lanes-ranks", "pieces-planes", "stages-threads-3", "kept-ranks", "plain-ranks")
+    ]
     + [("groups", None)],  # nobody waits for the parked map before the sums do
 )
 def test_ways_are_clean(name, activation, check):

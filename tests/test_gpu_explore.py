@@ -74,7 +74,7 @@ def test_every_candidate_is_checked_and_captured_under_its_own_rule(
     assert found["wrong"] == {"ranks=4 stages=1": "4 is wrong"}
     assert fake.rules[0] == [
         {"direction": "backward", "dtype": "float16", "layout": "planes", "c": 16, "s": 48, "n": 0}
-        | {"ranks": 2, "stages": 1, "threads": 0, "lanes": 0, "piece": 0, "evict_first": 0}
+        | Choice(ranks=2, stages=1)._asdict()
     ]
     assert tuning.clusters(4, 512, 1024) == 33
 
@@ -106,7 +106,7 @@ def test_only_what_is_faster_beyond_noise_goes_into_the_table(tmp_path: Path) ->
     write_table(record)
     (rule,) = json.loads((tmp_path / "tuning.json").read_text())
     expected = {"direction": "forward", "dtype": "float16", "layout": "rows", "c": 256, "s": 3136, "n": 256}
-    assert rule == expected | {"ranks": 4, "stages": 0, "threads": 0, "lanes": -1, "piece": 0, "evict_first": 0}
+    assert rule == expected | Choice(ranks=4, lanes=-1)._asdict()
     assert rule.keys() == make_rule(job(), Choice(), 0).keys()
     assert tuple(expected) == explore.KEY
 
@@ -150,7 +150,7 @@ def test_exploration_asks_what_the_design_note_predicts_first() -> None:
     asked = [unit for unit in explore.units() if isinstance(unit, Question)]
     assert len({str(unit) for unit in explore.units()}) == len(explore.units())
     predicted = [unit for unit in asked if unit.predicted]
-    assert asked[: len(predicted)] == predicted and len(predicted) == 10
+    assert asked[: len(predicted)] == predicted and len(predicted) == 12
 
 
 @pytest.mark.skipif(not hasattr(explore._C, "set_tuning"), reason="this build's plan takes no tuning")
@@ -160,10 +160,12 @@ def test_rules_are_what_the_plan_understands(direction: str, layout: str) -> Non
     wanted = Job(resnet50(256)[1], "eca", direction, "float16", layout, ())
     tuning = explore.Tuning(dry=False)
     before = explore.taken_plan(wanted)
-    other = Choice(16, 1, 256, piece=1 << 15, lanes=2 if layout == "contiguous" else 0, evict_first=2)
+    other = Choice(16, 1, 256, piece=1 << 15, lanes=2 if layout == "contiguous" else 0, evict_first=2, persistent=-1)
     with tuning.rule(wanted, other):
         taken = explore.taken_plan(wanted)
         assert taken != before and all(ours in (0, theirs) for ours, theirs in zip(other, taken, strict=True))
     assert explore.taken_plan(wanted) == before
     with pytest.raises(ValueError, match="the plan takes"), tuning.rule(wanted, Choice(1, 1, 512)):
         pass  # a sample of 784 KB in one block
+    with tuning.rule(wanted, Choice(ranks=-1)):
+        assert explore.taken_plan(wanted) == Choice(ranks=-1)

@@ -86,12 +86,14 @@ def test_every_way_is_held_to_the_bits_of_the_emulated_device(gpu: dict[str, Any
 def test_samples_take_turns_on_clusters_of_every_size(ranks: int, gpu: dict[str, Any]) -> None:
     found = set()
     for stages, layout in itertools.product((1, 2), LAYOUTS):
-        _C.set_tuning(test_cuda.rules_for_turns(ranks, stages))
+        _C.set_tuning(test_cuda.rules_for_turns(ranks, stages=stages))
         call = (MULTI_KERNEL, test_cuda.TURNS, torch.float16, layout)
         for plan in plans(call, gpu):
             assert (plan["ranks"], plan["stages"], plan["threads"]) == (ranks, stages, 512)
             assert test_cuda.TURNS[0] > stages * plan["clusters"]
         found |= ways(call, gpu)
+        _C.set_tuning(test_cuda.rules_for_turns(ranks, persistent=-1))
+        assert all(plan["clusters"] == test_cuda.TURNS[0] and plan["ranks"] == ranks for plan in plans(call, gpu))
     assert {"turns", "a slab used again", "parked", "kept"} <= found
     assert ("planes to a thread" if ranks == 1 else "threads to a plane") in found
 

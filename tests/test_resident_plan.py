@@ -237,10 +237,38 @@ def test_n_0_is_any_and_the_first_rule_counts() -> None:
     assert [plan(n, 512, 784)["ranks"] for n in (32, 33, 64)] == [12, 6, 6]
 
 
-@pytest.mark.parametrize("wish", [{"ranks": 1}, {"ranks": 5}, {"ranks": 12, "stages": 5}], ids=str)
+def test_a_rule_decides_between_persistent_clusters_and_one_for_each_sample() -> None:
+    _C.set_tuning([RULE | {"ranks": 8}])
+    taking_turns = plan(32, 512, 784)
+    assert taking_turns["persistent"] and taking_turns["clusters"] < 32
+    _C.set_tuning([RULE | {"ranks": 8, "persistent": -1}])
+    made = plan(32, 512, 784)
+    assert (made["persistent"], made["clusters"], made["stages"], made["ranks"]) == (False, 32, 1, 8)
+    _C.set_tuning([RULE | {"ranks": 8, "stages": taking_turns["stages"], "persistent": 1}])
+    assert plan(32, 512, 784) == taking_turns
+
+
+def test_a_rule_decides_for_the_two_phase_kernel() -> None:
+    _C.set_tuning([RULE | {"ranks": -1}])
+    assert plan(32, 512, 784) == {"possible": False, "reason": "the tuning table asks for the two-phase kernel"}
+
+
+# 784 KB in one block; a cluster of 5; more slabs than there are barriers; slabs for samples that don't come.
+@pytest.mark.parametrize(
+    "wish",
+    [{"ranks": 1}, {"ranks": 5}, {"ranks": 12, "stages": 5}, {"ranks": 12, "stages": 2, "persistent": -1}],
+    ids=str,
+)
 def test_a_rule_that_does_not_fit_is_nobodys(wish: dict[str, int]) -> None:
-    _C.set_tuning([RULE | wish])  # 784 KB in one block, a cluster of 5, more slabs than there are barriers
+    _C.set_tuning([RULE | wish])
     assert plan(32, 512, 784) == FREE
+
+
+def test_a_grid_has_no_more_blocks_than_the_driver_takes() -> None:
+    n = (1 << 31) // 16
+    _C.set_tuning([RULE | {"n": 0, "c": 8, "s": 64, "ranks": 1, "persistent": -1}])
+    assert not plan(n, 8, 64)["persistent"]
+    assert plan(1 << 31, 8, 64)["persistent"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +280,8 @@ def test_a_rule_that_does_not_fit_is_nobodys(wish: dict[str, int]) -> None:
         (RULE | {"layout": "contiguous"}, "layout: expected one of planes, rows, got 'contiguous'"),
         (RULE | {"threads": 48}, "expected threads: 0 or a power of two from 32 to 512, got 48"),
         (RULE | {"threads": 1024}, "expected threads: 0 or a power of two from 32 to 512, got 1024"),
-        (RULE | {"ranks": -1}, "expected ranks >= 0, got -1"),
+        (RULE | {"ranks": -2}, "expected ranks >= -1, got -2"),
+        (RULE | {"persistent": 2}, "persistent: expected -1 to 1, got 2"),
         (RULE | {"c": 0}, "expected c >= 1, got 0"),
         (RULE | {"n": "many"}, "expected n >= 0, got 'many'"),
         (7, "expected dicts, got 7"),

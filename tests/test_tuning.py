@@ -59,6 +59,7 @@ def test_a_table_is_followed_and_forgotten(tmp_path: Path) -> None:
         ("[7]", "expected a list of objects"),
         (json.dumps([{**RULE, "threads": 96}]), "threads: 0 or a power of two"),
         (json.dumps([{**RULE, "evict_first": 4}]), "evict_first: expected -1 to 3, got 4"),
+        (json.dumps([{**RULE, "persistent": 7}]), "persistent: expected -1 to 1, got 7"),
         (json.dumps([RULE, {**RULE, "dtype": "half"}]), "dtype: expected one of"),
         (json.dumps([{k: v for k, v in RULE.items() if k != "c"}]), "'c'"),
         (json.dumps([{**RULE, "c": "many"}]), "table.json"),

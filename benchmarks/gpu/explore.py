@@ -39,12 +39,13 @@ _LAYOUTS = {"contiguous": "planes", "channels_last": "rows"}  # in the words of 
 class Choice(NamedTuple):
     """What a rule of the tuning table decides; 0 leaves it to the plan."""
 
-    ranks: int = 0
+    ranks: int = 0  # -1: the two-phase kernel
     stages: int = 0
     threads: int = 0
     lanes: int = 0  # threads to a plane; -1: groups of planes to a thread
     piece: int = 0  # bytes
     evict_first: int = 0  # by the L2 cache; 1: what is read, 2: what is written, 3: both; -1: neither
+    persistent: int = 0  # 1: clusters that take samples in turn; -1: one for each sample
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self._asdict().items() if value)
@@ -88,12 +89,27 @@ def units(dry: bool = False) -> list[Unit]:
     small1, *_, small4 = resnet50(1)
     stages = tuple(Choice(ranks, stage, 512) for ranks in (8, 16) for stage in STAGES)
     ranks = tuple(Choice(rank, 1) for rank in (1, 2, 4, 8, 16))
+    grids = tuple(Choice(16, 1, 512, persistent=which) for which in (-1, 1))
+    two_phase = Choice(ranks=-1)
+    at_batch_1 = (*ranks, two_phase)
     lanes = tuple(Choice(lanes=n) for n in (-1, 1, 2, 4, 8))
     pieces = tuple(Choice(piece=kb << 10) for kb in (16, 32, 64, 128))
     hints = tuple(Choice(evict_first=which) for which in (-1, 1, 2, 3))
     asked: list[Unit] = [
         Question("one stage or more", "94 to 98 % of a copy with one, 97 to 99 % with two", _job(layer1), stages),
         Question("one stage or more, backward", "two stages gain less", _job(layer1, "backward"), stages),
+        Question(
+            "a cluster for each sample, or persistent ones",
+            "94 % of a copy with one for each, 97 to 99 % with persistent ones of two stages",
+            _job(layer1),
+            (*grids, Choice(16, 2, 512)),
+        ),
+        Question(
+            "resident or two-phase, float32",
+            "92 % of a copy with a cluster for each sample, two-phase 0.8 of resident",
+            _job(layer1, dtype="float32"),
+            (*grids, two_phase),
+        ),
         Question("256 or 512 threads", "less than 2 %", _job(layer1), (Choice(threads=256), Choice(threads=512))),
         Question("cluster size, 7x7 planes", "small clusters", _job(layer4), ranks),
         Question(
@@ -102,11 +118,14 @@ def units(dry: bool = False) -> list[Unit]:
         Question("pieces of a slab", "less than 2 %", _job(layer1), pieces),
         Question("cache hints", "less than 2 %", _job(layer1), hints),
         Question("cache hints, output read at once", "the plan's are best", _job(resnet50(8)[0]), hints, is_read=True),
-        Question("cluster size at batch 1", "5 to 7 us, 16 best or equal", _job(small1), ranks),
-        Question("cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), ranks),
+        Question("cluster size at batch 1", "5 to 7 us, 16 best or equal", _job(small1), at_batch_1),
+        Question(
+            "cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), (*ranks, two_phase)
+        ),
     ]
     asked += [Clusters(ranks, kb) for ranks in (2, 4, 8, 12, 16) for kb in (48, 98, 110, 196, 220)]
     every = tuple(Choice(*sizes) for sizes in itertools.product(RANKS, STAGES, THREADS))
+    every += (*(Choice(rank, 1, persistent=-1) for rank in RANKS), two_phase)
     for direction, layout, dtype in itertools.product(("forward", "backward"), _LAYOUTS, ("float16", "float32")):
         for case in (*resnet50(256), *resnet50(32), *resnet50(1), *mobilenetv2(256)):
             asked.append(Question("all", "", _job(case, direction, dtype, layout), every))
@@ -154,14 +173,15 @@ class Tuning:
 
 
 def taken_plan(job: Job) -> Choice:
-    """What the resident plan for ``job`` is; zeros where there is none."""
+    """What the resident plan for ``job`` is; the two-phase kernel where there is none."""
     call = {"layout": job.layout, "direction": job.phase}
     resident = plan_report.collect(job.case.shape, job.dtype, **call)["plan"]["resident"]
     if not resident["possible"]:
-        return Choice()
+        return Choice(ranks=-1)
     lanes = resident["lanes"] or -1
     sizes = (resident[name] for name in ("ranks", "stages", "threads"))
-    return Choice(*sizes, lanes, resident["piece_bytes"], resident["evict_first"] or -1)
+    hint, persistent = resident["evict_first"] or -1, 1 if resident["persistent"] else -1
+    return Choice(*sizes, lanes, resident["piece_bytes"], hint, persistent)
 
 
 def make_rule(job: Job, choice: Choice, n: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ struct ResidentPassOf<BackwardCall> {
   using type = ResidentBackward<I>;
 };
 
-// A launch of as many clusters as run at once, and how many those are: 0 if none can.
+// A launch, and how many clusters run at once: 0 if none can.
 struct ClusterLaunch {
   cudaLaunchAttribute attribute{};
   cudaLaunchConfig_t config{};
@@ -50,7 +50,7 @@ cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, cudaStream_t
   if (launch.room < 1) return cudaErrorInvalidClusterSize;
   if (ask == Ask::kRoom) return cudaSuccess;
   Args there = args;
-  there.plan.clusters = std::min(args.plan.clusters, launch.room);
+  if (args.plan.persistent) there.plan.clusters = std::min(args.plan.clusters, launch.room);
   launch.config.gridDim = dim3(static_cast<unsigned>(there.plan.clusters * args.plan.ranks));
   return cudaLaunchKernelEx(&launch.config, kernel, there);
 }

@@ -161,8 +161,8 @@ py::dict to_dict(const ResidentPlan& p) {
                   "vector"_a = p.vector, "lanes"_a = p.lanes, "runs"_a = p.runs, "channels"_a = p.channels,
                   "copies"_a = p.copies == Copies::kBulk ? "bulk" : "threads", "straddle"_a = p.straddle,
                   "parked"_a = p.parked, "group"_a = p.group, "piece_bytes"_a = 1 << p.piece_shift,
-                  "evict_first"_a = p.evict_first, "kept_rows"_a = p.kept_rows, "clusters"_a = p.clusters,
-                  "slab_bytes"_a = p.slab_bytes, "shared_bytes"_a = p.shared.total,
+                  "evict_first"_a = p.evict_first, "persistent"_a = p.persistent, "kept_rows"_a = p.kept_rows,
+                  "clusters"_a = p.clusters, "slab_bytes"_a = p.slab_bytes, "shared_bytes"_a = p.shared.total,
                   "exchange_numbers"_a = p.exchange_numbers, "floor_us"_a = p.floor_us,
                   "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
 }
@@ -226,6 +226,8 @@ Rule rule_of(const py::handle& given) {
   const bool groups = d.contains("lanes") && rule.number("lanes", -1) == -1;
   const int evict_first = d.contains("evict_first") ? rule.number("evict_first", -1) : 0;
   if (evict_first > (kRead | kWritten)) refuse("rules: evict_first", "-1 to 3", std::to_string(evict_first));
+  const int persistent = d.contains("persistent") ? rule.number("persistent", -1) : 0;
+  if (persistent > 1) refuse("rules: persistent", "-1 to 1", std::to_string(persistent));
   const int lanes = groups ? -1 : power(rule, "lanes", 1, 512);
   return {rule.name<Direction>("direction", kDirectionNames),
           rule.name<DType>("dtype", kDTypeNames),
@@ -233,7 +235,7 @@ Rule rule_of(const py::handle& given) {
           rule.number<int64_t>("n", 0),
           rule.number<int64_t>("c", 1),
           rule.number<int64_t>("s", 1),
-          {rule.number("ranks", 0), rule.number("stages", 0), threads, lanes, piece, evict_first}};
+          {rule.number("ranks", -1), rule.number("stages", 0), threads, lanes, piece, evict_first, persistent}};
 }
 
 }  // namespace
@@ -291,11 +293,10 @@ void bind_plan(py::module_& m) {
       },
       "rules"_a,
       "Replaces what is known to be best for the resident kernels: dicts with direction, dtype, layout ('planes' or "
-      "'rows'), n (0: any), c, s, ranks, stages and threads, and if you like lanes (threads to a plane; -1: groups of "
-      "planes to a thread), piece (bytes of a slab that arrive together) and evict_first (what the L2 cache gives up "
-      "first; 1: what is read, 2: what is written, 3: both, -1: neither); 0: as the plan finds. The first rule that "
-      "fits "
-      "counts.");
+      "'rows'), n (0: any), c, s, ranks (-1: two-phase kernels), stages and threads, and if you like lanes (threads to "
+      "a plane; -1: groups of planes to a thread), piece (bytes of a slab that arrive together), evict_first (what the "
+      "L2 cache gives up first; 1: what is read, 2: what is written, 3: both, -1: neither) and persistent (1: clusters "
+      "that take samples in turn, -1: one for each sample); 0: as the plan finds. The first rule that fits counts.");
 }
 
 }  // namespace eca

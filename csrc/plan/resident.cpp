@@ -11,9 +11,10 @@ namespace {
 constexpr int kWarp = 32, kMaxThreads = 512;
 constexpr int kThreadsPerMultiprocessor = 1024;  // what 64 registers each leave
 constexpr int kBlocksPerMultiprocessor = 32;
-constexpr int64_t kCopyBytes = 16;  // bulk copies: addresses and sizes
-constexpr int kMostVectors = 128;   // of a group of planes that one thread adds up
-constexpr int kFewestGroups = 64;   // of a block, or its threads would wait for too few of them
+constexpr int64_t kMostBlocks = 0x7fffffff;  // of a grid
+constexpr int64_t kCopyBytes = 16;           // bulk copies: addresses and sizes
+constexpr int kMostVectors = 128;            // of a group of planes that one thread adds up
+constexpr int kFewestGroups = 64;            // of a block, or its threads would wait for too few of them
 
 // Times in microseconds and rates for choosing among plans: shared/KERNELS.md section 9, never measured.
 constexpr double kLaunch = 4.1, kCluster = 0.6, kLargeCluster = 0.2, kBackward = 2.5;
@@ -127,7 +128,8 @@ double time_of(const ResidentRequest& r, const ResidentPlan& plan, int64_t n, co
   us += static_cast<double>(full * resident) * sample / at(resident) * 1e6;
   us += rest ? static_cast<double>(rest) * sample / at(rest) * 1e6 : 0;
   const double weights = 4.0 * r.weights.rows * static_cast<double>(p.c) / (kCacheRate * d.multiprocessors) * 1e6;
-  us += weights * static_cast<double>(plan.kept_rows > 0 ? std::min(n, resident) : n * (backward ? 2 : 1));
+  const int64_t times_kept = plan.persistent ? std::min(n, resident) : n;
+  us += weights * static_cast<double>(plan.kept_rows > 0 ? times_kept : n * (backward ? 2 : 1));
   us += static_cast<double>(rounds - 1) * (plan.stages > 1 ? kHiddenRound : kOpenRound);
   return plan.straddle && plan.lanes > 0 ? kSharedPlanes * us : us;
 }
@@ -161,11 +163,13 @@ void consider(const ResidentRequest& r, const Device& d, const Shape& shape, int
     if (rows || r.choice.lanes > plan.threads || (r.choice.lanes < 0 && !groups)) return;
     plan.lanes = std::max(r.choice.lanes, 0);
   }
-  for (plan.stages = 1; plan.stages <= kMaxStages; ++plan.stages) {
+  const int most_stages = plan.persistent ? kMaxStages : 1;
+  for (plan.stages = 1; plan.stages <= most_stages; ++plan.stages) {
     if (!lay_out(r, d, &plan)) return;
     const int64_t resident = resident_clusters(plan, d);
     if (resident < 1) return;
-    plan.clusters = std::min(p.n, resident);
+    plan.clusters = plan.persistent ? std::min(p.n, resident) : p.n;
+    if (plan.clusters * ranks > kMostBlocks) return;
     plan.predicted_us = time_of(r, plan, samples(r, d), d);
     const bool wanted = !r.choice.stages || plan.stages == r.choice.stages;
     if (wanted && (!best->possible || plan.predicted_us < best->predicted_us)) {
@@ -185,6 +189,7 @@ const char* refusal(const ResidentRequest& r, const Device& d) {
   if (d.capability < 80) return "asynchronous copies need compute capability 8.0";
   if (d.capability < 90 && 2 * samples(r, d) < d.multiprocessors)
     return "without thread-block clusters (compute capability 9.0), too few samples to keep the multiprocessors busy";
+  if (r.choice.ranks < 0) return "the tuning table asks for the two-phase kernel";
   if (!r.dense) return "asynchronous copies need dense samples at 16-byte boundaries";
   if (p.layout == Layout::kPlanes && p.s < vector) return "planes are smaller than a vector";
   return nullptr;
@@ -203,6 +208,7 @@ ResidentPlan best_plan(const ResidentRequest& r, const Device& d) {
   best.vector = rows ? vector_of(p, r.request.alignment) : widest;
   best.shared_limit = d.shared_opt_in;
   best.evict_first = r.choice.evict_first ? std::max(r.choice.evict_first, 0) : kRead;
+  best.persistent = r.choice.persistent >= 0;
   const int most_ranks = std::min(r.most_ranks, d.capability < 90 ? 1 : d.capability < 110 ? 16 : 8);
   const bool parks = best.straddle && r.request.direction == Direction::kBackward;
   for (best.parked = parks;; best.parked = false) {
@@ -241,8 +247,8 @@ bool batch_invariance() {
 ResidentPlan make_resident_plan(const ResidentRequest& r, const Device& d) {
   const ResidentPlan chosen = best_plan(r, d);
   const Choice& c = r.choice;
-  const bool chose = c.ranks || c.stages || c.threads || c.lanes || c.piece || c.evict_first;
-  if (chosen.possible || !chose) return chosen;
+  const bool chose = c.ranks || c.stages || c.threads || c.lanes || c.piece || c.evict_first || c.persistent;
+  if (chosen.possible || c.ranks < 0 || !chose) return chosen;
   ResidentRequest free = r;
   free.choice = {};
   return best_plan(free, d);

@@ -9,10 +9,12 @@ namespace eca {
 
 // What a measurement has found to be best, or an experiment asks for; zero where the plan may choose.
 struct Choice {
-  int ranks, stages, threads;
+  int ranks;  // -1: the two-phase kernel
+  int stages, threads;
   int lanes;        // threads to a plane; -1: groups of planes to a thread
   int piece;        // bytes of a slab that arrive together
   int evict_first;  // EvictFirst; -1: neither
+  int persistent;   // 1: clusters that take samples in turn; -1: one for each sample
 };
 
 // Whether sums are cut as if all batches were of one size, so that a sample has the same bits in each of them:
@@ -64,6 +66,7 @@ struct ResidentPlan {
   int evict_first;  // EvictFirst, of slabs that are read and of maps that are written
   bool straddle;    // vectors straddle planes: cuda/dense.cuh
   bool parked;      // backward: x, too, comes into shared memory, behind the slab
+  bool persistent;  // no more clusters than run at once, which take samples in turn; otherwise one for each sample
   int ranks;        // blocks of a cluster, which share a sample
   int stages;       // slabs of a block
   int threads, vector;
@@ -73,7 +76,7 @@ struct ResidentPlan {
   int channels;  // that a block owns
   int slab_bytes, piece_shift, exchange_numbers;
   int kept_rows, kept_parameter;  // of the parameter that stays in shared memory; 0: none
-  int64_t clusters;               // of the grid, at most
+  int64_t clusters;               // of the grid; of a persistent one, at most
   int64_t shared_limit;           // what kernels ask for: the most a block can have
   ResidentLayout shared;
   double floor_us, predicted_us;  // 0 where the device's copy rate is not known

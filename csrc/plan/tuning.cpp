@@ -29,8 +29,9 @@ Choice tuned(const Request& request) {
     now = rules;
   }
   const Problem& p = request.problem;
+  const int64_t n = batch_invariance() ? 0 : p.n;  // a rule for one batch size gives it bits of its own
   for (const Rule& r : *now) {
-    if (r.direction == request.direction && r.dtype == p.dtype && r.layout == p.layout && (r.n == 0 || r.n == p.n) &&
+    if (r.direction == request.direction && r.dtype == p.dtype && r.layout == p.layout && (r.n == 0 || r.n == n) &&
         r.c == p.c && r.s == p.s)
       return r.choice;
   }

@@ -168,8 +168,9 @@ void run_device(Bug) {
   int clusters = 0;
   check(most_clusters(&clusters, 4), "occupancy");
   check(clusters == 3 * 32 / 4, "occupancy");
-  const long before = emulator_launches();
+  const long before = emulator_launches(), blocks = emulator_blocks();
   check(empty(2, 64, 0, 1), "empty");
+  check(emulator_blocks() == blocks + 2, "count of blocks");
   check(emulator_launches() == before + 1, "count of launches");
   check(empty(300, 64, 0, 1), "more threads than are resident at once");
   emulator_set_device(5, 1024, 64 << 10, 1 << 20, 80);

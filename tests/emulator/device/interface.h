@@ -75,6 +75,7 @@ extern "C" {
 void emulator_set_schedule(unsigned schedule);
 void emulator_set_device(int multiprocessors, int max_threads_per_block, int shared_bytes_per_block, int l2_bytes,
                          int compute_capability);
-long emulator_launches();
+long emulator_launches();  // so far
+long emulator_blocks();    // of all of them
 }
 #pragma GCC visibility pop

@@ -43,7 +43,7 @@ struct Machine {
   std::vector<Device> all = {device};
   std::map<std::pair<int, const void*>, Attributes> attributes;
   Attributes& of(const void* kernel) { return attributes[{index, kernel}]; }
-  std::atomic<long> launches = 0;
+  std::atomic<long> launches = 0, blocks = 0;
 };
 Machine& machine();
 

@@ -65,6 +65,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const s
   if (const auto error = cluster_shape(config, shape)) return remember(error);
   if (const auto error = machine().device.refusal(config, kernel, shape)) return remember(error);
   ++machine().launches;
+  machine().blocks += long{config.gridDim.x} * config.gridDim.y * config.gridDim.z;
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   provide_parties(gridDim, blockDim, shape);

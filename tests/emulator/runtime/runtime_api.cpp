@@ -56,6 +56,7 @@ void emulator_set_device(int multiprocessors, int max_threads_per_block, int sha
 }
 
 long emulator_launches() { return machine().launches; }
+long emulator_blocks() { return machine().blocks; }
 
 cudaError_t cudaGetLastError() { return emulator::last_error.exchange(cudaSuccess); }
 cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
