@@ -89,8 +89,8 @@ def test_two_streams_at_once_do_not_disturb_each_other(case, memory, cuda):
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
 def test_samples_that_take_turns_on_clusters_of_every_size(ranks, memory, cuda):
-    """With one slab per block and with two, which several samples share, and with a cluster for each sample; a gate that
-    reads a kept parameter."""
+    """With one slab per block and with two, which several samples share, and with a cluster for each sample; a gate
+    that reads a kept parameter."""
     x, grad_y = (LAYOUTS[memory](make_x(TURNS, torch.float16, seed=seed, device=cuda)) for seed in (0, 3))
     parameters = MULTI_KERNEL.make_parameters(TURNS[1], torch.float16, device=cuda)
     try:
