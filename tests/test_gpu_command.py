@@ -4,6 +4,7 @@
 import subprocess
 import sys
 import time
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -311,6 +312,20 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     path.write_text('{"rows": []}\n{}\n')
     with pytest.raises(ValueError, match=r"other.jsonl: expected results of make gpu, got line 1"):
         record.read(path)
+
+
+def test_a_rehearsal_builds_only_what_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "PACKAGE", tmp_path)
+    build = steps.STEPS[0]
+
+    def command(dry: bool) -> tuple[str, bool]:
+        (only,) = build.commands(steps.Run(tmp_path, dry))
+        return only.environment["ECA_CUDA_BUILD"], only.shown
+
+    (tmp_path / "_C.of-another-python.so").touch()
+    assert command(dry=True) == ("cpu", False) and command(dry=False) == ("cuda", False)
+    (tmp_path / f"_C{EXTENSION_SUFFIXES[0]}").touch()
+    assert command(dry=True) == ("cuda", True) and command(dry=False) == ("cuda", False)
 
 
 def test_every_step_but_the_building_one_can_be_left_out_when_done() -> None:

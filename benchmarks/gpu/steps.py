@@ -7,6 +7,7 @@ Every command is a process of its own: an illegal access ends that process and n
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from ..cases import TINY
@@ -48,9 +49,15 @@ class Step:
     always: bool = False  # also where an earlier run has done it: a fresh machine has nothing of it
 
 
+PACKAGE = Path(__file__).parents[2] / "eca_cuda"
+
+
 def _build(run: Run) -> list[Command]:
+    """A rehearsal only needs something that can be imported: the CPU's kernels, if this Python has none yet."""
+    is_built = any((PACKAGE / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
     arguments = (sys.executable, "setup.py", "build_ext", "--inplace")
-    return [Command("build", arguments, {"ECA_CUDA_BUILD": "cuda"}, needs="c++", shown=run.dry)]
+    wanted = "cpu" if run.dry and not is_built else "cuda"
+    return [Command("build", arguments, {"ECA_CUDA_BUILD": wanted}, needs="c++", shown=run.dry and is_built)]
 
 
 # Files of tests, the most valuable first: those that are for a GPU, and those whose tests run on every device.
