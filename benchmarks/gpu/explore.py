@@ -67,7 +67,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Clusters:
-    """The driver's count of clusters that run at once, for one size of cluster and of a block's shared memory."""
+    """The driver's count of clusters that run at once (where one block is a cluster, of blocks), by shared memory."""
 
     ranks: int
     shared_kb: int
@@ -123,7 +123,7 @@ def units(dry: bool = False) -> list[Unit]:
             "cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), (*ranks, two_phase)
         ),
     ]
-    asked += [Clusters(ranks, kb) for ranks in (2, 4, 8, 12, 16) for kb in (48, 98, 110, 196, 220)]
+    asked += [Clusters(ranks, kb) for ranks in (1, 2, 4, 8, 12, 16) for kb in (48, 98, 110, 196, 220)]  # 1: occupancy
     every = tuple(Choice(*sizes) for sizes in itertools.product(RANKS, STAGES, THREADS))
     every += (*(Choice(rank, 1, persistent=-1) for rank in RANKS), two_phase)
     for direction, layout, dtype in itertools.product(("forward", "backward"), _LAYOUTS, ("float16", "float32")):

@@ -206,7 +206,7 @@ def explored(results: Results) -> Table:
             ]
         )
     columns = ["question", "predicted", "the plan", "of a copy's time", "best", "gain", "all", "wrong"]
-    return Table("Ranks, stages, threads of the resident kernels", columns, lines, labels=2)
+    return Table("Launch plans that were tried", columns, lines, labels=2)
 
 
 def clusters(results: Results) -> Table:
