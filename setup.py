@@ -140,8 +140,15 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
     return built
 
 
+class Build(extensions.BuildExtension):
+    """Editable installations, too, keep their objects in build/: the next build, or a wheel's, compiles what changed."""
+
+    def run(self) -> None:
+        if self.editable_mode:  # setuptools has chosen a temporary folder
+            self.build_temp = str(ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+        super().run()
+
+
 if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
     stop("no C++ compiler found: install g++ or set CXX")
-setuptools.setup(
-    ext_modules=[extension(*decide())], cmdclass={"build_ext": extensions.BuildExtension.with_options(use_ninja=True)}
-)
+setuptools.setup(ext_modules=[extension(*decide())], cmdclass={"build_ext": Build})

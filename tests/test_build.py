@@ -63,6 +63,22 @@ def test_what_is_missing_is_said_in_one_line(environment: dict[str, str], prelud
     assert last.startswith("[eca_cuda] ") and re.search(message, last), done.stderr
 
 
+def test_an_editable_installation_keeps_its_objects_for_the_next_build() -> None:
+    """In the folder of a build in place, where its default is."""
+
+    def folder(editable: bool) -> str:
+        prelude = "from torch.utils.cpp_extension import BuildExtension as B; finalize = B.finalize_options"
+        prelude += "; sys.argv = ['setup.py', 'build_ext', '--inplace']; B.run = lambda self: print(self.build_temp)"
+        mode = f"(finalize(self), setattr(self, 'editable_mode', {editable}))"
+        if editable:  # as setuptools does
+            mode = f"({mode}, setattr(self, 'build_temp', '/nowhere'))"
+        done = setup({"ECA_CUDA_BUILD": "cpu"}, f"{prelude}; B.finalize_options = lambda self: {mode}")
+        assert done.returncode == 0, done.stderr
+        return str((ROOT / done.stdout.splitlines()[-1]).resolve())
+
+    assert folder(editable=True) == folder(editable=False)
+
+
 def copy_of_package(folder: Path, *, library: str | None) -> Path:
     """A copy of the package without the library, or with a file of that name in its place."""
     package = folder / "eca_cuda"
