@@ -141,7 +141,7 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
 
 
 class Build(extensions.BuildExtension):
-    """Editable installations, too, keep their objects in build/: the next build, or a wheel's, compiles what changed."""
+    """Editable installations, too, keep their objects in build/: the next build and wheels compile what has changed."""
 
     def run(self) -> None:
         if self.editable_mode:  # setuptools has chosen a temporary folder
