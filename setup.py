@@ -29,10 +29,6 @@ def stop(message: str) -> None:
     raise SystemExit(f"[eca_cuda] {message}")
 
 
-def say(message: str) -> None:
-    print(f"[eca_cuda] {message}", file=sys.stderr, flush=True)
-
-
 try:
     import torch
     import torch.utils.cpp_extension as extensions
@@ -105,7 +101,7 @@ def architectures() -> str:
 
 
 def extension(toolkit: tuple[Path, str] | None, reason: str):
-    say(f"building {reason}")
+    print(f"[eca_cuda] building {reason}", file=sys.stderr, flush=True)
     defines = [
         f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
         f'-DECA_CUDA_VERSION="{VERSION}"',

@@ -208,7 +208,7 @@ def duration(seconds: float) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")
+    return f"{value:.3g}"
 
 
 def factor(value: float | None) -> str:

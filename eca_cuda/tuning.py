@@ -16,9 +16,10 @@ def load_tuning(path: Union[str, Path, None] = None) -> int:
 
     The file is a JSON list of objects with ``direction``, ``dtype``, ``layout`` ("planes" or "rows"), ``n`` (0: any),
     ``c``, ``s``, ``ranks``, ``stages`` and ``threads`` (0: as the plan finds), and perhaps ``lanes``, ``piece``,
-    ``evict_first`` and ``persistent`` (csrc/plan/resident.h). The first rule for a call counts; one that does not fit
-    the device is ignored, and with ECA_CUDA_BATCH_INVARIANT=1 one for a single ``n``. None forgets the table. The file
-    that the environment variable ECA_CUDA_TUNING names is loaded at import.
+    ``evict_first`` and ``persistent`` (csrc/plan/resident.h), and ``variant`` (else for all of them). The first rule
+    for a call counts, with residual and ReLU or without; one that does not fit the device is ignored, and with
+    ECA_CUDA_BATCH_INVARIANT=1 one for a single ``n``. None forgets the table. The file that the environment variable
+    ECA_CUDA_TUNING names is loaded at import.
 
     Raises:
         OSError: if the file can't be read.

@@ -111,7 +111,7 @@ _CHOICE = ("ranks", "stages", "threads", "lanes", "piece", "evict_first", "persi
 class _Rule(ctypes.Structure):
     """``eca::Rule``."""
 
-    _fields_ = [(name, ctypes.c_int) for name in ("direction", "dtype", "layout")]
+    _fields_ = [(name, ctypes.c_int) for name in ("direction", "dtype", "layout", "variant")]
     _fields_ += [(name, ctypes.c_int64) for name in ("n", "c", "s")]
     _fields_ += [(name, ctypes.c_int) for name in _CHOICE]
 
@@ -127,6 +127,7 @@ def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
     """``_C.set_tuning`` for the emulated device, and for ``_C.plan`` too, so that it shows what happens there."""
     _C.set_tuning(list(rules))
     numbers = [{k: _NAMES[k].index(v) if k in _NAMES else v for k, v in rule.items()} for rule in rules]
+    numbers = [{"variant": -1, **rule} for rule in numbers]
     made = (_Rule * len(rules))(*(_Rule(**rule) for rule in numbers))
     assert library().emulator_set_tuning(made, len(rules), ctypes.sizeof(_Rule)), "eca::Rule has changed"
 

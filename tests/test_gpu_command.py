@@ -162,7 +162,10 @@ def test_tests_are_done_only_where_something_was_tested(run, tmp_path, files, st
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_tests_are_not_here(run, tmp_path: Path, capsys) -> None:
-    chosen = [made for made in steps._correctness(steps.Run(tmp_path, dry=False)) if made.name in ("cuda", "in_place")]
+    def made_of(run: steps.Run) -> list[Command]:
+        return [*steps._correctness(run), *steps._suite(run)]
+
+    chosen = [made for made in made_of(steps.Run(tmp_path, dry=False)) if made.name in ("cuda", "in_place")]
     status, lines = run(only=chosen)
     assert status == 0 and lines["only", ""].status == NOT_HERE
     assert "no CUDA device" in lines["only", "cuda"].note and "deselected" in lines["only", "in_place"].note

@@ -43,9 +43,12 @@ class FakeC:
         self.rules.append(rules)
 
     def taken(self, job: Job) -> Choice:
-        """Sixteen blocks have no room."""
-        ((rule,),) = self.rules[-1:]
+        """Sixteen blocks have no room. The plan's own choice is 8."""
+        (rule,) = (self.rules[-1] if self.rules else None) or [{"ranks": 8, "stages": 1}]
         return Choice(min(rule["ranks"], 8), rule["stages"], 512)
+
+    def work(self, job: Job) -> dict[str, Any]:
+        return self.taken(job)._asdict()
 
     def clusters(self, ranks: int, threads: int, shared_bytes: int) -> int:
         return 132 // ranks
@@ -57,6 +60,7 @@ def test_every_candidate_is_checked_and_captured_under_its_own_rule(
     fake, during = FakeC(), []
     monkeypatch.setattr(explore, "_C", fake)
     monkeypatch.setattr(explore, "taken_plan", fake.taken)
+    monkeypatch.setattr(explore, "work_of", fake.work)
     tuning = explore.Tuning(dry=False)
 
     def check(job: Job, *_: Any) -> None:
@@ -66,14 +70,18 @@ def test_every_candidate_is_checked_and_captured_under_its_own_rule(
             raise explore.GateError("4 is wrong")
 
     monkeypatch.setattr(explore.correctness, "check_batch", check)
-    candidates = (Choice(2, 1), Choice(4, 1), Choice(16, 1))
+    candidates = (Choice(2, 1), Choice(4, 1), Choice(16, 1), Choice(8, 1), Choice(2, 1, 512))
     found = try_all(Question("what", "guess", job("backward", "float16"), candidates), rehearsal, tuning)
     assert during == [(2, 1, 0), (4, 1, 0)] and fake.rules[-1] == []
     assert found["timings"].keys() == {"clone", "plan", "ranks=2 stages=1"}
-    assert found["refused"] == {"ranks=16 stages=1": "the plan takes ranks=8 stages=1 threads=512"}
+    assert found["refused"] == {
+        "ranks=16 stages=1": "the plan takes ranks=8 stages=1 threads=512",
+        "ranks=8 stages=1": "the same as plan",
+        "ranks=2 stages=1 threads=512": "the same as ranks=2 stages=1",
+    }
     assert found["wrong"] == {"ranks=4 stages=1": "4 is wrong"}
     assert fake.rules[0] == [
-        {"direction": "backward", "dtype": "float16", "layout": "planes", "c": 16, "s": 48, "n": 0}
+        {"direction": "backward", "variant": "eca", "dtype": "float16", "layout": "planes", "c": 16, "s": 48, "n": 0}
         | Choice(ranks=2, stages=1)._asdict()
     ]
     assert tuning.clusters(4, 512, 1024) == 33
@@ -105,10 +113,32 @@ def test_only_what_is_faster_beyond_noise_goes_into_the_table(tmp_path: Path) ->
     record.write(Line("explore", "a", DONE, found={"candidates": [faster]}))
     write_table(record)
     (rule,) = json.loads((tmp_path / "tuning.json").read_text())
-    expected = {"direction": "forward", "dtype": "float16", "layout": "rows", "c": 256, "s": 3136, "n": 256}
+    expected = {"direction": "forward", "variant": "eca", "dtype": "float16", "layout": "rows"}
+    expected |= {"c": 256, "s": 3136, "n": 256}
     assert rule == expected | Choice(ranks=4, lanes=-1)._asdict()
     assert rule.keys() == make_rule(job(), Choice(), 0).keys()
     assert tuple(expected) == explore.KEY
+
+
+def test_a_gain_that_equal_plans_have_by_chance_makes_no_rule() -> None:
+    steady = {"q20": 0.985, "q50": 0.985, "q80": 0.985, "rounds": 7, "repetitions": 1}  # beyond the noise
+    found = tried(clone=0.5, plan=1.0, ranks__8=0.985)
+    found["timings"] |= {"ranks=8": steady, "plan": {**steady, "q20": 1.0, "q50": 1.0, "q80": 1.0}}
+    assert best_rule(found) is None
+    found["timings"]["ranks=8"] = {**steady, "q20": 0.97, "q50": 0.97, "q80": 0.97}
+    assert best_rule(found) is not None
+
+
+@pytest.mark.skipif(not hasattr(explore._C, "set_tuning"), reason="this build's plan takes no tuning")
+def test_what_would_launch_the_same_is_the_same_work() -> None:
+    """One sample has one cluster, persistent or not; a large batch has not."""
+    tuning, found = explore.Tuning(dry=False), []
+    for n in (1, 256):
+        wanted = Job(resnet50(n)[1], "eca", "forward", "float16", "contiguous", ())
+        for persistent in (1, -1):
+            with tuning.rule(wanted, Choice(16, 1, persistent=persistent)):
+                found.append(explore.work_of(wanted))
+    assert found[0] == found[1] and found[2] != found[3]
 
 
 def test_of_questions_about_the_same_maps_the_one_with_the_greatest_gain_makes_the_rule(tmp_path: Path) -> None:

@@ -232,6 +232,21 @@ def test_a_rule_is_for_exactly_its_calls() -> None:
         assert _C.plan(**call | {name: other}) == free[name], name
 
 
+def test_a_rule_may_be_for_one_variant() -> None:
+    call = {"direction": "forward", "dtype": "float16", "layout": "contiguous", "n": 32, "c": 512, "s": 784}
+    variants = ("eca", "multi_kernel_eca", "bidirectional_eca")
+
+    def ranks() -> list[int]:
+        return [_C.plan(**call, variant=name, device="h100", hidden=32)["resident"]["ranks"] for name in variants]
+
+    free = ranks()
+    assert 16 not in free
+    _C.set_tuning([RULE | {"ranks": 16, "variant": "bidirectional_eca"}])
+    assert ranks() == [*free[:2], 16]
+    _C.set_tuning([RULE | {"ranks": 16}])
+    assert ranks() == [16, 16, 16]
+
+
 def test_n_0_is_any_and_the_first_rule_counts() -> None:
     _C.set_tuning([RULE | {"n": 32, "ranks": 12}, RULE | {"n": 0, "ranks": 6}, RULE | {"n": 64, "ranks": 8}])
     assert [plan(n, 512, 784)["ranks"] for n in (32, 33, 64)] == [12, 6, 6]
@@ -276,6 +291,7 @@ def test_a_grid_has_no_more_blocks_than_the_driver_takes() -> None:
     [
         ({key: value for key, value in RULE.items() if key != "stages"}, "a dict with 'stages', got one without"),
         (RULE | {"direction": "up"}, "direction: expected one of forward, backward, got 'up'"),
+        (RULE | {"variant": "se"}, "variant: expected one of eca, multi_kernel_eca, bidirectional_eca, got 'se'"),
         (RULE | {"dtype": 16}, "dtype: expected a name, got 16"),
         (RULE | {"layout": "contiguous"}, "layout: expected one of planes, rows, got 'contiguous'"),
         (RULE | {"threads": 48}, "expected threads: 0 or a power of two from 32 to 512, got 48"),

@@ -31,7 +31,8 @@ from .record import Found, Record
 from .session import Session
 
 TABLE = "tuning.json"
-KEY = ("direction", "dtype", "layout", "c", "s", "n")  # of a rule: the plan takes the first that fits
+KEY = ("direction", "variant", "dtype", "layout", "c", "s", "n")  # of a rule: the plan takes the first that fits
+LEAST_GAIN = 1.02  # of a rule; of dozens of equal plans one is always the fastest by some noise
 RANKS, STAGES, THREADS = (1, 2, 4, 8, 16), (1, 2, 3), (256, 512)
 _LAYOUTS = {"contiguous": "planes", "channels_last": "rows"}  # in the words of the plan
 
@@ -172,10 +173,22 @@ class Tuning:
             self.set([])
 
 
+def resident_plan(job: Job) -> dict[str, Any]:
+    """All that the plan says."""
+    call = {"layout": job.layout, "direction": job.phase}
+    plan: dict[str, Any] = plan_report.collect(job.case.shape, job.dtype, **call)["plan"]["resident"]
+    return plan
+
+
+def work_of(job: Job) -> dict[str, Any]:
+    """What tells launches from each other: persistent clusters as many as samples are the others."""
+    plan = resident_plan(job)
+    return {key: plan[key] for key in plan if key not in ("persistent", "reason")}
+
+
 def taken_plan(job: Job) -> Choice:
     """What the resident plan for ``job`` is; the two-phase kernel where there is none."""
-    call = {"layout": job.layout, "direction": job.phase}
-    resident = plan_report.collect(job.case.shape, job.dtype, **call)["plan"]["resident"]
+    resident = resident_plan(job)
     if not resident["possible"]:
         return Choice(ranks=-1)
     lanes = resident["lanes"] or -1
@@ -187,7 +200,7 @@ def taken_plan(job: Job) -> Choice:
 def make_rule(job: Job, choice: Choice, n: int) -> dict[str, Any]:
     """A line of the tuning table; n = 0 stands for every batch size."""
     case = job.case
-    what = {"direction": job.phase, "dtype": job.dtype, "layout": _LAYOUTS[job.layout]}
+    what = {"direction": job.phase, "variant": job.variant, "dtype": job.dtype, "layout": _LAYOUTS[job.layout]}
     what |= {"c": case.c, "s": case.h * case.w, "n": n}
     return what | choice._asdict()
 
@@ -210,12 +223,17 @@ def try_all(question: Question, machine: Machine, tuning: Tuning) -> dict[str, A
 
         capture("clone")
         capture("plan")
+        timed = [("plan", work_of(job))]
         for candidate in question.candidates:
             name = str(candidate)
             try:
                 with tuning.rule(job, candidate):
+                    work = work_of(job)
+                    if same := [other for other, known in timed if known == work]:
+                        raise ValueError(f"the same as {same[0]}")
                     correctness.check_batch(job, ECA, layers["fused"], sets[0])
                     capture(name)
+                    timed.append((name, work))
             except GateError as error:
                 wrong[name] = str(error)
             except (RuntimeError, ValueError) as error:  # it does not fit
@@ -268,6 +286,8 @@ def best_rule(tried: dict[str, Any]) -> tuple[float, dict[str, Any]] | None:
     if not faster:
         return None
     best = min(faster, key=lambda name: faster[name])
+    if plan.q50 < LEAST_GAIN * faster[best]:
+        return None
     choice = Choice(**{name: int(value) for name, value in (part.split("=") for part in best.split())})
     job = Job(**{**tried["job"], "case": Case(**tried["job"]["case"])})
     return plan.q50 / faster[best], make_rule(job, choice, job.case.n)

@@ -232,6 +232,7 @@ Rule rule_of(const py::handle& given) {
   return {rule.name<Direction>("direction", kDirectionNames),
           rule.name<DType>("dtype", kDTypeNames),
           rule.name<Layout>("layout", kWalkNames),
+          d.contains("variant") ? static_cast<int>(rule.name<Variant>("variant", kVariantNames)) : -1,
           rule.number<int64_t>("n", 0),
           rule.number<int64_t>("c", 1),
           rule.number<int64_t>("s", 1),
@@ -296,7 +297,8 @@ void bind_plan(py::module_& m) {
       "'rows'), n (0: any), c, s, ranks (-1: two-phase kernels), stages and threads, and if you like lanes (threads to "
       "a plane; -1: groups of planes to a thread), piece (bytes of a slab that arrive together), evict_first (what the "
       "L2 cache gives up first; 1: what is read, 2: what is written, 3: both, -1: neither) and persistent (1: clusters "
-      "that take samples in turn, -1: one for each sample); 0: as the plan finds. The first rule that fits counts.");
+      "that take samples in turn, -1: one for each sample); 0: as the plan finds. A rule may have a variant, and is "
+      "else for all of them. The first rule that fits counts.");
 }
 
 }  // namespace eca

@@ -31,8 +31,9 @@ Choice tuned(const Request& request) {
   const Problem& p = request.problem;
   const int64_t n = batch_invariance() ? 0 : p.n;  // a rule for one batch size gives it bits of its own
   for (const Rule& r : *now) {
-    if (r.direction == request.direction && r.dtype == p.dtype && r.layout == p.layout && (r.n == 0 || r.n == n) &&
-        r.c == p.c && r.s == p.s)
+    const bool fits = (r.variant < 0 || r.variant == static_cast<int>(p.variant)) && (r.n == 0 || r.n == n);
+    if (fits && r.direction == request.direction && r.dtype == p.dtype && r.layout == p.layout && r.c == p.c &&
+        r.s == p.s)
       return r.choice;
   }
   return {};

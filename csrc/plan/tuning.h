@@ -7,12 +7,14 @@
 
 namespace eca {
 
-// For calls of exactly this kind; n: 0 for any.
+// For calls of exactly this kind, with residual and ReLU or without.
 struct Rule {
   Direction direction;
   DType dtype;
   Layout layout;
-  int64_t n, c, s;
+  int variant;  // -1: any
+  int64_t n;    // 0: any
+  int64_t c, s;
   Choice choice;
 };
 
