@@ -94,7 +94,7 @@ def units(dry: bool = False) -> list[Unit]:
     two_phase = Choice(ranks=-1)
     at_batch_1 = (*ranks, two_phase)
     lanes = tuple(Choice(lanes=n) for n in (-1, 1, 2, 4, 8))
-    pieces = tuple(Choice(piece=kb << 10) for kb in (16, 32, 64, 128))
+    pieces = tuple(Choice(piece=kb << 10) for kb in (32, 64, 128))  # eight at most to a slab: 16 KB is the plan's
     hints = tuple(Choice(evict_first=which) for which in (-1, 1, 2, 3))
     asked: list[Unit] = [
         Question("one stage or more", "94 to 98 % of a copy with one, 97 to 99 % with two", _job(layer1), stages),
