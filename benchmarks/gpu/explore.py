@@ -120,9 +120,7 @@ def units(dry: bool = False) -> list[Unit]:
         Question("cache hints", "less than 2 %", _job(layer1), hints),
         Question("cache hints, output read at once", "the plan's are best", _job(resnet50(8)[0]), hints, is_read=True),
         Question("cluster size at batch 1", "5 to 7 us, 16 best or equal", _job(small1), at_batch_1),
-        Question(
-            "cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), (*ranks, two_phase)
-        ),
+        Question("cluster size at batch 1, 7x7 planes", "5 to 7 us, 16 best or equal", _job(small4), at_batch_1),
     ]
     asked += [Clusters(ranks, kb) for ranks in (1, 2, 4, 8, 12, 16) for kb in (48, 98, 110, 196, 220)]  # 1: occupancy
     every = tuple(Choice(*sizes) for sizes in itertools.product(RANKS, STAGES, THREADS))
