@@ -120,6 +120,7 @@ _NAMES = {
     "direction": ("forward", "backward"),
     "dtype": ("float32", "float64", "float16", "bfloat16"),
     "layout": ("planes", "rows"),
+    "variant": ("eca", "multi_kernel_eca", "bidirectional_eca"),
 }
 
 
@@ -127,8 +128,7 @@ def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
     """``_C.set_tuning`` for the emulated device, and for ``_C.plan`` too, so that it shows what happens there."""
     _C.set_tuning(list(rules))
     numbers = [{k: _NAMES[k].index(v) if k in _NAMES else v for k, v in rule.items()} for rule in rules]
-    numbers = [{"variant": -1, **rule} for rule in numbers]
-    made = (_Rule * len(rules))(*(_Rule(**rule) for rule in numbers))
+    made = (_Rule * len(rules))(*(_Rule(**{"variant": -1, **rule}) for rule in numbers))
     assert library().emulator_set_tuning(made, len(rules), ctypes.sizeof(_Rule)), "eca::Rule has changed"
 
 

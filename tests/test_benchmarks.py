@@ -291,6 +291,12 @@ def some_results() -> results.Results:
     return results.Results(environment, rows)
 
 
+def test_goals_are_shown_closely_enough_to_see_whether_they_are_met() -> None:
+    measured = {0.9153: "0.915", 0.0153: "0.0153", 107.29: "107", 2.4: "2.4", 1234.5: "1234", 0: "0"}
+    goals = [analysis.Goal("a goal", 1, value, unit="") for value in measured]
+    assert [line[2] for line in tables.table_of_goals("", goals).rows] == list(measured.values())
+
+
 def test_report_replaces_its_own_blocks_only() -> None:
     block = "<!-- benchmark:begin {0} -->\nold\n<!-- benchmark:end {0} -->\n"
     text = "top\n" + block.format("cpu.forward") + "middle\n" + block.format("gpu.forward") + "bottom\n"

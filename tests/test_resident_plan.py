@@ -281,7 +281,7 @@ def test_a_rule_that_does_not_fit_is_nobodys(wish: dict[str, int]) -> None:
 
 def test_a_grid_has_no_more_blocks_than_the_driver_takes() -> None:
     n = (1 << 31) // 16
-    _C.set_tuning([RULE | {"n": 0, "c": 8, "s": 64, "ranks": 1, "persistent": -1}])
+    _C.set_tuning([RULE | {"n": 0, "c": 8, "s": 64, "persistent": -1}])
     assert not plan(n, 8, 64)["persistent"]
     assert plan(1 << 31, 8, 64)["persistent"]
 

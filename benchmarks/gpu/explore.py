@@ -179,7 +179,7 @@ def resident_plan(job: Job) -> dict[str, Any]:
 
 
 def work_of(job: Job) -> dict[str, Any]:
-    """What tells launches from each other: persistent clusters as many as samples are the others."""
+    """The plan but for what makes no difference: of as many clusters as samples, a persistent grid is a plain one."""
     plan = resident_plan(job)
     return {key: plan[key] for key in plan if key not in ("persistent", "reason")}
 
