@@ -107,4 +107,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # Python isn't torn down: DTensor's caches keep the process group, whose threads may still let go of a tensor then
+    # and abort (https://github.com/pytorch/pytorch/issues/190489).
+    sys.stdout.flush()
+    os._exit(status)

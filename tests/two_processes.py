@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What tests/test_distributed.py starts twice: sharded or in DDP, every variant gives what one process alone gets."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -156,3 +157,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # as examples/distributed.py does, and says why
