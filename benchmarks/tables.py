@@ -208,7 +208,7 @@ def duration(seconds: float) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def factor(value: float | None) -> str:

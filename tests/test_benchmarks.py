@@ -292,7 +292,7 @@ def some_results() -> results.Results:
 
 
 def test_goals_are_shown_closely_enough_to_see_whether_they_are_met() -> None:
-    measured = {0.9153: "0.915", 0.0153: "0.0153", 107.29: "107", 2.4: "2.4", 1234.5: "1234", 0: "0"}
+    measured = {0.9153: "0.915", 0.0153: "0.0153", 107.29: "107", 999.7: "1000", 2.4: "2.4", 1234.5: "1234", 0: "0"}
     goals = [analysis.Goal("a goal", 1, value, unit="") for value in measured]
     assert [line[2] for line in tables.table_of_goals("", goals).rows] == list(measured.values())
 
