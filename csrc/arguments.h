@@ -29,34 +29,33 @@ void require_saved(const Tensor& mean, const Tensor& x, const OptionalTensor& y,
   require(y.has_value() == relu && (relu || !(flags & kGradResidual)), "y");
 }
 
-// Checks the parameters' shapes against C channels and the options, and fills kernel_size and hidden.
-template <class A>
-GateArgs<A> gate_arguments(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
+// Checks the parameters' shapes against C channels and the options.
+inline GateShape gate_shape(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
   constexpr int64_t kMostRows = int64_t{1} << 30;  // kernels count them with int
   const auto is_taps = [&](const Tensor& t) {
     return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1 && t.size(2) < kMostRows;
   };
-  GateArgs<A> args{{}, c, 0, 0, flags};
+  GateShape shape{c, 0, 0, flags};
   if (variant == Variant::kEca) {
     require(is_taps(*p[0]), "weight");
     require(!p[1] || has_sizes(*p[1], {1}), "bias");
-    args.kernel_size = static_cast<int>(p[0]->size(2));
+    shape.kernel_size = static_cast<int>(p[0]->size(2));
   } else if (variant == Variant::kMultiKernel) {
     const int64_t rows = (flags & kCrossChannel) ? 1 : c;
     for (int i = 0; i < 3; ++i) require(has_sizes(*p[i], {rows, 1, 3 + 2 * i}), "weight");
     require(has_sizes(*p[3], {3, c}) && has_sizes(*p[4], {3}), "mix_weight");
     require((flags & kCrossChannel) || !(flags & kCircular), "padding_mode");
-    args.kernel_size = 7;
+    shape.kernel_size = 7;
   } else {
     require(is_taps(*p[0]) && same_sizes(*p[0], *p[1]), "weight_forward");
     require(p[2]->dim() == 2 && p[2]->size(0) < kMostRows && p[2]->size(1) == c, "hidden_weight");
-    args.kernel_size = static_cast<int>(p[0]->size(2));
-    args.hidden = static_cast<int>(p[2]->size(0));
-    require(has_sizes(*p[3], {args.hidden}), "hidden_bias");
-    require(has_sizes(*p[4], {2, args.hidden}) && has_sizes(*p[5], {2}), "mix_weight");
+    shape.kernel_size = static_cast<int>(p[0]->size(2));
+    shape.hidden = static_cast<int>(p[2]->size(0));
+    require(has_sizes(*p[3], {shape.hidden}), "hidden_bias");
+    require(has_sizes(*p[4], {2, shape.hidden}) && has_sizes(*p[5], {2}), "mix_weight");
   }
-  require(!args.circular() || args.kernel_size / 2 <= c, "weight");
-  return args;
+  require(!shape.circular() || shape.half() <= c, "weight");
+  return shape;
 }
 
 // Depthwise kernels on a sequence of length 1 act through their centre taps alone; -1: the whole tensor counts.

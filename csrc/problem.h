@@ -24,12 +24,16 @@ struct ForwardCall {
   void* mean;  // A[N, C], kept for backward; null if nobody needs it
 };
 
+// What the samples leave behind for the gradients of the parameters: gates/gate.h.
+struct Records {
+  void *sample, *block, *field;  // A[N, sample_size], A[N, blocks of a sample, block_size], A[N, C]
+  int64_t sample_size, block_size;
+};
+
 struct BackwardCall {
   Batch grad_y, x, y, grad_x, grad_residual;
-  const void* mean;
-  void* record;  // A[N, record_size], see gates/gate.h
-  void* field;   // A[N, C]
-  int64_t record_size;
+  const void* mean;  // A[N, C]
+  Records records;
 };
 
 }  // namespace eca

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``python -m eca_cuda.info --plan N C H W DTYPE``: how the CUDA kernels would do a call, and what that should cost."""
+"""``python -m eca_cuda.info --plan N C H W DTYPE``: how the CUDA kernels would do a call."""
 
 import argparse
 import json
@@ -13,9 +13,6 @@ from ._ext import _C
 from .modules import adaptive_kernel_size
 
 OPTIONS = ("layout", "variant", "direction", "relu", "residual", "device")  # those that need --plan
-_ITEM_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
-# What no measurement has been held against yet. The floor in bytes is arithmetic.
-_PREDICTED = ("memory_bytes", "l2_bytes", "predicted_us", "share_of_copy_rate")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,14 +52,10 @@ def collect(
     call = {"variant": variant, "direction": direction, "relu": relu, "residual": residual}
     kernel_size = {"eca": adaptive_kernel_size(max(c, 1)), "multi_kernel_eca": 7}.get(variant, 3)
     plan = _C.plan(n, c, h * w, dtype, layout, device=chosen, kernel_size=kernel_size, hidden=c // 16, **call)
-    if not chosen["copy_rate"]:
-        plan["floor_us"] = plan["predicted_us"] = None
-    plan["share_of_copy_rate"] = plan["floor_us"] / plan["predicted_us"] if plan["predicted_us"] else None
     return {
         "call": {"shape": list(shape), "dtype": dtype, "layout": layout, **call},
         "device": {**chosen, "origin": origin},
         "plan": plan,
-        "not_measured": [*_PREDICTED] if chosen["measured"] else [*_PREDICTED, "floor_us"],
     }
 
 
@@ -80,58 +73,29 @@ def find_device(name: Optional[str]) -> tuple[dict[str, Any], str]:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts for people. A star marks what nobody has measured."""
+    """The facts for people."""
     call, plan = facts["call"], facts["plan"]
-    star = {key: "*" if key in facts["not_measured"] else "" for key in plan}
     epilogue = "".join(f" + {name}" for name in ("residual", "relu") if call[name])
     lines = {
         "call": f"{call['variant']} {call['direction']}{epilogue} of {call['shape']} {call['dtype']} {call['layout']}",
         "device": f"{facts['device']['name']}, {facts['device']['origin']}",
         "path": f"{plan['path']}: {plan['reason']}",
     }
+    if plan["path"] == "one_pass":
+        parts = plan["position_parts"]
+        shared_out = f"{plan['channels']} channels x {plan['positions']} positions"
+        lines["sample"] = f"{plan['blocks_per_sample']} blocks, {parts} to a strip, each with {shared_out}"
+        lines["block"] = f"{plan['threads']} threads; {plan['blocks_per_multiprocessor']} on each multiprocessor"
+        loads = "one bulk copy each" if plan["bulk"] else "16 bytes for each thread at a time"
+        lines["kept"] = f"{plan['slabs']} maps, {_bytes(plan['slab_bytes'])} each, by {loads}"
+    if plan["path"] == "two_phase":
+        tiling = plan["tiling"]
+        lines["sample"] = f"{tiling['count']} tiles of {tiling['channels']} channels x {tiling['positions']} positions"
+        lines["block"] = f"{plan['threads']} threads; {plan['grid']} blocks in all"
+        lines["order"] = f"{plan['tickets']} visits of tiles; before the first second one {plan['lag']} first ones"
     if plan["path"] != "nothing":
-        lines |= _work(call, plan)
-        lines["bytes"] = (
-            f"floor {_bytes(plan['floor_bytes'])}; from and to memory {_bytes(plan['memory_bytes'])}"
-            f"{star['memory_bytes']}; between L2 and multiprocessors {_bytes(plan['l2_bytes'])}{star['l2_bytes']}"
-        )
-        lines["time"] = "not predicted: the copy rate of this device is not known"
-    if plan["predicted_us"]:
-        lines["time"] = (
-            f"floor {plan['floor_us']:.1f} us{star['floor_us']}; the call {plan['predicted_us']:.1f} us"
-            f"{star['predicted_us']}, {plan['share_of_copy_rate']:.1%}{star['share_of_copy_rate']} of the copy rate"
-        )
-        lines["*"] = "a prediction that no measurement backs; it counts bytes and waiting, not instructions"
-    lines |= _resident(plan["resident"], star)
+        lines["shared memory"] = f"{_bytes(plan['shared_bytes'])} a block"
     return "\n".join(f"{name + ':':15}{line}" for name, line in lines.items())
-
-
-def _resident(resident: dict[str, Any], star: dict[str, str]) -> dict[str, str]:
-    """What comes first: the path above is taken where this one can't be."""
-    if not resident["possible"]:
-        return {"resident": f"no: {resident['reason']}"}
-    lines = {"resident": f"yes, and so instead of the path above: {resident['text'].removeprefix('resident, ')}"}
-    if resident["predicted_us"]:
-        share = resident["floor_us"] / resident["predicted_us"]
-        mark = star["predicted_us"]
-        lines["resident time"] = f"the call {resident['predicted_us']:.1f} us{mark}, {share:.1%}{mark} of the copy rate"
-    return lines
-
-
-def _work(call: dict[str, Any], plan: dict[str, Any]) -> dict[str, str]:
-    tiling, item = plan["tiling"], _ITEM_SIZE[call["dtype"]]
-    _, c, h, w = call["shape"]
-    channels, positions = min(tiling["channels"], c), min(tiling["positions"], h * w)
-    together = f", {plan['lanes']} of them to a plane" if plan["layout"] == "planes" else ""
-    gate = "in it" if plan["shared"]["gate"] >= 0 else "in global memory"
-    return {
-        "tiles": f"{tiling['count']} a sample, of {channels} channels x {positions} positions, "
-        f"{_bytes(channels * positions * item)}; partial sums of a channel: {tiling['blocks']}",
-        "grid": f"{plan['blocks']} blocks of {plan['threads']} threads{together}",
-        "order": f"{plan['tickets']} visits of tiles; before the first second one {plan['lag']} first ones",
-        "vector": f"{plan['vector']} elements, {plan['vector'] * item} bytes, along {plan['layout']}",
-        "shared memory": f"{_bytes(plan['shared']['total'])} a block; {plan['gate_numbers']} gate numbers {gate}",
-    }
 
 
 def _shape(values: Sequence[str]) -> list[int]:

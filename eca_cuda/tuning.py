@@ -12,14 +12,14 @@ VARIABLE = "ECA_CUDA_TUNING"
 
 
 def load_tuning(path: Union[str, Path, None] = None) -> int:
-    """Make the resident CUDA kernels follow a table that ``make gpu`` wrote, and return how many rules it has.
+    """Make the CUDA kernels follow a table that ``make gpu`` wrote, and return how many rules it has.
 
     The file is a JSON list of objects with ``direction``, ``dtype``, ``layout`` ("planes" or "rows"), ``n`` (0: any),
-    ``c``, ``s``, ``ranks``, ``stages`` and ``threads`` (0: as the plan finds), and perhaps ``lanes``, ``piece``,
-    ``evict_first`` and ``persistent`` (csrc/plan/resident.h), and ``variant`` (else for all of them). The first rule
-    for a call counts, with residual and ReLU or without; one that does not fit the device is ignored, and with
-    ECA_CUDA_BATCH_INVARIANT=1 one for a single ``n``. None forgets the table. The file that the environment variable
-    ECA_CUDA_TUNING names is loaded at import.
+    ``c``, ``s``, ``blocks`` (of a sample; -1: the two-phase kernel) and ``threads`` (of a block), and perhaps ``parts``
+    (of the positions) and ``variant`` (else for all of them); 0: as the plan finds. The first rule for a call counts,
+    with residual and ReLU or without; one that does not fit the device is ignored, and with ECA_CUDA_BATCH_INVARIANT=1
+    one for a single ``n``. None forgets the table. The file that the environment variable ECA_CUDA_TUNING names is
+    loaded at import.
 
     Raises:
         OSError: if the file can't be read.

@@ -50,7 +50,7 @@ def missing() -> str | None:
 def sources() -> list[Path]:
     """The product's own, all but what asks torch about CUDA."""
     csrc = ROOT / "csrc"
-    plans = [csrc / "plan" / name for name in ("plan.cpp", "resident.cpp", "tuning.cpp")]
+    plans = [csrc / "plan" / name for name in ("plan.cpp", "one_pass.cpp", "two_phase.cpp", "tuning.cpp")]
     host = [csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp", *plans]
     return [*sorted((csrc / "cuda").glob("*.cu")), *host, ROOT / "tests/emulator/operators.cpp"]
 
@@ -101,11 +101,11 @@ def facts(
         "shared_per_multiprocessor": shared + 1024,
         "shared_opt_in": shared,
         "l2": l2,
-        "copy_rate": 0,
+        "most_blocks": 16 if capability >= 90 else 1,
     }
 
 
-_CHOICE = ("ranks", "stages", "threads", "lanes", "piece", "evict_first", "persistent")
+_CHOICE = ("blocks", "parts", "threads")
 
 
 class _Rule(ctypes.Structure):
@@ -132,14 +132,18 @@ def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
     assert library().emulator_set_tuning(made, len(rules), ctypes.sizeof(_Rule)), "eca::Rule has changed"
 
 
+COUNTERS = ("launches", "blocks", "loaded", "pushed", "barriers")
+
+
+def count() -> dict[str, int]:
+    """What has happened so far: kernels launched, blocks of all of them, bytes that were loaded once, numbers pushed to
+    other blocks, barriers of blocks."""
+    return {name: _count(f"emulator_{name}") for name in COUNTERS}
+
+
 def launches() -> int:
     """How many kernels have run so far."""
     return _count("emulator_launches")
-
-
-def blocks() -> int:
-    """Of all of them."""
-    return _count("emulator_blocks")
 
 
 def _count(name: str) -> int:
@@ -194,7 +198,7 @@ def run_sanitized_tests(flavour: str, library: Path, only: str = "", timeout: fl
     # -s: what a sanitizer prints before it ends the process is not captured.
     command = [*tools.wrapper(flavour), sys.executable, "-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider"]
     here = Path(__file__).parent
-    tests = [str(here / name) for name in ("test_emulated_kernels.py", "test_emulated_resident.py")]
+    tests = [str(here / name) for name in ("test_emulated_kernels.py", "test_emulated_one_pass.py")]
     command += ["-p", "no:xdist", "-m", "sanitized", "-k", only, *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
     return done.returncode, done.stdout + done.stderr

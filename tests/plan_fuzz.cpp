@@ -1,355 +1,258 @@
 // SPDX-License-Identifier: MIT
-// Plans for random problems on all devices, held against what the kernels do with them. tests/test_plan.py compiles
-// this with the plan and nothing else. Everything is worked out anew here, from the sources of the kernels, not the
-// plan's.
+// Plans for random calls on all kinds of devices, held against what the kernels do with them; everything is worked out
+// anew here, from the sources of the kernels. tests/test_plan.py compiles this with the plan and nothing else.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
-#include <string>
 #include <vector>
 
+#include "../csrc/gates/registry.h"
 #include "../csrc/plan/plan.h"
 
 namespace {
 
 using namespace eca;
-using Wide = __int128;
 
-// Devices that nobody sells: the least of everything, odd numbers, slices, and more of everything than there is yet.
-const Device kStrange[] = {
-    {"one multiprocessor", 90, 1, 1024, 2048, 48 << 10, 228 << 10, 50 << 20, 3e12, false},
-    {"blocks of 32", 75, 7, 32, 1024, 48 << 10, 64 << 10, 4 << 20, 1e11, false},
-    {"emulated", 90, 3, 64, 2048, 48 << 10, 228 << 10, 64 << 10, 0, false},
-    {"no L2", 80, 108, 1024, 2048, 48 << 10, 164 << 10, 0, 1e12, false},
-    {"odd", 86, 83, 768, 1536, 48 << 10, 100 << 10, 5 << 20, 7e11, false},
-    {"slice", 80, 14, 1024, 2048, 48 << 10, 164 << 10, 5 << 20, 2e11, false},
-    {"little shared memory", 75, 20, 1024, 1024, 16 << 10, 64 << 10, 1 << 20, 1e11, false},
-    {"tomorrow", 150, 1021, 4096, 8192, 48 << 10, 512 << 10, int64_t{1} << 30, 1e14, false},
+const Device kDevices[] = {
+    {"h100", 90, 132, 1024, 2048, 16, 48 << 10, 228 << 10, 227 << 10, 50 << 20},
+    {"rtx5090", 120, 170, 1024, 1536, 8, 48 << 10, 100 << 10, 99 << 10, 96 << 20},
+    {"a100", 80, 108, 1024, 2048, 1, 48 << 10, 164 << 10, 163 << 10, 40 << 20},
+    {"t4", 75, 40, 1024, 1024, 1, 48 << 10, 64 << 10, 64 << 10, 4 << 20},
+    {"one multiprocessor", 90, 1, 1024, 2048, 16, 48 << 10, 228 << 10, 227 << 10, 50 << 20},
+    {"emulated", 90, 3, 64, 2048, 16, 7 << 10, 8 << 10, 7 << 10, 64 << 10},
+    {"blocks of 32", 75, 7, 32, 1024, 1, 16 << 10, 64 << 10, 64 << 10, 0},
+    {"odd", 86, 83, 768, 1536, 1, 48 << 10, 100 << 10, 99 << 10, 5 << 20},
+    {"tomorrow", 150, 1021, 4096, 8192, 8, 48 << 10, 512 << 10, 500 << 10, int64_t{1} << 30},
 };
 
-struct Context {
-  const Request* request;
-  const Device* device;
-  const Plan* plan;
-} context;
-
-// How many plans were of each kind, so that a test can see that all kinds were met.
-struct Met {
-  long long plans, nothing, ordered, strips, partials, global_gates, small_blocks, lanes, scalar;
+const Request* request;
+const Device* device;
+struct {
+  long long plans, nothing, one_pass, two_phase, clusters, parts, straddling, streamed, kept, few_samples, global_gates;
 } met;
 
 [[noreturn]] void fail(const char* what, int line) {
-  const auto& [p, direction, residual, alignment, kernel_size, scratch] = *context.request;
-  const Plan& plan = *context.plan;
-  std::printf("line %d: %s\n", line, what);
-  std::printf("n %lld c %lld s %lld dtype %d layout %d variant %d flags %lld %s residual %d alignment %lld k %lld\n",
-              static_cast<long long>(p.n), static_cast<long long>(p.c), static_cast<long long>(p.s),
-              static_cast<int>(p.dtype), static_cast<int>(p.layout), static_cast<int>(p.variant),
-              static_cast<long long>(p.flags), direction == Direction::kForward ? "forward" : "backward", residual,
-              static_cast<long long>(alignment), static_cast<long long>(kernel_size));
-  std::printf("on %s: %s; vector %d lanes %d tile %lld x %lld partials %lld lag %lld tickets %lld scratch %lld\n",
-              context.device->name, describe(plan).c_str(), plan.vector, plan.lanes,
-              static_cast<long long>(plan.tiling.channels), static_cast<long long>(plan.tiling.positions),
-              static_cast<long long>(plan.tiling.blocks), static_cast<long long>(plan.lag),
-              static_cast<long long>(plan.tickets), static_cast<long long>(scratch));
+  const Problem& p = request->problem;
+  std::printf(
+      "line %d: %s\nn %lld c %lld s %lld dtype %d layout %d variant %d flags %lld direction %d residual %d half %d on "
+      "%s\n",
+      line, what, static_cast<long long>(p.n), static_cast<long long>(p.c), static_cast<long long>(p.s),
+      static_cast<int>(p.dtype), static_cast<int>(p.layout), static_cast<int>(p.variant),
+      static_cast<long long>(p.flags), static_cast<int>(request->direction), request->residual, request->half,
+      device->name);
   std::exit(1);
 }
 #define CHECK(condition) ((condition) ? void() : fail(#condition, __LINE__))
 
 bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
-int64_t size_of(DType dtype) { return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2; }
-int64_t accumulator_of(DType dtype) { return dtype == DType::kDouble ? 8 : 4; }
 
-// --- threads and vectors: two_phase_launch.cuh, vector.cuh
-
-void check_block(const Request& r, const Device& d, const Plan& plan) {
-  const int64_t item = size_of(r.problem.dtype);
-  CHECK(power_of_two(plan.threads) && plan.threads % 32 == 0);
-  CHECK(plan.threads <= 256 && plan.threads <= d.max_threads);  // __launch_bounds__(256, 4)
-  CHECK(power_of_two(plan.lanes) && plan.lanes <= plan.threads);
-  CHECK(r.problem.layout == Layout::kPlanes || plan.lanes == 1);
-  const int64_t widest = 16 / item, middle = item == 2 ? 4 : 1;
-  CHECK(plan.vector == widest || plan.vector == middle || plan.vector == 1);
-  CHECK(plan.vector * item <= r.alignment || plan.vector == 1);
-  for (const int64_t wider : {widest, middle}) CHECK(plan.vector >= wider || wider * item > r.alignment);
+// Numbers that the threads of a tile leave: planes.cuh, rows.cuh.
+int64_t left_by_threads(int64_t channels, int vector, int lanes, int threads) {
+  if (request->problem.layout == Layout::kPlanes) return lanes > 32 ? channels * (lanes / 32) : 0;
+  const int64_t columns = channels / vector;
+  const bool share = columns < 32 && power_of_two(columns);
+  return channels * (share ? threads / 32 : threads / columns);
 }
 
-// --- tiles: Tiling::at as the kernels call it, reduce.cuh, walk.cuh
-
-// Intervals that cover [0, size) one after another, none empty, all beginning and ending at multiples of `step`.
-class Cover {
- public:
-  Cover(int64_t size, int64_t step) : size_(size), step_(step) {}
-  void next(int64_t begin, int64_t end) {
-    CHECK(begin == at_ && begin < end && end <= size_);
-    CHECK(begin % step_ == 0 && end % step_ == 0);
-    at_ = end;
-  }
-  void finish() const { CHECK(at_ == size_); }
-
- private:
-  int64_t size_, step_, at_ = 0;
-};
-
-void check_tile(const Request& r, const Plan& plan, const Tile& tile) {
-  const int64_t channels = tile.c1 - tile.c0, positions = tile.s1 - tile.s0;
-  CHECK(channels > 0 && (positions > 0 || r.problem.s == 0));
-  CHECK(channels < (int64_t{1} << 31));
-  if (r.problem.layout == Layout::kRows) {
-    CHECK(channels % plan.vector == 0 && channels / plan.vector <= plan.threads);
-  } else {
-    CHECK(positions < (int64_t{1} << 31));
-  }
-}
-
-void check_tiles(const Request& r, const Plan& plan, std::mt19937_64& random) {
+void check_one_pass(const Plan& plan) {
+  const Request& r = *request;
   const Problem& p = r.problem;
-  const Tiling& t = plan.tiling;
+  const OnePassPlan& o = plan.one_pass;
+  const int64_t item = item_size(p.dtype), vector = 16 / item;
   const bool rows = p.layout == Layout::kRows;
-  CHECK(t.c == p.c && t.s == p.s && t.blocks >= 1 && t.count >= 1 && t.count % t.blocks == 0);
-  CHECK(t.count < 0xffffffffll);  // arrived[n], unsigned, counts to one more
-  CHECK(t.blocks <= 256);         // one thread adds up a channel's partial sums
+  CHECK(p.dtype != DType::kDouble && device->capability >= 80 && r.dense && p.s > 0);
+  CHECK(o.blocks >= 1 && o.blocks <= std::min({device->most_blocks, r.most_blocks, 16}) && o.blocks % o.parts == 0);
+  CHECK(plan.blocks == p.n * o.blocks && plan.blocks < (int64_t{1} << 31));
+  CHECK(power_of_two(plan.threads) && plan.threads >= 32);
+  CHECK(plan.threads <= 512 && plan.threads <= device->max_threads);
+  // Channels and positions are shared out, to every block some; windows reach into the neighbour and no further.
+  const int64_t columns = o.blocks / o.parts, last = p.c - (columns - 1) * o.channels;
+  CHECK(last >= 1 && (columns == 1 || last >= r.half) && last <= o.channels);
+  const int64_t last_positions = p.s - (o.parts - 1) * int64_t{o.positions};
+  CHECK(last_positions >= 1 && last_positions <= o.positions && (rows || o.parts == 1));
+  // Whole vectors begin and end with every block's part.
+  for (const int64_t own : {int64_t{o.channels}, last}) CHECK(own * (rows ? 1 : p.s) * item % 16 == 0);
+  CHECK(o.straddle == (!rows && p.s * item % 16 != 0));
+  CHECK(o.bulk == (!rows && device->capability >= 90));
+  CHECK(!rows || o.channels / vector <= plan.threads);
+  CHECK(rows || (power_of_two(o.lanes) && o.lanes <= plan.threads));
+  // What is kept: grad_y always; x and the extra map where there is room.
+  const bool extra = r.backward() ? r.relu() : r.residual;
+  CHECK(o.slabs.count == 1 + o.slabs.second_sum + o.slabs.extra);
+  CHECK((r.backward() || !o.slabs.second_sum) && (extra || !o.slabs.extra));
+  CHECK(o.slabs.bytes >= int64_t{o.channels} * o.positions * item && o.slabs.bytes % 128 == 0);
+  // Memory: pieces follow one another, each as large as what the kernel writes there.
+  int64_t pushed = o.parts > 1 ? int64_t{o.parts} * o.channels : 0;
+  int exchanges = r.needs.pads + 1;
+  for (const int count : r.needs.sums) {
+    exchanges += 2;
+    if (columns == 1 || count == 0) continue;
+    pushed += count <= 16 ? columns * count : columns * ((count + columns - 1) / columns);
+  }
+  CHECK(exchanges <= kMaxExchanges);
+  const int vectors = static_cast<int>(vector);
+  const int64_t left = std::max(left_by_threads(o.channels, vectors, o.lanes, plan.threads),
+                                left_by_threads(last, vectors, o.lanes, plan.threads));
+  CHECK(o.shared.stride >= o.channels + 2 * r.half);
+  const int64_t places[] = {o.shared.barriers, o.shared.arrays, o.shared.numbers, o.shared.scratch,
+                            o.shared.sums,     o.shared.parts,  o.shared.total};
+  const int64_t arrays = (r.backward() ? 3 : 2) + r.needs.arrays;
+  const int64_t bytes[] = {8 * 10,  4 * arrays * o.shared.stride, 4 * r.numbers, 4 * r.needs.scratch, 4 * pushed,
+                           4 * left};
+  CHECK(o.shared.barriers >= int64_t{o.slabs.bytes} * o.slabs.count);
+  for (int i = 0; i < 6; ++i) CHECK(places[i] % 16 == 0 && places[i + 1] >= places[i] + bytes[i]);
+  CHECK(o.shared.total <= device->shared_opt_in);
+  CHECK(o.blocks_per_multiprocessor >= 1);
+  CHECK(o.blocks_per_multiprocessor * (o.shared.total + int64_t{1024}) <= device->shared_per_multiprocessor);
+  CHECK(o.blocks_per_multiprocessor * plan.threads <= 1024);
+  ++met.one_pass;
+  met.clusters += o.blocks > 1;
+  met.parts += o.parts > 1;
+  met.straddling += o.straddle;
+  met.streamed += r.backward() && !o.slabs.second_sum;
+  met.kept += o.slabs.extra;
+}
+
+// In batches of every size.
+void check_invariance() {
+  Request r = *request;
+  r.batch_invariant = true;
+  const Plan first = make_plan(r, *device);
+  r.problem.n = 1 + r.problem.n % 1000 * 7;
+  const Plan other = make_plan(r, *device);
+  CHECK(first.path == other.path && first.threads == other.threads);
+  CHECK(first.one_pass.blocks == other.one_pass.blocks && first.one_pass.parts == other.one_pass.parts);
+  CHECK(first.one_pass.lanes == other.one_pass.lanes && first.two_phase.lanes == other.two_phase.lanes);
+  CHECK(first.two_phase.tiling.positions == other.two_phase.tiling.positions);
+  CHECK(first.two_phase.tiling.channels == other.two_phase.tiling.channels);
+}
+
+void check_two_phase(const Plan& plan) {
+  const Request& r = *request;
+  const Problem& p = r.problem;
+  const TwoPhasePlan& two = plan.two_phase;
+  const Tiling& t = two.tiling;
+  const int64_t item = item_size(p.dtype), a = p.dtype == DType::kDouble ? 8 : 4;
+  const bool rows = p.layout == Layout::kRows;
+  CHECK(power_of_two(plan.threads) && plan.threads >= 32 && plan.threads <= 256 && plan.threads <= device->max_threads);
+  CHECK(two.vector == 1 || two.vector * item == 16);
+  CHECK(two.straddle ? r.dense && !rows && two.vector > 1 : two.vector == 1 || r.aligned);
+  CHECK(rows || (power_of_two(two.lanes) && two.lanes <= plan.threads));
   // Tile i is strip i / blocks by block i % blocks: the strips cover the channels, the blocks cover the positions.
-  Cover strips(p.c, rows ? plan.vector : 1), blocks(p.s, rows ? 1 : plan.vector);
-  for (int64_t i = 0; i < t.count; i += t.blocks) strips.next(t.at(i).c0, t.at(i).c1);
-  strips.finish();
-  if (p.s > 0)
-    for (int64_t i = 0; i < t.blocks; ++i) blocks.next(t.at(i).s0, t.at(i).s1);
-  else
-    CHECK(t.blocks == 1);
-  if (p.s > 0) blocks.finish();
-  const auto check = [&](int64_t i) {
-    const Tile tile = t.at(i), strip = t.at(i / t.blocks * t.blocks), block = t.at(i % t.blocks);
-    CHECK(tile.c0 == strip.c0 && tile.c1 == strip.c1 && tile.s0 == block.s0 && tile.s1 == block.s1);
-    CHECK(t.block(i) >= 0 && t.block(i) < t.blocks);  // partial[n][block][c0 ...]
-    CHECK(t.block(i) * p.c + tile.c1 <= t.blocks * p.c);
-    check_tile(r, plan, tile);
-  };
-  for (int64_t i = 0; i < std::min<int64_t>(t.count, 64); ++i) check(i);
-  for (int i = 0; i < 16; ++i) check(static_cast<int64_t>(random() % static_cast<uint64_t>(t.count)));
-  check(t.count - 1);
-}
-
-// --- shared memory: what two_phase.cuh, reduce.cuh and channels.cuh touch
-
-void check_shared(const Request& r, const Device& d, const Plan& plan) {
-  const Problem& p = r.problem;
-  const Tiling& t = plan.tiling;
-  const SharedLayout& at = plan.shared;
-  const int64_t a = accumulator_of(p.dtype);
-  int64_t sums = 0;
-  for (const int64_t i : {int64_t{0}, t.count - 1}) {  // strips are equal but for the last one
-    const int64_t channels = t.at(i).c1 - t.at(i).c0;
-    const int64_t columns = p.layout == Layout::kRows ? channels / plan.vector : 1;
-    const int64_t parts = p.layout == Layout::kRows ? plan.threads / columns : plan.lanes < 32 ? 1 : plan.lanes / 32;
-    sums = std::max(sums, channels * parts * a);
+  CHECK(t.blocks >= 1 && t.blocks <= 256 && t.count % t.blocks == 0 && t.count < 0xffffffffll);
+  const int64_t c_step = rows ? two.vector : 1, s_step = rows || two.straddle ? 1 : two.vector;
+  int64_t c = 0, s = 0, left = 0;
+  for (int64_t i = 0; i < t.count; i += t.blocks) {
+    const Tile tile = t.at(i);
+    CHECK(tile.c0 == c && tile.c1 > c && tile.c1 % c_step == 0 && tile.c1 - tile.c0 < (int64_t{1} << 31));
+    CHECK(!rows || (tile.c1 - tile.c0) / two.vector <= plan.threads);
+    left = std::max(left, left_by_threads(tile.c1 - tile.c0, two.vector, two.lanes, plan.threads));
+    c = tile.c1;
   }
-  const int64_t padded = p.c + 2 * (r.kernel_size / 2), gate = (2 * padded + r.gate_scratch) * a;
-  CHECK(plan.gate_numbers * a >= gate);
-  CHECK(at.ticket % 8 == 0 && at.warps % 8 == 0 && at.sums % 8 == 0);
-  CHECK(at.ticket >= 0 && at.ticket + 16 <= at.warps);  // a long long and an int
-  CHECK(at.warps + plan.threads / 32 * a <= std::min(at.sums, at.gate < 0 ? at.sums : at.gate));
-  CHECK(at.sums + sums <= at.total);
-  if (at.gate >= 0) CHECK(at.gate % 8 == 0 && at.gate + gate <= at.total);
-  CHECK(at.total <= d.shared_per_block);
-}
-
-// --- the grid and the order of the visits: two_phase.cuh
-
-struct Turn {
-  bool first;
-  int64_t tile;
-};
-Turn turn_of(int64_t ticket, int64_t tiles, int64_t lag) {
-  if (ticket < lag) return {true, ticket};
-  if (ticket >= 2 * tiles - lag) return {false, ticket - tiles};
-  const int64_t turn = ticket - lag;
-  return turn % 2 ? Turn{true, lag + turn / 2} : Turn{false, turn / 2};
-}
-
-void check_order(const Plan& plan) {
-  const int64_t tiles = plan.tickets / 2, per_sample = plan.tiling.count;
-  std::vector<int64_t> first(static_cast<size_t>(tiles), -1), second = first, complete(first);
-  for (int64_t ticket = 0; ticket < plan.tickets; ++ticket) {
-    const Turn turn = turn_of(ticket, tiles, plan.lag);
-    CHECK(turn.tile >= 0 && turn.tile < tiles);
-    int64_t& seen = (turn.first ? first : second)[static_cast<size_t>(turn.tile)];
-    CHECK(seen < 0);  // not twice in the same role
-    seen = ticket;
-    if (turn.first) {
-      int64_t& last = complete[static_cast<size_t>(turn.tile / per_sample)];
-      last = std::max(last, ticket);
-    }
+  CHECK(c == p.c);
+  for (int64_t i = 0; i < t.blocks && p.s > 0; ++i) {
+    CHECK(t.at(i).s0 == s && t.at(i).s1 > s && (t.at(i).s1 % s_step == 0 || t.at(i).s1 == p.s));
+    s = t.at(i).s1;
   }
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const size_t i = static_cast<size_t>(tile);
-    CHECK(first[i] >= 0 && first[i] < second[i]);
-    // It waits for the whole sample: only for tickets that running blocks have taken.
-    CHECK(complete[static_cast<size_t>(tile / per_sample)] < second[i]);
+  CHECK(s == p.s);
+  // Tickets: the first visits of one sample at least come before the first second one.
+  const int64_t tiles = p.n * t.count;
+  CHECK(two.tickets == 2 * tiles && two.lag >= t.count && two.lag <= tiles);
+  CHECK(plan.blocks >= 1 && plan.blocks <= two.tickets && plan.blocks < (int64_t{1} << 31));
+  const int64_t arrays = (r.backward() ? 3 : 2) + r.needs.arrays;
+  CHECK(two.gate_numbers == arrays * (p.c + 2 * r.half) + r.numbers + r.needs.scratch);
+  CHECK(two.shared.sums >= 16 && two.shared.total >= two.shared.sums + left * a);
+  CHECK(two.shared.gate < 0 || two.shared.total >= two.shared.gate + two.gate_numbers * a);
+  const int64_t gate_end = two.shared.gate + two.gate_numbers * a, blocks = r.backward() ? 3 : 4;  // __launch_bounds__
+  CHECK(two.shared.gate < 0 || blocks * (gate_end + 1024) <= device->shared_per_multiprocessor);
+  CHECK(two.shared.total <= device->shared_per_block);
+  ++met.two_phase;
+  met.global_gates += two.shared.gate < 0;
+}
+
+template <class T>
+T any_of(std::mt19937_64& random, std::initializer_list<T> values) {
+  return values.begin()[random() % values.size()];
+}
+
+int64_t size(std::mt19937_64& random, int most_bits) {
+  const int64_t n = static_cast<int64_t>(random() % (uint64_t{1} << (1 + random() % most_bits)));
+  return random() % 2 ? n : (n + 7) / 8 * 8;
+}
+
+Request any_request(std::mt19937_64& random) {
+  Request r{};
+  Problem& p = r.problem;
+  const bool huge = random() % 20 == 0;
+  p.n = size(random, huge ? 30 : 12);
+  p.c = size(random, huge ? 20 : 13);
+  p.s = huge ? size(random, 20) : any_of<int64_t>(random, {1, 4, 9, 49, 196, 784, 3136, size(random, 16)});
+  p.dtype =
+      any_of(random, {DType::kFloat, DType::kHalf, DType::kBFloat16, DType::kHalf, DType::kFloat, DType::kDouble});
+  p.layout = p.s == 1 || random() % 2 ? Layout::kRows : Layout::kPlanes;
+  p.variant = any_of(random, {Variant::kEca, Variant::kMultiKernel, Variant::kBidirectional});
+  p.flags = static_cast<int64_t>(random() % 16);
+  r.direction = any_of(random, {Direction::kForward, Direction::kBackward});
+  r.residual = random() % 2;
+  const int64_t run = p.layout == Layout::kRows ? p.c : p.s;
+  r.aligned = run * item_size(p.dtype) % 16 == 0 && random() % 8;
+  r.dense = p.c * p.s * item_size(p.dtype) % 16 == 0 && random() % 8 && (r.aligned || run * item_size(p.dtype) % 16);
+  const int k = p.variant == Variant::kMultiKernel ? 7 : 1 + 2 * static_cast<int>(random() % 8);
+  const GateShape shape{p.c, k, static_cast<int>(p.c / 16), p.flags};
+  const GateFacts facts = gate_facts(p.variant, shape);
+  r.half = shape.half();
+  r.needs = facts.needs[r.backward()];
+  r.numbers = facts.numbers;
+  if (random() % 4 == 0) {
+    r.choice = {any_of(random, {-1, 0, 1, 2, 5, 16}), any_of(random, {0, 1, 2, 4}), any_of(random, {0, 32, 128, 512})};
   }
+  if (random() % 8 == 0) r.most_blocks = 1 + static_cast<int>(random() % 16);
+  return r;
 }
-
-void check_grid(const Request& r, const Device& d, const Plan& plan) {
-  const Problem& p = r.problem;
-  const Wide tiles = Wide{p.n} * plan.tiling.count;
-  CHECK(plan.tickets == 2 * tiles);
-  CHECK(plan.lag >= plan.tiling.count && plan.lag <= tiles);
-  CHECK(plan.blocks > 0 && plan.blocks <= 0x7fffffff && plan.blocks <= plan.tickets);
-  // All blocks of the grid find room at once, and as much as the registers leave.
-  const int64_t each = (plan.blocks + d.multiprocessors - 1) / d.multiprocessors;
-  CHECK(each * plan.threads <= std::min(256 * resident_blocks(r.direction), d.threads_per_multiprocessor) &&
-        each <= 16);
-  CHECK(each * (plan.shared.total + 1024) <= d.shared_per_multiprocessor);
-  const Wide workspace = Wide{p.n} * p.c * plan.tiling.blocks * 8 + Wide{plan.blocks} * plan.gate_numbers * 8;
-  CHECK(workspace < Wide{1} << 62);
-  if (plan.tickets > 4096) return;
-  check_order(plan);
-  ++met.ordered;
-}
-
-// --- predictions
-
-int64_t maps(const Request& r) {
-  const bool relu = r.problem.flags & kRelu;
-  if (r.direction == Direction::kForward) return r.residual ? 3 : 2;
-  return !relu ? 3 : r.residual ? 5 : 4;
-}
-
-void check_predictions(const Request& r, const Device& d, const Plan& plan) {
-  const Problem& p = r.problem;
-  const Wide map = Wide{p.n} * p.c * p.s * size_of(p.dtype);
-  CHECK(plan.floor_bytes == maps(r) * map);
-  CHECK(plan.memory_bytes > plan.floor_bytes && plan.l2_bytes >= plan.floor_bytes && plan.l2_bytes <= 7 * map);
-  if (d.copy_rate == 0) {
-    CHECK(plan.floor_us == 0 && plan.predicted_us == 0);
-  } else {
-    CHECK(plan.predicted_us > plan.floor_us && plan.predicted_us < 1e18);
-    const double expected = static_cast<double>(plan.floor_bytes) / d.copy_rate * 1e6;
-    CHECK(plan.floor_us >= expected * 0.999 && plan.floor_us <= expected * 1.001);
-  }
-}
-
-// --- what must not change
-
-bool same_work(const Plan& a, const Plan& b) {
-  return a.vector == b.vector && a.threads == b.threads && a.lanes == b.lanes && a.tiling.c == b.tiling.c &&
-         a.tiling.s == b.tiling.s && a.tiling.channels == b.tiling.channels &&
-         a.tiling.positions == b.tiling.positions && a.tiling.blocks == b.tiling.blocks &&
-         a.tiling.count == b.tiling.count && a.shared.ticket == b.shared.ticket && a.shared.warps == b.shared.warps &&
-         a.shared.sums == b.shared.sums && a.shared.gate == b.shared.gate && a.shared.total == b.shared.total;
-}
-bool same(const Plan& a, const Plan& b) {
-  return same_work(a, b) && a.path == b.path && a.tickets == b.tickets && a.lag == b.lag && a.blocks == b.blocks &&
-         a.floor_bytes == b.floor_bytes && a.memory_bytes == b.memory_bytes && a.l2_bytes == b.l2_bytes &&
-         a.floor_us == b.floor_us && a.predicted_us == b.predicted_us;
-}
-
-void check(const Request& r, const Device& d, std::mt19937_64& random) {
-  Plan plan{};
-  context = {&r, &d, &plan};
-  plan = make_plan(r, d);
-  CHECK(plan.reason && *plan.reason && !describe(plan).empty());
-  CHECK(same(plan, make_plan(r, d)));
-  check_block(r, d, plan);  // of the kernels for parameters, even where there is no sample
-  ++met.plans;
-  if (r.problem.n == 0 || r.problem.c == 0) {
-    ++met.nothing;
-    CHECK(plan.path == Path::kNothing && plan.blocks == 0 && plan.tickets == 0 && plan.floor_bytes == 0);
-    return;
-  }
-  CHECK(plan.path == Path::kTwoPhase);
-  met.strips += plan.tiling.count > plan.tiling.blocks;
-  met.partials += plan.tiling.blocks > 1;
-  met.global_gates += plan.shared.gate < 0;
-  met.small_blocks += plan.threads < 256 && d.max_threads >= 256;
-  met.lanes += plan.lanes > 1;
-  met.scalar += plan.vector == 1;
-  check_tiles(r, plan, random);
-  check_shared(r, d, plan);
-  check_grid(r, d, plan);
-  check_predictions(r, d, plan);
-  Request alone = r;
-  alone.problem.n = 1;
-  CHECK(same_work(plan, make_plan(alone, d)));  // a sample's bits don't depend on its batch
-}
-
-// --- problems
-
-class Problems {
- public:
-  explicit Problems(uint64_t seed) : random(seed) {}
-
-  Request next() {
-    constexpr int64_t kSides[] = {1, 2, 3, 4, 7, 8, 14, 15, 28, 56, 75, 112, 224};
-    Request r{};
-    Problem& p = r.problem;
-    p.dtype = static_cast<DType>(below(4));
-    p.layout = static_cast<Layout>(below(2));
-    p.variant = static_cast<Variant>(below(3));
-    const int64_t side = kSides[below(std::size(kSides))];
-    p.s = below(3) == 0 ? log_uniform(37) : below(3) == 0 ? log_uniform(12) : side * side;
-    p.c = below(3) == 0 ? log_uniform(17) : below(2) == 0 ? int64_t{8} << below(9) : 1 + below(4096);
-    p.n = below(3) == 0 ? log_uniform(33) : below(2) == 0 ? int64_t{1} << below(9) : 1 + below(64);
-    // A map of 2^47 elements is beyond any device; less than that must not overflow.
-    while (Wide{p.c} * p.s > Wide{1} << 40) p.s = std::max<int64_t>(1, p.s / 3);
-    while (Wide{p.n} * p.c * p.s > Wide{1} << 47) p.n = std::max<int64_t>(1, p.n / 3);
-    if (below(50) == 0) (below(3) == 0 ? p.n : below(2) == 0 ? p.c : p.s) = 0;
-    r.direction = static_cast<Direction>(below(2));
-    r.residual = below(2) != 0;
-    for (const int64_t flag : {kRelu, kCircular, kHardSigmoid, kCrossChannel, kSingleSigmoid})
-      if (below(2) != 0) p.flags |= flag;
-    r.alignment = alignment_of(p, dense(p));
-    while (r.alignment > size_of(p.dtype) && below(5) == 0) r.alignment /= 2;
-    r.kernel_size = p.variant == Variant::kMultiKernel ? 7 : 1 + 2 * below(below(20) == 0 ? 500 : 5);
-    const int64_t hidden = below(2) == 0 ? p.c / 16 : below(300);
-    r.gate_scratch = p.variant == Variant::kEca           ? 0
-                     : p.variant == Variant::kMultiKernel ? 3
-                                                          : 2 * p.c + 2 * r.kernel_size + 2 * hidden;
-    return r;
-  }
-
-  std::mt19937_64 random;
-
- private:
-  // What alignment_of says of dense maps is checked here, too: it divides addresses, strides and lengths of runs.
-  Batch dense(const Problem& p) {
-    const int64_t item = size_of(p.dtype), run = p.layout == Layout::kRows ? p.c : p.s;
-    const int64_t runs = p.layout == Layout::kRows ? p.s : p.c, stride = run + (below(4) == 0 ? below(9) : 0);
-    const int64_t sample = runs * stride + (below(4) == 0 ? below(9) : 0);
-    const int64_t start = 4096 + (below(4) == 0 ? item * below(16) : 0);
-    const Batch map{reinterpret_cast<void*>(start), sample, stride};
-    const int64_t alignment = alignment_of(p, map);
-    const Request r{p, Direction::kForward, false, alignment, 1, 0};
-    const Plan none{};
-    context = {&r, kStrange, &none};
-    CHECK(power_of_two(alignment) && alignment <= 16 && start % alignment == 0 && run * item % alignment == 0);
-    CHECK(p.n <= 1 || sample * item % alignment == 0);
-    CHECK(runs <= 1 || stride * item % alignment == 0);
-    CHECK(alignment_of(p, {nullptr, 1, 1}) == 16);
-    return map;
-  }
-  int64_t below(int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); }
-  int64_t log_uniform(int64_t bits) { return 1 + below(int64_t{1} << below(bits + 1)); }
-};
 
 }  // namespace
 
-int main(int, char** arguments) {
-  const int64_t count = std::atoll(arguments[1]);
-  Problems problems(static_cast<uint64_t>(std::atoll(arguments[2])));
-  size_t known = 0;
-  const Device* const devices = known_devices(&known);
-  for (size_t i = 1; i < known; ++i)
-    if (std::string(devices[i - 1].name) >= devices[i].name) return std::puts("devices are not sorted by name"), 1;
-  for (int64_t i = 0; i < count; ++i) {
-    const Request r = problems.next();
-    for (size_t d = 0; d < known; ++d) check(r, devices[d], problems.random);
-    for (const Device& device : kStrange) check(r, device, problems.random);
+// Arguments: how many requests, the seed.
+int main(int, char** argv) {
+  std::mt19937_64 random(std::strtoull(argv[2], nullptr, 10));
+  for (int64_t i = std::atoll(argv[1]); i-- > 0;) {
+    const Request r = any_request(random);
+    for (const Device& d : kDevices) {
+      request = &r;
+      device = &d;
+      const Plan plan = make_plan(r, d);
+      ++met.plans;
+      CHECK(plan.reason && *plan.reason);
+      CHECK((plan.path == Path::kNothing) == (r.problem.n == 0 || r.problem.c == 0));
+      met.nothing += plan.path == Path::kNothing;
+      if (plan.path == Path::kOnePass) check_one_pass(plan);
+      if (plan.path == Path::kTwoPhase) check_two_phase(plan);
+      if (plan.path != Path::kNothing && r.choice.blocks == 0 && r.problem.n < 1 << 20) check_invariance();
+      met.few_samples += plan.path == Path::kOnePass && r.problem.n < 8;
+    }
   }
   std::printf(
-      "plans %lld nothing %lld ordered %lld strips %lld partials %lld global_gates %lld small_blocks %lld lanes %lld "
-      "scalar %lld\n",
-      met.plans, met.nothing, met.ordered, met.strips, met.partials, met.global_gates, met.small_blocks, met.lanes,
-      met.scalar);
+      "plans %lld nothing %lld one_pass %lld two_phase %lld clusters %lld parts %lld straddling %lld streamed %lld "
+      "kept %lld few_samples %lld global_gates %lld\n",
+      met.plans, met.nothing, met.one_pass, met.two_phase, met.clusters, met.parts, met.straddling, met.streamed,
+      met.kept, met.few_samples, met.global_gates);
+  // The time of one plan, the least of several runs.
+  Request r{};
+  r.problem = {256, 2048, 49, DType::kHalf, Layout::kPlanes, Variant::kEca, kRelu};
+  r.direction = Direction::kBackward;
+  r.aligned = r.dense = r.residual = true;
+  double least = 1e9;
+  int64_t sum = 0;
+  for (int run = 0; run < 20; ++run) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < 10000; ++i) {
+      r.problem.n = 256 + i % 2;
+      sum += make_plan(r, kDevices[0]).threads;
+    }
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - begin;
+    least = std::min(least, took.count() / 10000);
+  }
+  std::printf("ns %.0f sum %lld\n", least, static_cast<long long>(sum));
 }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The six steps of csrc/README.md are all that a new variant takes: they are done in a copy of the sources for a gate
 that amplifies each channel's deviation from the mean of all, and the tests of every variant then pass for it, on the
-CPU and on the emulated device, by two-phase and by resident kernels."""
+CPU and on the emulated device, in one pass and in two phases."""
 
 import os
 import re
@@ -72,53 +72,79 @@ inline namespace ECA_TARGET {
 
 template <class A>
 struct ContrastGate {
-  const GateArgs<A>& args;
+  const GateShape& shape;
+  const A *m = nullptr, *dz = nullptr;  // for record
+  A middle = 0;
 
-  static int64_t record_size(const GateArgs<A>&) { return 2; }
-  static int64_t scratch_size(const GateArgs<A>&) { return 0; }
-  static Weights weights(const GateArgs<A>&) { return {0, 0}; }
-  static Exchanges exchanges(const GateArgs<A>&, bool backward) { return {0, backward ? 4 : 1}; }
-  static int gradients(const GateArgs<A>&, ParameterGradient* out) {
-    out[0] = {Combine::kSum, 0, 1};
-    out[1] = {Combine::kSum, 1, 1};
+  static int parameters(const GateShape&, Parameter* out) {
+    out[0] = {Combine::kBlocks, 0, 1};
+    out[1] = {Combine::kBlocks, 1, 1};
     return 2;
   }
-
-  template <class X>
-  ECA_HD void forward(X& x, const A* mean, A* gate) const {
-    const A middle = average(x, mean);
-    x.each([&](auto c) { x.store(gate, c, squash(logit(x, mean, middle, c), args.hard())); });
+  static GateNeeds needs(const GateShape&, bool backward) {
+    return backward ? GateNeeds{1, 0, {1, 1}, 2} : GateNeeds{0, 0, {1, 0}, 1};
   }
 
   template <class X>
-  ECA_HD void backward(X& x, const A* mean, const A* grad_gate, A* gate, A* grad_mean, A* record, A* field) const {
+  ECA_HD void forward(X& x, const A* mean, A* gate) {
+    middle = average(x, mean, x.scratch);
+    x.each([&](auto c) { x.store(gate, c, squash(logit(x, mean, c), shape.hard())); });
+  }
+
+  template <class X>
+  ECA_HD void backward(X& x, const A* mean, A* gate, A* grad) {
     using V = typename X::Value;
-    const A middle = average(x, mean);
+    A* const of_logit = x.array(0);
+    m = mean;
+    dz = of_logit;
+    middle = average(x, mean, x.scratch);
     x.each([&](auto c) {
-      const auto z = logit(x, mean, middle, c), g = squash(z, args.hard());
+      const auto z = logit(x, mean, c), g = squash(z, shape.hard());
       x.store(gate, c, g);
-      x.store(field, c, squash_backward(x.load(grad_gate, c), z, g, args.hard()));  // dz
+      x.store(of_logit, c, squash_backward(x.load(grad, c), z, g, shape.hard()));
     });
-    const A common = average(x, field);
-    x.each([&](auto c) { x.store(grad_mean, c, V(args.parameters[0][0]) * (x.load(field, c) - V(common))); });
-    x.keep_sums(1, record, [&](auto, auto c) { return x.load(field, c) * (x.load(mean, c) - V(middle)); });
-    x.keep_sums(1, record + 1, [&](auto, auto c) { return x.load(field, c); });
+    const A common = average(x, dz, x.scratch + 1);
+    x.each([&](auto c) { x.store(grad, c, V(x.numbers(0)[0]) * (x.load(dz, c) - V(common))); });
+  }
+
+  template <class X>
+  ECA_HD void record(X& x, const Record<A>& to) {
+    using V = typename X::Value;
+    x.keep_sums(1, to.block, [&](int, auto c) { return x.load(dz, c) * (x.load(m, c) - V(middle)); });
+    x.keep_sums(1, to.block + 1, [&](int, auto c) { return x.load(dz, c); });
   }
 
  private:
   template <class X>
-  ECA_HD A average(X& x, const A* p) const {
-    return x.sum([&](auto c) { return x.load(p, c); }) / static_cast<A>(args.channels);
+  ECA_HD A average(X& x, const A* p, A* sum) const {
+    x.sums(1, sum, [&](int, auto c) { return x.load(p, c); });
+    return sum[0] / static_cast<A>(shape.channels);
   }
 
   template <class X, class C>
-  ECA_HD auto logit(X& x, const A* mean, A middle, C c) const {
+  ECA_HD auto logit(X& x, const A* mean, C c) const {
     using V = typename X::Value;
-    return V(args.parameters[0][0]) * (x.load(mean, c) - V(middle)) + V(args.parameters[1][0]);
+    return V(x.numbers(0)[0]) * (x.load(mean, c) - V(middle)) + V(x.numbers(1)[0]);
   }
 };
 
 }  // namespace ECA_TARGET
+}  // namespace eca
+"""
+
+TYPE = """template <class A>
+struct GateType<Variant::kContrast, A> {
+  using type = ContrastGate<A>;
+};
+"""
+
+ONE_PASS = """// SPDX-License-Identifier: MIT
+// L2. The one-pass kernels of the contrast gate.
+#include "one_pass_launch.cuh"
+
+namespace eca {
+template cudaError_t launch_one_pass_of<Variant::kContrast>(const OnePassArgs<ForwardCall>&, int, cudaStream_t, Ask);
+template cudaError_t launch_one_pass_of<Variant::kContrast>(const OnePassArgs<BackwardCall>&, int, cudaStream_t, Ask);
 }  // namespace eca
 """
 
@@ -151,7 +177,7 @@ SCHEMAS = """
 SHAPES = """if (variant == Variant::kContrast) {
     require(has_sizes(*p[0], {1}), "scale");
     require(has_sizes(*p[1], {1}), "shift");
-    args.kernel_size = 1;
+    shape.kernel_size = 1;
   } else """
 
 CHECKS = """
@@ -218,11 +244,8 @@ STEPS: dict[int, list[Edit]] = {
         Edit("csrc/options.h", "kMultiKernel, kBidirectional", ", kContrast"),
         Edit("csrc/options.h", "inline constexpr int kVariants = 3", " + 1"),
         Edit("csrc/gates/registry.h", '#include "bidirectional.h"\n', '#include "contrast.h"\n'),
-        Edit(
-            "csrc/gates/registry.h",
-            "      return f(BidirectionalGate<A>{args});\n",
-            "    case Variant::kContrast:\n      return f(ContrastGate<A>{args});\n",
-        ),
+        Edit("csrc/gates/registry.h", "using type = BidirectionalGate<A>;\n};\n", TYPE),
+        Edit("csrc/cuda/one_pass_contrast.cu", "", ONE_PASS),
         Edit("csrc/cpu/table.h", '#include "../gates/bidirectional.h"\n', '#include "../gates/contrast.h"\n'),
         Edit(
             "csrc/cpu/table.h",
@@ -240,7 +263,7 @@ STEPS: dict[int, list[Edit]] = {
         Edit("csrc/operators.h", "return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};\n  }\n", OPERATORS),
         Edit("csrc/operators.h", "TORCH_BOX(&Ops::bidirectional_backward));", IMPLEMENTATIONS),
         Edit("csrc/schemas.h", 'Tensor grad_mix_weight,"\n        " Tensor grad_mix_bias)");', SCHEMAS),
-        Edit("csrc/arguments.h", "    args.kernel_size = 7;\n  } else ", SHAPES),
+        Edit("csrc/arguments.h", "    shape.kernel_size = 7;\n  } else ", SHAPES),
     ],
     5: [
         Edit("eca_cuda/checks.py", '    "eca": ("weight", "bias"),\n', '    "contrast_eca": ("scale", "shift"),\n'),
@@ -261,7 +284,7 @@ STEPS: dict[int, list[Edit]] = {
 }  # fmt: skip
 
 # Of the tests that run every variant: each dtype, option and kernel, and the first two derivatives.
-FILES = ("test_forward.py", "test_backward.py", "test_gradcheck.py", "test_emulated_resident.py")
+FILES = ("test_forward.py", "test_backward.py", "test_gradcheck.py", "test_emulated_one_pass.py")
 CHOSEN = "contrast and (every_option or who_runs_when)"
 
 
@@ -270,7 +293,7 @@ def test_the_steps_name_the_files_that_are_edited() -> None:
     steps = re.findall(r"^\d\. (.*?)(?=^\d\. |^$)", text, re.MULTILINE | re.DOTALL)
     assert len(steps) == len(STEPS)
     for named, edits in zip(steps, STEPS.values(), strict=True):
-        files = {f if (ROOT / f).exists() else f"csrc/{f}" for f in re.findall(r"`(\S+\.(?:py|h|cpp))`", named)}
+        files = {f if (ROOT / f).exists() else f"csrc/{f}" for f in re.findall(r"`(\S+\.(?:py|h|cpp|cu))`", named)}
         assert {f.replace("<name>", "contrast") for f in files} == {edit.file for edit in edits}, named
 
 

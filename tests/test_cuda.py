@@ -13,19 +13,23 @@ from layouts import LAYOUTS
 from eca_cuda._ext import _C
 from eca_cuda.testing import ECA, MULTI_KERNEL, check_against_reference, evaluate, make_x, used_budget
 
-# Blocks of 512 threads, of which two fit a multiprocessor: so these are several samples for each cluster, whatever its
-# size (tests/test_gpu_paths.py). Vectors of 14 x 14 planes straddle; 128 of them in one block are added up in groups.
-TURNS = (600, 128, 14, 14)
+# Of the test of clusters; vectors straddle its planes. As many samples as make some clusters wait for others to end.
+SHAPE, BLOCKS = (300, 128, 14, 14), (1, 2, 4, 8, 16)
 
 # More than 2^31 elements of samples that fit the shared memory of a cluster.
 LARGE = (2800, 256, 56, 56)
 
 
-def rules_for_turns(ranks, **more):
-    wish = {"dtype": "float16", "n": 0, "c": TURNS[1], "s": math.prod(TURNS[2:])}
-    wish |= {"ranks": ranks, "stages": 1, "threads": 512, **more}
-    ways = itertools.product(("forward", "backward"), ("planes", "rows"))
-    return [{**wish, "direction": direction, "layout": layout} for direction, layout in ways]
+def parts_of(blocks, memory):
+    """Into how many parts the positions can be cut; only rows are."""
+    return [parts for parts in BLOCKS if parts <= blocks and (memory == "channels_last" or parts == 1)]
+
+
+def rules_for(blocks, parts):
+    what = {"dtype": "float16", "n": 0, "c": SHAPE[1], "s": math.prod(SHAPE[2:])}
+    what |= {"blocks": blocks, "parts": parts, "threads": 0}
+    kinds = itertools.product(("forward", "backward"), ("planes", "rows"))
+    return [{**what, "direction": direction, "layout": layout} for direction, layout in kinds]
 
 
 def require_memory(gib):
@@ -87,15 +91,14 @@ def test_two_streams_at_once_do_not_disturb_each_other(case, memory, cuda):
 
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
-def test_samples_that_take_turns_on_clusters_of_every_size(ranks, memory, cuda):
-    """With one slab per block and with two, which several samples share, and with a cluster for each sample; a gate
-    that reads a kept parameter."""
-    x, grad_y = (LAYOUTS[memory](make_x(TURNS, torch.float16, seed=seed, device=cuda)) for seed in (0, 3))
-    parameters = MULTI_KERNEL.make_parameters(TURNS[1], torch.float16, device=cuda)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_clusters_of_every_size(blocks, memory, cuda):
+    """However they share out channels and positions; with a gate that has halos and sums over all channels."""
+    x, grad_y = (LAYOUTS[memory](make_x(SHAPE, torch.float16, seed=seed, device=cuda)) for seed in (0, 3))
+    parameters = MULTI_KERNEL.make_parameters(SHAPE[1], torch.float16, device=cuda)
     try:
-        for more in ({"stages": 1}, {"stages": 2}, {"persistent": -1}):
-            _C.set_tuning(rules_for_turns(ranks, **more))
+        for parts in parts_of(blocks, memory):
+            _C.set_tuning(rules_for(blocks, parts))
             check_against_reference(MULTI_KERNEL, x, parameters, grad_y=grad_y)
     finally:
         _C.set_tuning([])

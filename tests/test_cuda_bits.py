@@ -7,6 +7,7 @@ stands in for one, so that the test itself is tested.
 """
 
 import itertools
+from collections.abc import Iterator
 
 import emulated
 import pytest
@@ -14,21 +15,16 @@ import torch
 from layouts import LAYOUTS
 from torch import Tensor
 
+from benchmarks.gpu.small_calls import DTYPES, RULES, SHAPES
 from eca_cuda.testing import ECA, evaluate, make_x
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")
 
 HERE = "cuda" if torch.cuda.is_available() else "emulated"
-# The resident kernels with one block per sample, with rows of single elements, with vectors that straddle planes, which
-# threads share or have groups of, and with several blocks; and, at addresses that bulk copies can't take, the two-phase
-# ones, with whole planes and with parts of planes to a tile. tests/test_gpu_paths.py holds plans against it.
-SHAPES = {"small": (2, 16, 4, 8), "9": (5, 9, 4, 4), "7x7": (3, 64, 7, 7), "3x3": (2, 64, 3, 3)}
-SHAPES |= {"clusters": (2, 64, 28, 28), "odd": (2, 3, 70, 61)}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# More than two samples for each block that a GPU runs at once; seconds on the emulated device, so these are few calls.
-TURNS = (9000, 4, 2, 4)
-CALLS = [*itertools.product(SHAPES.values(), DTYPES, ("contiguous", "channels_last", "offset"))]
-CALLS += [(TURNS, torch.float16, memory) for memory in ("contiguous", "channels_last")]
+# Every way through the kernels, as tests/test_gpu_paths.py holds against plans; and planes of which a tile of the
+# two-phase kernels has a part.
+MEMORY = ("contiguous", "channels_last", "offset")
+CALLS = [*itertools.product((*SHAPES, (2, 3, 130, 131)), DTYPES, MEMORY, (False, True))]
 
 
 def like_the_gpu() -> dict[str, int]:
@@ -50,40 +46,50 @@ def powers_of_two(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return signs_and_sizes[torch.randint(6, shape)]
 
 
-def results(shape: tuple[int, ...], dtype: torch.dtype, memory: str, device: str) -> dict[str, Tensor]:
+def results(shape: tuple[int, ...], dtype: torch.dtype, memory: str, relu: bool, device: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     maps = make_x(shape, dtype), powers_of_two(shape, dtype)
     x, grad_y = (LAYOUTS[memory](t.to(device)) for t in maps)  # there: a copy to a device need not keep the layout
     weight = powers_of_two((1, 1, 5), dtype).to(device)
-    found = evaluate(ECA.function, x, [weight], grad_y=grad_y, gate="hard_sigmoid").results
+    options = {"activation": "relu"} if relu else {}
+    found = evaluate(ECA.function, x, [weight], grad_y=grad_y, gate="hard_sigmoid", **options).results
     return {name: found[name].cpu() for name in ("y", "grad_x")}
 
 
-def on_emulated_device(shape: tuple[int, ...], dtype: torch.dtype, memory: str, **device: int) -> dict[str, Tensor]:
+def on_emulated_device(
+    shape: tuple[int, ...], dtype: torch.dtype, memory: str, relu: bool, **device: int
+) -> dict[str, Tensor]:
     emulated.set_device(**device)
     try:
         with emulated.emulated(schedules=(0,)):
-            return results(shape, dtype, memory, "cpu")
+            return results(shape, dtype, memory, relu, "cpu")
     finally:
         emulated.set_device()
 
 
-@pytest.mark.parametrize(("shape", "dtype", "memory"), CALLS, ids=str)
-def test_the_gpu_gives_the_bits_of_the_emulated_device(shape, dtype, memory):
-    expected = on_emulated_device(shape, dtype, memory, **like_the_gpu())
+@pytest.fixture(autouse=True)
+def rules() -> Iterator[None]:
+    """On both devices."""
+    emulated.set_tuning(RULES)
+    yield
+    emulated.set_tuning([])
+
+
+@pytest.mark.parametrize(("shape", "dtype", "memory", "relu"), CALLS, ids=str)
+def test_the_gpu_gives_the_bits_of_the_emulated_device(shape, dtype, memory, relu):
+    expected = on_emulated_device(shape, dtype, memory, relu, **like_the_gpu())
     if HERE == "cuda":
-        ours = results(shape, dtype, memory, "cuda")
+        ours = results(shape, dtype, memory, relu, "cuda")
     else:
-        ours = on_emulated_device(shape, dtype, memory, **like_the_gpu())
+        ours = on_emulated_device(shape, dtype, memory, relu, **like_the_gpu())
     for name in expected:
         assert torch.equal(ours[name], expected[name]), f"{name}: {(ours[name] != expected[name]).sum()} differ"
 
 
 def test_another_order_of_sums_would_be_noticed():
     """The same maps on a device whose blocks have 32 threads."""
-    device = like_the_gpu()
     one, other = (
-        on_emulated_device(SHAPES["clusters"], torch.float32, "contiguous", **device | {"threads": threads})
+        on_emulated_device((2, 64, 28, 28), torch.float32, "contiguous", False, **like_the_gpu() | {"threads": threads})
         for threads in (1024, 32)
     )
     assert not torch.equal(one["y"], other["y"])

@@ -2,7 +2,6 @@
 """What ``make gpu`` runs goes every way through the kernels: as the launch plan of an H100 and of an H200 has it, which
 needs no GPU."""
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,90 +15,102 @@ from benchmarks.gpu import small_calls
 from eca_cuda._ext import _C
 from eca_cuda.testing import ECA, MULTI_KERNEL, VARIANTS, Variant
 
-# As the pages have them, and as a launch does, which knows of no rate.
-DEVICES = {device["name"]: device for device in _C.devices() if device["name"] in ("h100", "h200")}
-DEVICES["launch"] = DEVICES["h200"] | {"copy_rate": 0}
 LAYOUTS = ("contiguous", "channels_last")
+KERNEL_SIZES = {"eca": 5, "multi_kernel_eca": 7, "bidirectional_eca": 3}  # as make_parameters chooses
 
-RESIDENT = {"clusters", "pieces", "turns", "a slab used again", "rows of 1", "rows of 4"}
-RESIDENT |= {"threads to a plane", "planes to a thread", "parked"}
+OF_BOTH = {"one block", "halos", "x kept", "x streamed", "x streamed, relu"}
+OF_PLANES, OF_ROWS = {"straddling", "lanes in several warps"}, {"position parts", "halos and position parts"}
+WAYS = {f"{way}, contiguous" for way in OF_BOTH | OF_PLANES} | {f"{way}, channels_last" for way in OF_BOTH | OF_ROWS}
+WAYS |= {"two-phase, straddling", "two-phase, vectors", "two-phase, single elements", "y kept", "y streamed"}
 
-Call = tuple[Variant, tuple[int, ...], torch.dtype, str]  # the last is the layout
+Call = tuple[Variant, tuple[int, ...], torch.dtype, str, bool]  # a layout, and whether there is a ReLU
 
 
-@pytest.fixture(params=DEVICES)
-def gpu(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    yield DEVICES[request.param]
+@pytest.fixture(params=["h100", "h200"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
     _C.set_tuning([])
 
 
-def plans(call: Call, gpu: dict[str, Any]) -> list[dict[str, Any]]:
+def plans(call: Call, gpu: str, residual: bool = False) -> list[dict[str, Any]]:
     """Forward and backward."""
-    variant, (n, c, *space), dtype, layout = call
-    options = {"kernel_size": 7 if variant is MULTI_KERNEL else 5, "hidden": c // 16}
+    variant, (n, c, *space), dtype, layout, relu = call
+    options: dict[str, Any] = {"kernel_size": KERNEL_SIZES[variant.name], "hidden": c // 16}
+    options |= {"relu": relu, "residual": residual, "gaps": layout == "gaps"}
+    layout = "contiguous" if layout == "gaps" else layout
     what = (n, c, math.prod(space), str(dtype).removeprefix("torch."), layout, variant.name)
-    return [_C.plan(*what, direction, gpu, **options)["resident"] for direction in ("forward", "backward")]
+    return [_C.plan(*what, direction, gpu, **options) for direction in ("forward", "backward")]
 
 
-def ways(call: Call, gpu: dict[str, Any]) -> set[str]:
+def ways(call: Call, gpu: str, residual: bool = False) -> set[str]:
     """What happens in this call."""
-    n, found = call[1][0], set()
-    for plan in plans(call, gpu):
-        if not plan["possible"]:
-            found.add("two-phase")
+    forward, backward = plans(call, gpu, residual)
+    relu, layout, found = call[-1], call[-2], set()
+    for plan in (forward, backward):
+        if plan["path"] == "two_phase":
+            kind = "straddling" if plan["straddle"] else "single elements" if plan["vector"] == 1 else "vectors"
+            happens = {kind: True, "parts of planes": plan["layout"] == "planes" and plan["tiling"]["blocks"] > 1}
+            found |= {f"two-phase, {way}" for way in happens if happens[way]}
             continue
+        columns, parts = plan["blocks_per_sample"] // plan["position_parts"], plan["position_parts"] > 1
         happens = {
-            "clusters": plan["ranks"] > 1,
-            "clusters take turns": plan["ranks"] > 1 and n > plan["clusters"],
-            "pieces": plan["slab_bytes"] > plan["piece_bytes"],
-            "turns": n > plan["clusters"],
-            "a slab used again": plan["stages"] == 2 and n > 2 * plan["clusters"],
-            "threads to a plane": plan["straddle"] and plan["lanes"] > 0,
-            "planes to a thread": plan["straddle"] and plan["lanes"] == 0,
-            "parked": plan["parked"],
-            "kept": plan["kept_rows"] > 0,
-            f"rows of {plan['vector']}": call[3] == "channels_last",  # elements to a vector
+            "one block": plan["blocks_per_sample"] == 1,
+            "halos": columns > 1 and not parts,
+            "position parts": columns == 1 and parts,
+            "halos and position parts": columns > 1 and parts,
+            "straddling": plan["straddle"],
+            "lanes in several warps": plan["lanes"] > 32,
+            "x kept": plan["keeps_x"],
+            "x streamed": plan is backward and not plan["keeps_x"] and not relu,
+            "x streamed, relu": plan is backward and not plan["keeps_x"] and relu,
         }
-        found |= {way for way in happens if happens[way]}
+        found |= {f"{way}, {layout}" for way in happens if happens[way]}
+        assert plan["bulk"] == (layout == "contiguous"), "rows: threads' own copies"
+    if backward["path"] == "one_pass" and relu:
+        found.add("y kept" if backward["keeps_extra"] else "y streamed")
+    if forward["path"] == "one_pass" and residual:
+        found.add("residual kept" if forward["keeps_extra"] else "residual streamed")
     return found
 
 
-def all_ways(calls: Iterable[Call], gpu: dict[str, Any]) -> set[str]:
-    return set().union(*(ways(call, gpu) for call in calls))
+def all_ways(calls: Iterable[Call], gpu: str, residual: bool = False) -> set[str]:
+    return set().union(*(ways(call, gpu, residual) for call in calls))
 
 
 @pytest.mark.parametrize("dtype", small_calls.DTYPES, ids=str)
-def test_the_sanitizers_see_every_way(dtype: torch.dtype, gpu: dict[str, Any]) -> None:
-    """In each dtype, which has kernels of its own."""
-    _C.set_tuning(list(small_calls.RULES))
-    calls = itertools.product(VARIANTS, small_calls.SHAPES, [dtype], LAYOUTS)
-    assert RESIDENT | {"two-phase", "kept", "clusters take turns"} <= all_ways(calls, gpu)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_the_sanitizers_see_every_way(variant: Variant, dtype: torch.dtype, gpu: str) -> None:
+    """By each gate in each dtype, which have kernels of their own."""
+    _C.set_tuning(small_calls.RULES)
+    plain, fused = ([(variant, *shape, relu) for shape in calls_in(dtype)] for relu in (False, True))
+    found = all_ways(plain, gpu) | all_ways(fused, gpu, residual=True)
+    assert found >= WAYS | {"residual kept", "residual streamed"}
+    assert all(plan["path"] == "two_phase" for call in plain if call[3] == "gaps" for plan in plans(call, gpu))
 
 
-def test_every_way_is_held_to_the_bits_of_the_emulated_device(gpu: dict[str, Any]) -> None:
-    """But kept parameters, which plain ECA, the gate there, has none of; ``offset`` is two-phase anyhow."""
-    calls = [(ECA, *call) for call in test_cuda_bits.CALLS if call[2] in LAYOUTS]
-    assert RESIDENT | {"two-phase"} <= all_ways(calls, gpu)
+def calls_in(dtype: torch.dtype) -> list[tuple[tuple[int, ...], torch.dtype, str]]:
+    return [(shape, dtype, layout) for shape, layout in small_calls.CALLS]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
-def test_samples_take_turns_on_clusters_of_every_size(ranks: int, gpu: dict[str, Any]) -> None:
-    found = set()
-    for stages, layout in itertools.product((1, 2), LAYOUTS):
-        _C.set_tuning(test_cuda.rules_for_turns(ranks, stages=stages))
-        call = (MULTI_KERNEL, test_cuda.TURNS, torch.float16, layout)
-        for plan in plans(call, gpu):
-            assert (plan["ranks"], plan["stages"], plan["threads"]) == (ranks, stages, 512)
-            assert test_cuda.TURNS[0] > stages * plan["clusters"]
-        found |= ways(call, gpu)
-        _C.set_tuning(test_cuda.rules_for_turns(ranks, persistent=-1))
-        assert all(plan["clusters"] == test_cuda.TURNS[0] and plan["ranks"] == ranks for plan in plans(call, gpu))
-    assert {"turns", "a slab used again", "parked", "kept"} <= found
-    assert ("planes to a thread" if ranks == 1 else "threads to a plane") in found
+@pytest.mark.parametrize("dtype", small_calls.DTYPES, ids=str)
+def test_every_way_is_held_to_the_bits_of_the_emulated_device(dtype: torch.dtype, gpu: str) -> None:
+    _C.set_tuning(small_calls.RULES)
+    calls = [(ECA, *call) for call in test_cuda_bits.CALLS if call[1] == dtype and call[2] in LAYOUTS]
+    assert all_ways(calls, gpu) >= WAYS | {"two-phase, parts of planes"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_more_than_31_bits_of_elements_stay_resident(layout: str, gpu: dict[str, Any]) -> None:
+@pytest.mark.parametrize("blocks", test_cuda.BLOCKS)
+def test_clusters_of_every_size(blocks: int, layout: str, gpu: str) -> None:
+    for parts in test_cuda.parts_of(blocks, layout):
+        _C.set_tuning(test_cuda.rules_for(blocks, parts))
+        for plan in plans((MULTI_KERNEL, test_cuda.SHAPE, torch.float16, layout, False), gpu):
+            assert (plan["blocks_per_sample"], plan["position_parts"]) == (blocks, parts)
+            assert plan["straddle"] == (layout == "contiguous")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_than_31_bits_of_elements_take_one_pass(layout: str, gpu: str) -> None:
     assert math.prod(test_cuda.LARGE) > 1 << 31
-    for plan in plans((ECA, test_cuda.LARGE, torch.float16, layout), gpu):
-        assert plan["possible"] and plan["clusters"] < test_cuda.LARGE[0]
+    call = (ECA, test_cuda.LARGE, torch.float16, layout, False)
+    assert [plan["path"] for plan in plans(call, gpu)] == ["one_pass", "one_pass"]

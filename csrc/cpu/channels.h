@@ -14,14 +14,16 @@ struct Channels {
     int lanes;  // fewer than 16 in the last step
   };
 
+  const GateArgs<A>& args;
   int64_t count;
-  A* padded[2];
-  A* scratch;
+  A *free, *arrays, *scratch;  // memory: padded copies, of which `free` is the next one, arrays, the gate's scratch
 
-  Channels(int64_t count_, int64_t half, A* workspace)
-      : count(count_),
-        padded{workspace, workspace + padded_size(count_, half)},
-        scratch(workspace + gate_workspace(count_, half)) {}
+  Channels(const GateArgs<A>& args_, const GateNeeds& needs, A* memory)
+      : args(args_),
+        count(args_.shape.channels),
+        free(memory),
+        arrays(memory + needs.pads * padded_size(args_.shape)),
+        scratch(arrays + needs.arrays * count) {}
 
   template <class Body>
   void each(Body body) {
@@ -31,7 +33,9 @@ struct Channels {
   }
 
   Value load(const A* p, At c) const { return read(p + c.index, c.lanes); }
-  Value weight(const A* p, int64_t j, At c) const { return load(p + j * count, c); }
+  const A* numbers(int i) const { return args.parameters[i]; }
+  Value weight(int i, int64_t j, At c) const { return load(args.parameters[i] + j * count, c); }
+  A* array(int i) const { return arrays + i * count; }
   void store(A* p, At c, Value value) const { write(p + c.index, value, c.lanes); }
   Value window(const A* p, At c, int64_t j) const { return eca::load(p + c.index + j); }
 
@@ -61,17 +65,35 @@ struct Channels {
     for (int64_t j = 0; j < numbers; ++j) body(j);
   }
 
+  // Four rows per visit of `out`: C numbers each are read in one piece.
+  template <class Factor>
+  void add_rows(int i, int64_t rows, Factor factor, A* out) {
+    for (int64_t j = 0; j < rows; j += 4) {
+      each([&](At c) {
+        Value total = load(out, c);
+        for (int64_t r = j; r < rows && r < j + 4; ++r) total = total + Value(factor(r)) * weight(i, r, c);
+        store(out, c, total);
+      });
+    }
+  }
+
   template <class Number>
   void keep(int64_t numbers, A* p, Number number) {
-    for (int64_t j = 0; j < numbers; ++j) p[j] = number(j);
+    times(numbers, [&](int64_t j) { p[j] = number(j); });
   }
   template <class Term>
   void keep_sums(int64_t rows, A* p, Term term) {
     sums(rows, p, term);
   }
+  template <class Number>
+  void keep_each(A* p, Number number) {
+    each([&](At c) { store(p, c, number(c)); });
+  }
 
-  const A* pad(int slot, const A* values, int64_t half, bool circular) {
-    A* out = padded[slot];
+  const A* pad_means(const A* means, int64_t half, bool circular) { return pad(means, half, circular); }
+  const A* pad(const A* values, int64_t half, bool circular) {
+    A* const out = free;
+    free += padded_size(args.shape);
     std::memcpy(out + half, values, count * sizeof(A));
     for (int64_t i = 0; i < half; ++i) {
       const int64_t left = padded_channel(i - half, count, circular),

@@ -11,10 +11,18 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-// Numbers of A that the executor of the gates needs besides the gate's own scratch: two padded copies of C numbers,
-// with room for a window of 16 lanes that starts at the last channel.
-inline int64_t padded_size(int64_t channels, int64_t half) { return channels + 2 * half + 16; }
-inline int64_t gate_workspace(int64_t channels, int64_t half) { return 2 * padded_size(channels, half); }
+// What the kernels are given of a gate.
+template <class A>
+struct GateArgs {
+  GateShape shape;
+  const A* parameters[kMaxParameters];  // in the order of the operator's arguments; null where optional and absent
+};
+
+// Numbers of A that a gate needs: a padded copy has room for a window of 16 lanes that starts at the last channel.
+inline int64_t padded_size(const GateShape& shape) { return shape.channels + 2 * shape.half() + 16; }
+inline int64_t gate_workspace(const GateShape& shape, const GateNeeds& needs) {
+  return needs.pads * padded_size(shape) + needs.arrays * shape.channels + needs.scratch;
+}
 
 }  // namespace ECA_TARGET
 
@@ -48,11 +56,11 @@ struct MapKernels {
   void (*gradient)(const GradientArgs& args, Tile tile);
 };
 
-// Pointers as in gates/gate.h; args is GateArgs<A>, scratch holds gate_workspace numbers and the gate's own scratch.
+// Pointers as in gates/gate.h; args is GateArgs<A>, memory holds gate_workspace numbers.
 struct GateKernels {
-  void (*forward)(const void* args, void* scratch, const void* mean, void* gate);
-  void (*backward)(const void* args, void* scratch, const void* mean, const void* grad_gate, void* gate,
-                   void* grad_mean, void* record, void* field);
+  void (*forward)(const void* args, void* memory, const void* mean, void* gate);
+  void (*backward)(const void* args, void* memory, const void* mean, void* gate, void* grad, void* sample_record,
+                   void* block_record, void* field);
   // out[i] = sum_n weights[n * stride] * values[n * columns + i], i in [begin, end), n ascending
   void (*combine)(const void* weights, int64_t stride, const void* values, int64_t columns, int64_t samples,
                   int64_t begin, int64_t end, void* out);

@@ -28,9 +28,9 @@ FeatureMaps maps_of(const Tensor& x) {
 }
 
 template <class A>
-GateCall gate_call(const Parameters<A>& parameters) {
+GateCall gate_call(const Parameters<A>& parameters, bool backward) {
   const GateArgs<A>& args = parameters.args;
-  return {&args, gate_workspace(args.channels, args.kernel_size / 2) + parameters.facts.scratch_size};
+  return {&args, gate_workspace(args.shape, parameters.facts.needs[backward])};
 }
 
 template <class A>
@@ -47,30 +47,32 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
     *mean = empty_matrix(x, maps.shape.n(), maps.shape.c(), dtype_of_accumulator<A>());
     call.mean = (*mean)->mutable_data_ptr();
   }
-  run_forward(problem_of(maps, dtype_of(x), variant, flags), gate_call(parameters), call, threads());
+  run_forward(problem_of(maps, dtype_of(x), variant, flags), gate_call(parameters, false), call, threads());
   return maps.finish();
 }
 
 // Sums the samples' records into the gradient of parameter i, see gates/gate.h.
 template <class A>
 Tensor parameter_gradient(int i, const Problem& p, const BackwardCall& call, const GateFacts& facts,
-                          const Tensor& parameter) {
+                          const Tensor& tensor) {
   const auto combine = kernels().gates[static_cast<int>(p.variant)][sizeof(A) == sizeof(double)].combine;
-  const ParameterGradient& g = facts.gradients[i];
-  const A* record = static_cast<const A*>(call.record) + g.offset;
-  ParameterOutput<A> output(parameter, centre_tap(p.variant, p.flags, parameter, i));
+  const Records& from = call.records;
+  const Parameter& parameter = facts.parameter[i];
+  const bool of_block = parameter.how == Combine::kBlocks;  // one on a CPU
+  const A* record = static_cast<const A*>(of_block ? from.block : from.sample) + parameter.offset;
+  const int64_t record_size = of_block ? from.block_size : from.sample_size;
+  ParameterOutput<A> output(tensor, centre_tap(p.variant, p.flags, tensor, i));
   A* out = output.data();
-  if (g.how == Combine::kSum) {
-    combine(nullptr, 0, record, call.record_size, p.n, 0, g.count, out);
+  if (!parameter.has_rows()) {
+    combine(nullptr, 0, record, record_size, p.n, 0, parameter.count, out);
     return output.tensor();
   }
-  const void* values = g.how == Combine::kMean ? call.mean : call.field;
+  const void* values = parameter.how == Combine::kMean ? call.mean : from.field;
   const auto rows = [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      combine(record + r, call.record_size, values, p.c, p.n, 0, p.c, out + r * p.c);
+    for (int64_t r = begin; r < end; ++r) combine(record + r, record_size, values, p.c, p.n, 0, p.c, out + r * p.c);
   };
-  const bool small = g.count * p.c * p.n < 32768;
-  small ? rows(0, g.count) : torch::stable::parallel_for(0, g.count, 1, rows);
+  const bool small = parameter.count * p.c * p.n < 32768;
+  small ? rows(0, parameter.count) : torch::stable::parallel_for(0, parameter.count, 1, rows);
   return output.tensor();
 }
 
@@ -84,11 +86,17 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   require_like(grad_y, x, "grad_y");
   require_saved<A>(mean, x, y, flags);
 
-  const int64_t record_size = parameters.facts.record_size;
-  const std::unique_ptr<A[]> memory(new A[n * (record_size + c) + 1]);
-  if (c == 0) std::fill_n(memory.get(), n * record_size, A(0));  // nobody will write the records
-  BackwardCall call{maps.another(grad_y),           maps.x(),   {}, maps.out(), {}, mean.const_data_ptr(), memory.get(),
-                    memory.get() + n * record_size, record_size};
+  const int64_t of_sample = parameters.facts.sample_record, of_block = parameters.facts.block_record;
+  const std::unique_ptr<A[]> memory(new A[n * (of_sample + of_block + c) + 1]);
+  if (c == 0) std::fill_n(memory.get(), n * (of_sample + of_block), A(0));  // nobody will write the records
+  A *const blocks = memory.get() + n * of_sample, *const field = blocks + n * of_block;
+  BackwardCall call{maps.another(grad_y),
+                    maps.x(),
+                    {},
+                    maps.out(),
+                    {},
+                    mean.const_data_ptr(),
+                    {memory.get(), blocks, field, of_sample, of_block}};
   if (y) {
     require_like(*y, x, "y");
     call.y = maps.another(*y);
@@ -101,7 +109,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   }
 
   const Problem p = problem_of(maps, dtype_of(x), variant, flags);
-  run_backward(p, gate_call(parameters), call, threads());
+  run_backward(p, gate_call(parameters, true), call, threads());
   gradients[0] = maps.finish();
   if (grad_residual) gradients[1] = maps.finish(gradients[1]);
   for (int i = 0; i < parameters.facts.parameters; ++i) {

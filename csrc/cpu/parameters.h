@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../arguments.h"
+#include "kernels.h"
 
 namespace eca {
 
@@ -28,14 +29,14 @@ class Parameters {
  public:
   Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags) {
     require_parameters<A>(tensors, x);
-    args = gate_arguments<A>(variant, tensors, c, flags);
-    facts = gate_facts(variant, args);
+    args.shape = gate_shape(variant, tensors, c, flags);
+    facts = gate_facts(variant, args.shape);
     for (int i = 0; i < facts.parameters; ++i) {
       args.parameters[i] = tensors[i] ? values(*tensors[i], centre_tap(variant, flags, *tensors[i], i)) : nullptr;
     }
   }
 
-  GateArgs<A> args;
+  GateArgs<A> args{};
   GateFacts facts;
 
  private:

@@ -102,8 +102,8 @@ struct ForwardPass : PassBase<A> {
   const ForwardCall& call;
   using PassBase<A>::p;
 
-  // After the partial sums: gate [C], then the gate's scratch.
-  int64_t work_size() const { return p.c + this->gate_call.scratch; }
+  // After the partial sums: gate [C], then the gate's memory.
+  int64_t work_size() const { return p.c + this->gate_call.memory; }
   void reduce(int64_t n, Tile tile, A* sums) const { this->maps.pool(sample(call.x, p, n), tile, sums); }
   void gate(int64_t n, A* sums, A* work) const {
     A* mean = call.mean ? static_cast<A*>(call.mean) + n * p.c : sums;
@@ -122,17 +122,19 @@ struct BackwardPass : PassBase<A> {
   const BackwardCall& call;
   using PassBase<A>::p;
 
-  // After the partial sums: gate [C], gradient of the means [C], then the gate's scratch.
-  int64_t work_size() const { return 2 * p.c + this->gate_call.scratch; }
+  // After the partial sums: gate [C], gradient of the means [C], then the gate's memory.
+  int64_t work_size() const { return 2 * p.c + this->gate_call.memory; }
   void reduce(int64_t n, Tile tile, A* sums) const {
     this->maps.dot(sample(call.grad_y, p, n), sample(call.x, p, n), sample(call.y, p, n), tile, sums);
   }
   void gate(int64_t n, A* sums, A* work) const {
-    A* shift = work + p.c;
-    this->gates.backward(this->gate_call.args, work + 2 * p.c, static_cast<const A*>(call.mean) + n * p.c, sums, work,
-                         shift, static_cast<A*>(call.record) + n * call.record_size,
-                         static_cast<A*>(call.field) + n * p.c);
-    for (int64_t c = 0; c < p.c; ++c) shift[c] /= static_cast<A>(p.s);
+    A* const grad = work + p.c;
+    const Records& to = call.records;
+    std::copy_n(sums, p.c, grad);
+    this->gates.backward(this->gate_call.args, work + 2 * p.c, static_cast<const A*>(call.mean) + n * p.c, work, grad,
+                         static_cast<A*>(to.sample) + n * to.sample_size, static_cast<A*>(to.block) + n * to.block_size,
+                         static_cast<A*>(to.field) + n * p.c);
+    for (int64_t c = 0; c < p.c; ++c) grad[c] /= static_cast<A>(p.s);
   }
   void apply(int64_t n, Tile tile, A* work) const {
     this->maps.gradient({sample(call.grad_y, p, n), sample(call.y, p, n), sample(call.grad_x, p, n),

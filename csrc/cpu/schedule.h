@@ -12,10 +12,10 @@ struct Parallel {
   void (*run)(int64_t count, void (*body)(int64_t, int64_t, void*), void* context);
 };
 
-// A gate on the CPU: GateArgs<A>, and the numbers of A that it and its executor need per sample.
+// A gate on the CPU: GateArgs<A>, and the numbers of A that it needs per sample.
 struct GateCall {
   const void* args;
-  int64_t scratch;
+  int64_t memory;
 };
 
 void run_forward(const Problem& problem, const GateCall& gate, const ForwardCall& call, const Parallel& parallel);

@@ -12,17 +12,18 @@ inline namespace ECA_TARGET {
 
 template <template <class> class Gate, class A>
 struct GateEntry {
-  static void forward(const void* args_, void* scratch, const void* mean, void* gate) {
+  static void forward(const void* args_, void* memory, const void* mean, void* gate) {
     const auto& args = *static_cast<const GateArgs<A>*>(args_);
-    Channels<A> x(args.channels, args.kernel_size / 2, static_cast<A*>(scratch));
-    Gate<A>{args}.forward(x, static_cast<const A*>(mean), static_cast<A*>(gate));
+    Channels<A> x(args, Gate<A>::needs(args.shape, false), static_cast<A*>(memory));
+    Gate<A>{args.shape}.forward(x, static_cast<const A*>(mean), static_cast<A*>(gate));
   }
-  static void backward(const void* args_, void* scratch, const void* mean, const void* grad_gate, void* gate,
-                       void* grad_mean, void* record, void* field) {
+  static void backward(const void* args_, void* memory, const void* mean, void* gate, void* grad, void* sample_record,
+                       void* block_record, void* field) {
     const auto& args = *static_cast<const GateArgs<A>*>(args_);
-    Channels<A> x(args.channels, args.kernel_size / 2, static_cast<A*>(scratch));
-    Gate<A>{args}.backward(x, static_cast<const A*>(mean), static_cast<const A*>(grad_gate), static_cast<A*>(gate),
-                           static_cast<A*>(grad_mean), static_cast<A*>(record), static_cast<A*>(field));
+    Channels<A> x(args, Gate<A>::needs(args.shape, true), static_cast<A*>(memory));
+    Gate<A> of{args.shape};
+    of.backward(x, static_cast<const A*>(mean), static_cast<A*>(gate), static_cast<A*>(grad));
+    of.record(x, {static_cast<A*>(sample_record), static_cast<A*>(block_record), static_cast<A*>(field)});
   }
 };
 

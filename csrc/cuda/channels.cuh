@@ -1,87 +1,245 @@
 // SPDX-License-Identifier: MIT
-// L1. The executor of the gates on a GPU (gates/gate.h says what it owes them): one block, a channel for each thread.
-// Its memory may be shared or global: every step begins and ends with a barrier, so either is seen by all threads.
+// L1. The executors of the gates on a GPU (gates/gate.h says what they owe them): a channel for each thread. Every step
+// but keep ends with a barrier, so what it has stored is seen by all threads.
 #pragma once
-#include "../gates/gate.h"
 #include "block.cuh"
+#include "vector.cuh"
 
 namespace eca {
 
-template <class A>
-struct Channels {
+// One block that has all channels, or its share of them: `own` channels from `first` on. Its memory may be shared or
+// global.
+template <class A, class Index>
+struct BlockChannels {
   using Value = A;
 
-  int64_t count;
-  A* warps;  // shared memory for one number per warp
-  A* padded[2];
+  const GateParameters& gate;
+  Index first, own;
+  A* arrays;     // [..][stride]: those of the kernel, then the gate's
+  Index stride;  // own channels and `half` neighbours on each side
+  A* few;        // the parameters that are a few numbers
   A* scratch;
+  int reserved;  // arrays of the kernel
 
-  // memory: 2 * (count + 2 * half) numbers, then the gate's scratch
-  __device__ Channels(int64_t count_, int64_t half, A* warps_, A* memory)
-      : count(count_),
-        warps(warps_),
-        padded{memory, memory + count_ + 2 * half},
-        scratch(memory + 2 * (count_ + 2 * half)) {}
+  // Number c of an array is of channel c.
+  __device__ A* kernel_array(int i) const { return arrays + i * stride + gate.shape.half() - first; }
+  __device__ A* array(int i) const { return kernel_array(reserved + i); }
+
+  // The parameters that are a few numbers, in the accumulator's type. The next barrier makes them known.
+  __device__ void load_numbers() const {
+    for (int i = 0; i < kMaxParameters; ++i) {
+      const ParameterView& from = gate.views[i];
+      if (gate.numbers_at[i] < 0 || !from.data) continue;
+      for (int j = threadIdx.x; j < from.count; j += blockDim.x) few[gate.numbers_at[i] + j] = read<A>(from, j);
+    }
+  }
+  __device__ const A* numbers(int i) const { return gate.views[i].data ? few + gate.numbers_at[i] : nullptr; }
+  __device__ A weight(int i, int64_t j, Index c) const { return read<A>(gate.views[i], j * gate.shape.channels + c); }
+
+  __device__ A load(const A* p, Index c) const { return p[c]; }
+  __device__ void store(A* p, Index c, A value) const { p[c] = value; }
+  __device__ A window(const A* p, Index c, int j) const { return p[c + j]; }
 
   template <class Body>
-  __device__ void times(int64_t numbers, Body body) const {
-    __syncthreads();
+  __device__ void times(int count, Body body) const {
 #pragma unroll 1
-    for (int64_t j = threadIdx.x; j < numbers; j += blockDim.x) body(j);
+    for (int j = threadIdx.x; j < count; j += blockDim.x) body(j);
     __syncthreads();
   }
   template <class Body>
   __device__ void each(Body body) const {
-    times(count, body);
+    each_channel(body);
+    __syncthreads();
   }
 
-  __device__ A load(const A* p, int64_t c) const { return p[c]; }
-  __device__ A weight(const A* p, int64_t j, int64_t c) const { return p[j * count + c]; }
-  __device__ void store(A* p, int64_t c, A value) const { p[c] = value; }
-  __device__ A window(const A* p, int64_t c, int64_t j) const { return p[c + j]; }
-
   template <class Term>
-  __device__ A sum(Term term) const {
-    __syncthreads();
-    A total = 0;
-#pragma unroll 1
-    for (int64_t c = threadIdx.x; c < count; c += blockDim.x) total += term(c);
-    return sum_of_block(total, warps);
-  }
-
-  // A warp for each sum.
-  template <class Term>
-  __device__ void sums(int64_t rows, A* out, Term term) const {
-    __syncthreads();
-    const int lane = threadIdx.x % kWarp;
-#pragma unroll 1
-    for (int64_t j = threadIdx.x / kWarp; j < rows; j += blockDim.x / kWarp) {
-      A total = 0;
-#pragma unroll 2
-      for (int64_t c = lane; c < count; c += kWarp) total += term(j, c);
-      total = sum_of_lanes(total, kWarp);
+  __device__ void sums(int count, A* out, Term term) const {
+    each_sum(count, term, [&](int j, A total, int lane) {
       if (lane == 0) out[j] = total;
-    }
+    });
     __syncthreads();
+  }
+
+  template <class Factor>
+  __device__ void add_rows(int i, int rows, Factor factor, A* out) const {
+    each([&](Index c) {
+      A total = out[c];
+#pragma unroll 2
+      for (int j = 0; j < rows; ++j) total += factor(j) * weight(i, j, c);
+      out[c] = total;
+    });
   }
 
   template <class Number>
-  __device__ void keep(int64_t numbers, A* p, Number number) const {
-    times(numbers, [&](int64_t j) { p[j] = number(j); });
+  __device__ void keep(int count, A* p, Number number) const {
+    for (int j = threadIdx.x; j < count; j += blockDim.x) p[j] = number(j);
   }
   template <class Term>
-  __device__ void keep_sums(int64_t rows, A* p, Term term) const {
-    sums(rows, p, term);
+  __device__ void keep_sums(int count, A* p, Term term) const {
+    each_sum(count, term, [&](int j, A total, int lane) {
+      if (lane == 0) p[j] = total;
+    });
+  }
+  template <class Number>
+  __device__ void keep_each(A* p, Number number) const {
+    each_channel([&](Index c) { p[c] = number(c); });
   }
 
-  __device__ const A* pad(int slot, const A* values, int64_t half, bool circular) const {
-    A* const out = padded[slot];
-    times(count + 2 * half, [&](int64_t i) {
-      const int64_t c = padded_channel(i - half, count, circular);
-      out[i] = c < 0 ? A(0) : values[c];
+  // In place: arrays have room for neighbours.
+  __device__ const A* pad(const A* values, int half, bool circular) const {
+    A* const array = const_cast<A*>(values);
+    times(2 * half, [&](int i) {
+      const Index c = first + (i < half ? i - half : own + i - half);
+      const Index from = padded_channel(c - first, own, circular);
+      array[c] = from < 0 ? A(0) : array[first + from];
     });
-    return out;
+    return values - half;
   }
+  __device__ const A* pad_means(const A* means, int half, bool circular) const { return pad(means, half, circular); }
+
+ protected:
+  template <class Body>
+  __device__ void each_channel(Body body) const {
+#pragma unroll 1
+    for (Index i = threadIdx.x; i < own; i += blockDim.x) body(first + i);
+  }
+
+  // done(j, sum of term(j, c) over the own channels, lane), by all lanes of a warp.
+  template <class Term, class Done>
+  __device__ void each_sum(int count, Term term, Done done) const {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll 1
+    for (int j = threadIdx.x / kWarp; j < count; j += blockDim.x / kWarp) {
+      A total = 0;
+#pragma unroll 2
+      for (Index i = lane; i < own; i += kWarp) total += term(j, first + i);
+      done(j, sum_of_lanes(total, kWarp), lane);
+    }
+  }
+};
+
+// The blocks of a cluster, which share out the channels of a sample; each has a share of its own in shared memory. They
+// tell each other numbers by pushes, which an mbarrier counts: one for each exchange, used once, so nothing is ever
+// overwritten. Whoever is pushed to waits for it, so no block ends while others push.
+//
+// Where blocks also share out the positions, those with the same positions form a row of `blocks` blocks from rank
+// `row` on, which computes the gate by itself.
+struct ClusterChannels : BlockChannels<float, int> {
+  using A = float;
+  using Base = BlockChannels<float, int>;
+
+  int blocks, block, row;  // of the row: how many, which one this is, the rank of the first
+  int channels;            // of every block but the last one
+  uint64_t* barriers;      // kMaxExchanges
+  A* room;                 // for what others push here
+  bool has_means = false;  // with their neighbours
+  int step = 0, used = 0;  // barriers of the exchanges so far, which a compiler knows, and the numbers that they took
+
+  template <class Term>
+  __device__ void sums(int count, A* out, Term term) {
+    uint64_t *const barrier = next(), *const gathered = next();
+    if (blocks == 1) return Base::sums(count, out, term);
+    if (count == 0) return;
+    // All-reduce. Of many sums: each block adds up some of them, and tells the others.
+    const int each = sums_of_block(count, blocks);
+    const bool few = each == count;
+    const int first_sum = few ? 0 : min(block * each, count), mine = min(each, count - first_sum);
+    A* const partial = take(blocks * each);  // [blocks][each]
+    expect(barrier, blocks * mine);
+    each_sum(count, term, [&](int j, A total, int lane) {
+      if (few) {
+        if (lane < blocks) push(partial + block * each + j, total, lane, barrier);
+      } else if (lane == 0) {
+        push(partial + block * each + j % each, total, j / each, barrier);
+      }
+    });
+    ptx::wait_for_pushes(barrier);
+    const auto total_of = [&](int j) {
+      A total = partial[j];
+      for (int q = 1; q < blocks; ++q) total += partial[q * each + j];
+      return total;
+    };
+    if (few) return times(count, [&](int j) { out[j] = total_of(j); });
+    expect(gathered, count);
+    for (int i = threadIdx.x; i < mine * blocks; i += blockDim.x)
+      push(out + first_sum + i / blocks, total_of(i / blocks), i % blocks, gathered);
+    ptx::wait_for_pushes(gathered);
+  }
+
+  __device__ const A* pad_means(const A* means, int half, bool circular) {
+    return has_means ? means - half : pad(means, half, circular);
+  }
+
+  // The halo: the neighbours' outermost channels.
+  __device__ const A* pad(const A* values, int half, bool circular) {
+    uint64_t* const barrier = next();
+    if (half == 0) return values;
+    if (blocks == 1) return Base::pad(values, half, circular);
+    A* const array = const_cast<A*>(values);
+    const bool has_left = circular || block > 0, has_right = circular || block + 1 < blocks;
+    const int left = block > 0 ? block - 1 : blocks - 1, right = block + 1 < blocks ? block + 1 : 0;
+    const int left_own = left + 1 < blocks ? channels : static_cast<int>(gate.shape.channels) - left * channels;
+    expect(barrier, (has_left + has_right) * half);
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
+      // An array begins at the same place in every block: element i of this block's own is array[first + i].
+      if (has_left) push(array + first + left_own + i, array[first + i], left, barrier);
+      if (has_right) push(array + first - half + i, array[first + own - half + i], right, barrier);
+      if (!has_left) array[first - half + i] = 0;
+      if (!has_right) array[first + own + i] = 0;
+    }
+    ptx::wait_for_pushes(barrier);
+    __syncthreads();
+    return values - half;
+  }
+
+  // The means of the sample, from global memory, with their neighbours. The next barrier makes them known.
+  __device__ void load_means(const A* means) {
+    A* const array = kernel_array(0);
+    for (int i = threadIdx.x; i < own + 2 * gate.shape.half(); i += blockDim.x) {
+      const int c = first - gate.shape.half() + i;
+      const int from = padded_channel(c, static_cast<int>(gate.shape.channels), gate.shape.circular());
+      array[c] = from < 0 ? A(0) : means[from];
+    }
+    has_means = true;
+  }
+
+  // values[i] = the sum over the parts of a strip's positions, for i < own; `rows` of them, this one being `part`.
+  __device__ void add_parts(A* values, int rows, int part, A divisor) {
+    A* const all = take(rows * channels);  // [rows][channels]
+    uint64_t* const barrier = next();
+    expect(barrier, rows * own);
+    for (int i = threadIdx.x; i < rows * own; i += blockDim.x) {
+      const int q = i / own, c = i % own;
+      ptx::push(all + part * channels + c, values[c], q * blocks + block, barrier);
+    }
+    ptx::wait_for_pushes(barrier);
+    __syncthreads();  // all have read what is now overwritten
+    times(own, [&](int c) {
+      A total = all[c];
+      for (int q = 1; q < rows; ++q) total += all[q * channels + c];
+      values[c] = total / divisor;
+    });
+  }
+
+  template <class Number>
+  __device__ void keep(int count, A* p, Number number) const {
+    Base::keep(block == 0 ? count : 0, p, number);
+  }
+
+ private:
+  __device__ A* take(int numbers) {
+    used += numbers;
+    return room + used - numbers;
+  }
+  __device__ uint64_t* next() {
+    if (step == kMaxExchanges) __trap();
+    return barriers + step++;
+  }
+  // So many numbers will come.
+  __device__ void expect(uint64_t* barrier, int numbers) const {
+    if (threadIdx.x == 0) ptx::mbarrier_expect(barrier, static_cast<uint32_t>(numbers * sizeof(A)));
+  }
+  __device__ void push(A* to, A value, int q, uint64_t* barrier) const { ptx::push(to, value, row + q, barrier); }
 };
 
 }  // namespace eca

@@ -25,7 +25,7 @@ cudaError_t query_device(Device* device) {
   device->shared_per_multiprocessor = ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   device->shared_opt_in = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device->l2 = ask(cudaDevAttrL2CacheSize);
-  device->copy_rate = 0;  // not among what a driver says
+  device->most_blocks = most_blocks_of(device->capability);
   return error;
 }
 
@@ -33,48 +33,45 @@ namespace {
 
 // Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is set
 // to the one value that serves all.
-cudaError_t prepare(const void* kernel, bool clusters, int shared_limit) {
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_limit);
+cudaError_t prepare(const void* kernel, int device, bool cluster) {
+  int shared = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
-  if (error == cudaSuccess && clusters)
+  if (error == cudaSuccess && cluster)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   return error;
 }
 
-cudaError_t ask(const void* kernel, const cudaLaunchConfig_t& config, int device, bool clusters, int* count) {
+cudaError_t ask_room(const void* kernel, const cudaLaunchConfig_t& config, int capability, int* count) {
   cudaFuncAttributes attributes{};
-  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaSuccess) return error;
-  if (clusters) return attributes.ptxVersion < 90 ? error : cudaOccupancyMaxActiveClusters(count, kernel, &config);
-  if (attributes.ptxVersion < 80 || attributes.ptxVersion >= 90) return error;
-  int multiprocessors = 0;
-  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(count, kernel, static_cast<int>(config.blockDim.x),
-                                                        config.dynamicSmemBytes);
-  *count *= multiprocessors;
-  return error;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess || attributes.ptxVersion < capability) return error;
+  if (config.numAttrs == 0)
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(count, kernel, static_cast<int>(config.blockDim.x),
+                                                         config.dynamicSmemBytes);
+  return cudaOccupancyMaxActiveClusters(count, kernel, &config);
 }
 
 }  // namespace
 
-int resident_clusters(const void* kernel, const cudaLaunchConfig_t& config, int ranks, int shared_limit) {
+bool has_room(const void* kernel, const cudaLaunchConfig_t& config, int capability) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, const void*, int, unsigned, size_t>, int> known;
+  static std::map<std::tuple<int, const void*, int, unsigned, size_t>, bool> known;
   int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  const int blocks = config.numAttrs ? static_cast<int>(config.attrs->val.clusterDim.x) : 1;
+  const auto key = std::make_tuple(device, kernel, blocks, config.blockDim.x, config.dynamicSmemBytes);
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto key = std::make_tuple(device, kernel, ranks, config.blockDim.x, config.dynamicSmemBytes);
   if (const auto found = known.find(key); found != known.end()) return found->second;
-  const bool clusters = config.numAttrs > 0;
   int count = 0;
-  cudaError_t error = prepare(kernel, clusters, shared_limit);
-  if (error == cudaSuccess) error = ask(kernel, config, device, clusters, &count);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    count = 0;
-  }
-  return known[key] = count;
+  cudaError_t error = prepare(kernel, device, blocks > 1);
+  if (error == cudaSuccess) error = ask_room(kernel, config, capability, &count);
+  if (error != cudaSuccess) cudaGetLastError();
+  const bool room = error == cudaSuccess && count > 0;
+  // Other errors say nothing about the next call.
+  if (error == cudaSuccess || error == cudaErrorInvalidClusterSize) known[key] = room;
+  return room;
 }
 
 }  // namespace eca

@@ -1,31 +1,40 @@
 // SPDX-License-Identifier: MIT
-// L2. Launching a kernel, as cudaLaunchKernelEx does it: kernel<<<>>> is a language of its own, which g++ does not
-// speak.
+// L2. Launching a kernel with cudaLaunchKernelEx: g++, which compiles the emulator, does not know kernel<<<>>>.
 #pragma once
-#include <cuda_runtime.h>
-
-#include <type_traits>
+#include "kernels.h"
 
 namespace eca {
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                   Arguments&&... arguments) {
+// A launch with at most one attribute.
+struct LaunchConfig {
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
-}
+  cudaLaunchAttribute attribute{};
 
-// Calls f with the vector width of a plan as a constant: the widths of widths_of in plan/plan.cpp.
-template <class T, class F>
-cudaError_t with_width(int vector, F f) {
-  constexpr int kWidest = 16 / sizeof(T), kMiddle = sizeof(T) == 2 ? 4 : 1;
-  if (vector == kWidest) return f(std::integral_constant<int, kWidest>{});
-  if (vector == kMiddle) return f(std::integral_constant<int, kMiddle>{});
-  return f(std::integral_constant<int, 1>{});
-}
+  LaunchConfig(dim3 grid, int threads, int64_t shared_bytes, cudaStream_t stream) {
+    config.gridDim = grid;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream;
+    config.attrs = &attribute;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;  // config points to attribute
+
+  void set_cluster(int blocks) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    config.numAttrs = 1;
+  }
+  // The kernel may begin before the one before it has ended, and waits for that itself.
+  void set_programmatic() {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.numAttrs = 1;
+  }
+
+  template <class... Parameters, class... Arguments>
+  cudaError_t launch(void (*kernel)(Parameters...), Arguments&&... arguments) const {
+    return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+  }
+};
 
 }  // namespace eca

@@ -1,250 +1,213 @@
 // SPDX-License-Identifier: MIT
-// L1. What is done to feature maps, N elements at a time: two sums for reduce.cuh (pool, dot) and three visits for
-// walk.cuh (mask, rescale, gradient). cpu/maps.h is their twin. They are given the maps as Runs, or as something that
-// has the same members: the slab of a resident kernel (resident.cuh), or Absent.
+// L1. What is done to feature maps, N elements at a time: two sums (pool, dot) and visits, element by
+// element, which planes.cuh and rows.cuh lead over a tile. cpu/maps.h is their twin. A sum offers
+//   Loaded early(run, i)             N elements from element i of a run on, of maps that are there; a run is a plane
+//   arrive()                         or a row. Waits for the other maps
+//   late(run, i, loaded)             the same elements of those
+//   get(loaded, A terms[N])          what is to be added up
+// and a visit
+//   Loaded load(run, i)
+//   finish(run, i, loaded, gate[N], shift[N])
 #pragma once
-#include <type_traits>
-
-#include "../problem.h"
 #include "vector.cuh"
 
 namespace eca {
 
-// Planes or rows in global memory; not there where data is null. Index: int where that is known to be enough.
-template <class T, class Index>
+// Planes or rows; not there where data is null. Index: int where that is known to be enough. kGlobal: in global memory;
+// otherwise in either, the hardware finds out.
+template <class T, class Index, bool kGlobal>
 struct Runs {
-  static constexpr bool kArrives = false;  // it is all there
+  using Element = T;
+  static constexpr bool kFar = kGlobal;
   T* data;
   Index stride;  // between runs
 
   __device__ __forceinline__ T* at(Index run, Index i) const { return data + run * stride + i; }
-
-  // N elements that will be read again soon, or that will not.
   template <int N>
   __device__ __forceinline__ Vector<T, N> load(Index run, Index i) const {
     return Vector<T, N>::load(at(run, i));
   }
+  // Of what will not be read again, so that what will be stays in the caches.
   template <int N>
-  __device__ __forceinline__ Vector<T, N> load_last(Index run, Index i) const {
-    return Vector<T, N>::load_last(at(run, i));
+  __device__ __forceinline__ Vector<T, N> load_once(Index run, Index i) const {
+    if constexpr (kGlobal) return Vector<T, N>::load_once(at(run, i));
+    return load<N>(run, i);
   }
-  // So that what will be read again soon stays in the L2 cache.
   template <int N>
   __device__ __forceinline__ void store(Index run, Index i, const Accumulator<T> (&values)[N]) const {
+    if constexpr (kGlobal) return Vector<T, N>::store_once(at(run, i), values);
     Vector<T, N>::store(at(run, i), values);
   }
-  // Until everything up to there has arrived: it always was there.
-  __device__ __forceinline__ void await(Index, Index) const {}
-};
-
-// One sample of a map, with strides of any size.
-template <class T>
-struct Map : Runs<T, int64_t> {
-  __device__ Map(const Batch& batch, int64_t n)
-      : Runs<T, int64_t>{batch.data ? static_cast<T*>(batch.data) + n * batch.sample_stride : nullptr,
-                         batch.run_stride} {}
-};
-
-// A map that is known not to be there.
-template <class T>
-struct Absent {
-  static constexpr T* data = nullptr;
-  template <int N, class Index>
-  __device__ Vector<T, N> load_last(Index, Index) const {
-    return {};
-  }
-  template <class Index, int N>
-  __device__ void store(Index, Index, const Accumulator<T> (&)[N]) const {}
 };
 
 // The sum of x.
-template <class T, int N, class X>
+template <int N, class X>
 struct Pool {
-  using A = Accumulator<T>;
-  using Loaded = Vector<T, N>;
+  using A = Accumulator<typename X::Element>;
+  using Loaded = Vector<typename X::Element, N>;
+  static constexpr bool kFar = X::kFar;
   X x;
 
   template <class Index>
-  __device__ __forceinline__ Loaded fetch(Index, Index) const {
-    return {};
+  __device__ __forceinline__ Loaded early(Index run, Index i) const {
+    return x.template load<N>(run, i);
   }
+  __device__ __forceinline__ void arrive() const {}
   template <class Index>
-  __device__ __forceinline__ void await(Index run, Index i) const {
-    x.await(run, i);
-  }
-  template <class Index>
-  __device__ __forceinline__ void load(Index run, Index i, Loaded& loaded) const {
-    loaded = x.template load<N>(run, i);
-  }
+  __device__ __forceinline__ void late(Index, Index, Loaded&) const {}
   __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const { loaded.get(terms); }
 };
 
-// The sum of grad_y * x; kMasked: over positions where y > 0, if there is a y.
-template <class T, int N, class G, class X, bool kMasked>
+struct AllThere {
+  __device__ void operator()() const {}
+};
+
+// The sum of grad_y * x. `wait` until grad_y is there.
+template <int N, class G, class X, class Wait = AllThere>
 struct Dot {
+  using T = typename X::Element;
   using A = Accumulator<T>;
-  struct Pair {
+  static constexpr bool kFar = X::kFar;
+  struct Loaded {
     Vector<T, N> grad_y, x;
   };
-  struct Triple : Pair {
-    Vector<T, N> y;
-  };
-  using Loaded = std::conditional_t<kMasked, Triple, Pair>;
   G grad_y;
   X x;
-  std::conditional_t<kMasked, X, Absent<T>> y;
+  Wait wait;
 
   template <class Index>
-  __device__ __forceinline__ Loaded fetch(Index run, Index i) const {
-    Loaded loaded{};
-    if constexpr (!X::kArrives) loaded.x = x.template load_last<N>(run, i);
-    if constexpr (kMasked)
-      if (y.data) loaded.y = y.template load<N>(run, i);
-    return loaded;
+  __device__ __forceinline__ Loaded early(Index run, Index i) const {
+    return {{}, x.template load_once<N>(run, i)};
   }
+  __device__ __forceinline__ void arrive() const { wait(); }
   template <class Index>
-  __device__ __forceinline__ void await(Index run, Index i) const {
-    grad_y.await(run, i);
-  }
-  template <class Index>
-  __device__ __forceinline__ void load(Index run, Index i, Loaded& loaded) const {
+  __device__ __forceinline__ void late(Index run, Index i, Loaded& loaded) const {
     loaded.grad_y = grad_y.template load<N>(run, i);
-    if constexpr (X::kArrives) loaded.x = x.template load<N>(run, i);  // together with grad_y
   }
   __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const {
     A values[N];
     loaded.grad_y.get(terms);
     loaded.x.get(values);
-    if constexpr (kMasked) {
-      A outputs[N];
-      loaded.y.get(outputs);
-#pragma unroll
-      for (int k = 0; k < N; ++k)
-        if (y.data && outputs[k] <= A(0)) terms[k] = A(0);
-    }
 #pragma unroll
     for (int k = 0; k < N; ++k) terms[k] *= values[k];
   }
 };
 
-// In place: grad_y = grad_residual = [y > 0] grad_y
-template <class T, int N, class G, class M>
-struct Mask {
-  using A = Accumulator<T>;
-  struct Loaded {
-    Vector<T, N> grad_y, y;
+// The sum of grad_y * x over positions where y > 0.
+template <int N, class M>
+struct MaskedDot : Dot<N, M, M> {
+  using Base = Dot<N, M, M>;
+  using typename Base::A;
+  struct Loaded : Base::Loaded {
+    Vector<typename Base::T, N> y;
   };
-  G grad_y;
-  M y, grad_residual;
-
-  template <class Index>
-  __device__ __forceinline__ Loaded load(Index run, Index i) const {
-    grad_y.await(run, i);
-    return {grad_y.template load<N>(run, i), y.template load_last<N>(run, i)};
-  }
-  template <class Index>
-  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&)[N],
-                                         const A (&)[N]) const {
-    A grad[N], outputs[N];
-    loaded.grad_y.get(grad);
-    loaded.y.get(outputs);
-#pragma unroll
-    for (int k = 0; k < N; ++k)
-      if (outputs[k] <= A(0)) grad[k] = A(0);
-    Vector<T, N>::put(grad_y.at(run, i), grad);
-    if (grad_residual.data) grad_residual.store(run, i, grad);
-  }
-};
-
-// y = x * gate
-template <class T, int N, class X, class M>
-struct Rescale {
-  using A = Accumulator<T>;
-  using Loaded = Vector<T, N>;
-  X x;
   M y;
 
   template <class Index>
-  __device__ __forceinline__ Loaded load(Index run, Index i) const {
-    return x.template load_last<N>(run, i);
+  __device__ __forceinline__ Loaded early(Index run, Index i) const {
+    return {Base::early(run, i), y.template load<N>(run, i)};
   }
   template <class Index>
-  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
-                                         const A (&)[N]) const {
-    A values[N];
-    loaded.get(values);
-#pragma unroll
-    for (int k = 0; k < N; ++k) values[k] *= gate[k];
-    y.store(run, i, values);
+  __device__ __forceinline__ void late(Index run, Index i, Loaded& loaded) const {
+    Base::late(run, i, loaded);
   }
-};
-
-// y = relu(x * gate + residual), with a residual or without
-template <class T, int N, class X, class M>
-struct RescaleRelu {
-  using A = Accumulator<T>;
-  struct Loaded {
-    Vector<T, N> x, residual;
-  };
-  X x;
-  M residual, y;
-  bool relu;
-
-  template <class Index>
-  __device__ __forceinline__ Loaded load(Index run, Index i) const {
-    Loaded loaded{};
-    loaded.x = x.template load_last<N>(run, i);
-    if (residual.data) loaded.residual = residual.template load_last<N>(run, i);
-    return loaded;
-  }
-  template <class Index>
-  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
-                                         const A (&)[N]) const {
-    A values[N], added[N];
+  __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const {
+    A values[N], outputs[N];
+    loaded.grad_y.get(terms);
     loaded.x.get(values);
-    loaded.residual.get(added);
+    loaded.y.get(outputs);
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      values[k] *= gate[k];
-      if (residual.data) values[k] += added[k];
-      if (relu) values[k] = values[k] <= A(0) ? A(0) : values[k];
-    }
-    y.store(run, i, values);
+    for (int k = 0; k < N; ++k) terms[k] = (outputs[k] <= A(0) ? A(0) : terms[k]) * values[k];  // 0 * Inf is NaN
   }
 };
 
-// grad_residual = [y > 0] grad_y, grad_x = grad_residual * gate + shift
-template <class T, int N, class G, class Y, class M>
-struct Gradient {
+// For visits that have no use for gates or shifts.
+struct Zeros {
+  __device__ float operator[](int64_t) const { return 0; }
+};
+
+// Element by element, out[..] = f(in[..], gate, shift); maps that are absent are read as nothing, and not written.
+template <int N, int kIn, int kOut, class M, class F>
+struct Visit {
+  using T = typename M::Element;
   using A = Accumulator<T>;
+  static constexpr bool kFar = M::kFar;
   struct Loaded {
-    Vector<T, N> grad_y, y;
+    Vector<T, N> in[kIn];
   };
-  G grad_y;
-  Y y;
-  M grad_x;
-  Y grad_residual;
+  M in[kIn], out[kOut];
+  F f;
 
   template <class Index>
   __device__ __forceinline__ Loaded load(Index run, Index i) const {
     Loaded loaded{};
-    loaded.grad_y = grad_y.template load_last<N>(run, i);
-    if (y.data) loaded.y = y.template load_last<N>(run, i);
+#pragma unroll
+    for (int m = 0; m < kIn; ++m)
+      if (m == 0 || in[m].data) loaded.in[m] = in[m].template load_once<N>(run, i);
     return loaded;
   }
   template <class Index>
   __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
                                          const A (&shift)[N]) const {
-    A grad[N], outputs[N];
-    loaded.grad_y.get(grad);
-    loaded.y.get(outputs);
+    A values[kIn][N], results[kOut][N];
 #pragma unroll
-    for (int k = 0; k < N; ++k)
-      if (y.data && outputs[k] <= A(0)) grad[k] = A(0);
-    if (grad_residual.data) grad_residual.store(run, i, grad);
+    for (int m = 0; m < kIn; ++m) loaded.in[m].get(values[m]);
 #pragma unroll
-    for (int k = 0; k < N; ++k) grad[k] = grad[k] * gate[k] + shift[k];
-    grad_x.store(run, i, grad);
+    for (int k = 0; k < N; ++k) {
+      A of_element[kIn], result[kOut];
+#pragma unroll
+      for (int m = 0; m < kIn; ++m) of_element[m] = values[m][k];
+      f(of_element, gate[k], shift[k], result);
+#pragma unroll
+      for (int m = 0; m < kOut; ++m) results[m][k] = result[m];
+    }
+#pragma unroll
+    for (int m = 0; m < kOut; ++m)
+      if (m == 0 || out[m].data) out[m].store(run, i, results[m]);
+  }
+};
+
+// y = x * gate
+struct Rescale {
+  template <class A>
+  __device__ void operator()(const A (&x)[1], A gate, A, A (&y)[1]) const {
+    y[0] = x[0] * gate;
+  }
+};
+
+// y = relu(x * gate + residual), with a residual or without
+struct RescaleRelu {
+  bool residual, relu;
+  template <class A>
+  __device__ void operator()(const A (&in)[2], A gate, A, A (&y)[1]) const {
+    y[0] = in[0] * gate;
+    if (residual) y[0] += in[1];
+    if (relu && y[0] <= A(0)) y[0] = A(0);
+  }
+};
+
+// grad_y, grad_residual = [y > 0] grad_y
+struct Mask {
+  template <class A>
+  __device__ void operator()(const A (&in)[2], A, A, A (&out)[2]) const {
+    out[0] = out[1] = in[1] <= A(0) ? A(0) : in[0];
+  }
+};
+
+// grad_x = grad_y * gate + shift
+struct Gradient {
+  template <class A>
+  __device__ void operator()(const A (&grad_y)[1], A gate, A shift, A (&grad_x)[1]) const {
+    grad_x[0] = grad_y[0] * gate + shift;
+  }
+};
+
+// grad_residual = [y > 0] grad_y, grad_x = grad_residual * gate + shift
+struct MaskedGradient {
+  template <class A>
+  __device__ void operator()(const A (&in)[2], A gate, A shift, A (&out)[2]) const {
+    out[1] = in[1] <= A(0) ? A(0) : in[0];
+    out[0] = out[1] * gate + shift;
   }
 };
 

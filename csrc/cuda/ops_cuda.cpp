@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: MIT
 // L3. The operators on a GPU: check, plan, allocate, launch, for all variants; registered by register_cuda.cpp.
-// Nothing here waits for the device, and all memory comes from torch's caching allocator, so calls can be captured in a
-// CUDA graph.
+// Nothing here waits for the device, and memory comes from torch's caching allocator: CUDA graphs can capture calls.
 #include "ops_cuda.h"
 
 #include <cstdlib>
 
-#include "../plan/tuning.h"
-#include "parameters.h"
-#include "resident.h"
-#include "two_phase.h"
+#include "kernels.h"
 
 namespace eca {
 namespace {
@@ -17,7 +13,7 @@ namespace {
 // Pieces of one allocation. First all are taken, then they have addresses.
 class Workspace {
  public:
-  // An offset for place().
+  // An offset for at().
   int64_t take(int64_t bytes) {
     const int64_t at = size_;
     size_ += (bytes + 255) / 256 * 256;
@@ -38,61 +34,41 @@ class Workspace {
   char* data_ = nullptr;
 };
 
-// The parameters where the kernels find them: those of the accumulator's type in place, the others to be widened.
+ParameterView view_of(const Tensor& t, int64_t centre) {
+  const int64_t step = centre < 0 ? 1 : t.size(2);
+  return {t.data_ptr(), dtype_of(t), t.numel() / step, step, std::max<int64_t>(centre, 0)};
+}
+
+// The parameters as the kernels read them: in place, in their own dtypes.
 template <class A>
-class Parameters {
- public:
-  Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags) {
+struct Parameters {
+  Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags, bool backward) {
     require_parameters<A>(tensors, x);
-    args = gate_arguments<A>(variant, tensors, c, flags);
-    facts = gate_facts(variant, args);
-    for (int i = 0; i < facts.parameters; ++i) {
-      if (!tensors[i]) continue;
-      const Tensor& t = *tensors[i];
-      dense_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
-      views[i] = view(dense_.back(), centre_tap(variant, flags, t, i));
-      if (holds<A>(t) && views[i].step == 1) args.parameters[i] = static_cast<const A*>(views[i].data);
+    gate.shape = gate_shape(variant, tensors, c, flags);
+    facts = gate_facts(variant, gate.shape);
+    gate.needs = facts.needs[backward];
+    for (int i = 0; i < kMaxParameters; ++i) {
+      const bool few = i < facts.parameters && !facts.parameter[i].has_rows();
+      gate.numbers_at[i] = few ? gate.numbers : -1;
+      if (few) gate.numbers += facts.parameter[i].count;
+      if (i >= facts.parameters || !tensors[i]) continue;
+      const Tensor* t = tensors[i];
+      if (!t->is_contiguous()) t = &copies.emplace_back(torch::stable::contiguous(*t));
+      gate.views[i] = view_of(*t, centre_tap(variant, flags, *tensors[i], i));
     }
   }
 
-  static ParameterView view(const Tensor& t, int64_t centre) {
-    const int64_t step = centre < 0 ? 1 : t.size(2);
-    return {t.data_ptr(), dtype_of(t), t.numel() / step, step, std::max<int64_t>(centre, 0)};
-  }
-
-  // Takes and then fills in the places of what must be widened; whether there is anything.
-  void take(Workspace& workspace) {
-    for (int i = 0; i < facts.parameters; ++i)
-      if (views[i].data && !args.parameters[i]) offsets_[i] = workspace.take(views[i].count * int64_t{sizeof(A)});
-  }
-  bool place(const Workspace& workspace, WidenArgs& widen) {
-    bool any = false;
-    for (int i = 0; i < facts.parameters; ++i) {
-      if (!views[i].data || args.parameters[i]) continue;
-      widen.from[i] = views[i];
-      widen.to[i] = workspace.at<A>(offsets_[i]);
-      args.parameters[i] = workspace.at<A>(offsets_[i]);
-      any = true;
-    }
-    return any;
-  }
-
-  GateArgs<A> args;
   GateFacts facts;
-  ParameterView views[kMaxParameters] = {};
-
- private:
-  std::vector<Tensor> dense_;
-  int64_t offsets_[kMaxParameters] = {};
+  GateParameters gate{};
+  std::vector<Tensor> copies;
 };
 
-[[noreturn]] void refuse_launch(cudaError_t error, const char* kernel, const Request& request,
-                                const std::string& plan) {
+[[noreturn]] void refuse_launch(cudaError_t error, const char* kernel, const Request& request, const Plan& plan) {
   const Problem& p = request.problem;
-  const char* const direction = request.direction == Direction::kForward ? "forward" : "backward";
-  std::string what = std::string("eca_cuda: ") + variant_name(p.variant) + " " + direction + " of [" +
-                     std::to_string(p.n) + ", " + std::to_string(p.c) + ", " + std::to_string(p.s) +
-                     "] could not launch " + kernel + " (" + plan + "): " + cudaGetErrorString(error);
+  std::string what = std::string("eca_cuda: ") + variant_name(p.variant) +
+                     (request.backward() ? " backward" : " forward") + " of [" + std::to_string(p.n) + ", " +
+                     std::to_string(p.c) + ", " + std::to_string(p.s) + "] could not launch " + kernel + " (" +
+                     describe(plan) + "): " + cudaGetErrorString(error);
   if (error == cudaErrorNoKernelImageForDevice)
     what += "; this build has kernels for " ECA_CUDA_ARCHITECTURES
             ": rebuild with TORCH_CUDA_ARCH_LIST naming this device's compute capability";
@@ -100,151 +76,108 @@ class Parameters {
   throw std::runtime_error(what);
 }
 
-std::string describe(const char* text) { return text; }
-
-// The plan is described only if there is something to say.
-template <class P>
-void require_launched(cudaError_t error, const char* kernel, const Request& request, const P& plan) {
-  if (error != cudaSuccess) refuse_launch(error, kernel, request, describe(plan));
-}
-
-// ECA_CUDA_TWO_PHASE=1: never the resident kernels, to compare the two.
-bool resident_is_allowed() {
-  static const bool allowed = [] {
+// ECA_CUDA_TWO_PHASE=1: never the one-pass kernels, to compare the two.
+bool only_two_phase() {
+  static const bool wanted = [] {
     const char* const value = std::getenv("ECA_CUDA_TWO_PHASE");
-    return !value || std::string(value) != "1";
+    return value && std::string(value) == "1";
   }();
-  return allowed;
+  return wanted;
 }
 
-// A call on its way: what both directions share. `more` takes memory of a workspace, `place` then completes the call.
+template <class... Maps>
+Request request_for(const Problem& p, Direction direction, bool residual, const GateFacts& facts,
+                    const GateParameters& gate, const Maps&... maps) {
+  Request request{p,
+                  direction,
+                  residual,
+                  (... && is_aligned(p, maps)),
+                  (... && is_dense(p, maps)),
+                  gate.shape.half(),
+                  facts.needs[direction == Direction::kBackward],
+                  gate.numbers,
+                  only_two_phase() ? Choice{-1, 0, 0} : tuned(p, direction)};
+  request.batch_invariant = batch_invariance();
+  return request;
+}
+
+// The kernel of one direction: planned, given memory, launched.
 template <class A, class Call>
-struct Launch {
-  const OnDeviceOf& device;
-  const Tensor& x;
-  Parameters<A>& parameters;
-  Request request;
-  bool dense;  // all maps
-  Device facts = device.device();
-  cudaStream_t stream = device.stream();
-
-  // Of the small kernels before and after the large one.
-  int small_threads() const { return std::clamp(facts.max_threads / 32 * 32, 32, 256); }
-
-  template <class More, class Place>
-  void run(const Call& call, More more, Place place) {
-    if (request.problem.n == 0 || request.problem.c == 0) {
-      Workspace workspace;
-      more(workspace);
-      workspace.allocate(x);
-      place(workspace, call);
-      return;
-    }
+class Launch {
+ public:
+  Launch(const OnDeviceOf& device, const Request& request, const GateParameters& gate)
+      : device_(device), request_(request), gate_(gate) {
+    const Device& facts = device.device();
+    plan = make_plan(request_, facts);
     if constexpr (std::is_same_v<A, float>) {
-      if (resident_is_allowed() && run_resident(call, more, place)) return;
+      // Fewer blocks, where a cluster of so many has no room.
+      while (plan.path == Path::kOnePass && launch_one_pass(one_pass_args({}), plan.threads, nullptr, Ask::kRoom)) {
+        request_.most_blocks = plan.one_pass.blocks - 1;
+        plan = make_plan(request_, facts);
+      }
     }
-    run_two_phase(call, more, place);
+  }
+
+  Plan plan;
+
+  // Of a sample, each of which leaves a record.
+  int blocks() const { return plan.path == Path::kOnePass ? plan.one_pass.blocks / plan.one_pass.parts : 1; }
+
+  void take(Workspace& workspace) {
+    if (plan.path != Path::kTwoPhase) return;
+    const Problem& p = request_.problem;
+    const int64_t per_channel = p.n * p.c * int64_t{sizeof(A)};
+    const int64_t pieces = plan.two_phase.shared.gate < 0 ? std::min(p.n, plan.blocks) : 0;
+    counters_ = workspace.take(counter_bytes());
+    partial_ = workspace.take(per_channel * plan.two_phase.tiling.blocks);
+    gates_ = workspace.take(per_channel);
+    shifts_ = workspace.take(request_.backward() ? per_channel : 0);
+    memory_ = workspace.take(pieces * plan.two_phase.gate_numbers * int64_t{sizeof(A)});
+  }
+
+  void run(const Call& call, const Workspace& workspace) const {
+    if constexpr (std::is_same_v<A, float>) {
+      if (plan.path == Path::kOnePass)
+        require_launched(launch_one_pass(one_pass_args(call), plan.threads, device_.stream(), Ask::kLaunch),
+                         request_.backward() ? "eca_backward_kernel" : "eca_forward_kernel");
+    }
+    if (plan.path != Path::kTwoPhase) return;
+    void* const counters = workspace.at<void>(counters_);
+    require_launched(cudaMemsetAsync(counters, 0, static_cast<size_t>(counter_bytes()), device_.stream()), "a memset");
+    const TwoPhaseArgs<A, Call> args{request_.problem,
+                                     call,
+                                     plan.two_phase,
+                                     gate_,
+                                     static_cast<unsigned long long*>(counters),
+                                     workspace.at<unsigned>(counters_ + 8),
+                                     workspace.at<A>(partial_),
+                                     workspace.at<A>(gates_),
+                                     workspace.at<A>(shifts_),
+                                     workspace.at<A>(memory_)};
+    require_launched(launch_two_phase(plan, args, device_.stream()),
+                     request_.backward() ? "eca_two_phase_backward_kernel" : "eca_two_phase_forward_kernel");
+  }
+
+  void require_launched(cudaError_t error, const char* kernel) const {
+    if (error != cudaSuccess) refuse_launch(error, kernel, request_, plan);
   }
 
  private:
-  template <class P>
-  void widen(WidenArgs& args, const P& plan) {
-    require_launched(launch_widen(sizeof(A) == 8, small_threads(), args, stream), "widen_parameters", request, plan);
-  }
+  OnePassArgs<Call> one_pass_args(const Call& call) const { return {request_.problem, call, plan.one_pass, gate_}; }
+  int64_t counter_bytes() const { return 8 + (request_.problem.n + 1) / 2 * 8; }
 
-  // Whether it could be launched: not where samples don't fit, or clusters have no room; then smaller ones may have.
-  template <class More, class Place>
-  bool run_resident(const Call& call, More more, Place place) {
-    const Problem& p = request.problem;
-    const GateFacts& gate = parameters.facts;
-    ResidentRequest wanted{request, dense, gate.exchanges[request.direction == Direction::kBackward], gate.weights,
-                           tuned(request)};
-    while (wanted.most_ranks > 0) {
-      const ResidentPlan plan = make_resident_plan(wanted, facts);
-      if (!plan.possible) return false;
-      ResidentArgs<A, Call> args{p, call, plan, parameters.args};
-      if (launch_resident(args, stream, Ask::kRoom) != cudaSuccess) {
-        wanted.most_ranks = plan.ranks - 1;
-        continue;
-      }
-      Workspace workspace;
-      parameters.take(workspace);
-      more(workspace);
-      workspace.allocate(x);
-      WidenArgs widened{};
-      Parameters<A> placed = parameters;
-      if (placed.place(workspace, widened)) widen(widened, plan);
-      args.call = place(workspace, call);
-      args.gate_args = placed.args;
-      require_launched(launch_resident(args, stream, Ask::kLaunch), "resident", request, plan);
-      return true;
-    }
-    return false;
-  }
-
-  template <class More, class Place>
-  void run_two_phase(const Call& call, More more, Place place) {
-    const Problem& p = request.problem;
-    const Plan plan = make_plan(request, facts);
-    const bool backward = request.direction == Direction::kBackward;
-    const int64_t counter_bytes = 8 + (p.n + 1) / 2 * 8, per_channel = p.n * p.c * int64_t{sizeof(A)};
-    const int64_t pieces = plan.shared.gate < 0 ? std::min(p.n, plan.blocks) : 0;
-    Workspace workspace;
-    const int64_t counters = workspace.take(counter_bytes);
-    const int64_t partial = workspace.take(per_channel * plan.tiling.blocks);
-    const int64_t mean = workspace.take(backward ? 0 : per_channel);
-    const int64_t gate = workspace.take(per_channel);
-    const int64_t shift = workspace.take(backward ? per_channel : 0);
-    const int64_t memory = workspace.take(pieces * plan.gate_numbers * int64_t{sizeof(A)});
-    parameters.take(workspace);
-    more(workspace);
-    workspace.allocate(x);
-
-    WidenArgs widened{};
-    parameters.place(workspace, widened);
-    widened.counters = workspace.at<void>(counters);
-    widened.counter_bytes = counter_bytes;
-    TwoPhaseArgs<A, Call> args{};
-    args.problem = p;
-    args.call = place(workspace, call);
-    args.tiling = plan.tiling;
-    args.shared = plan.shared;
-    args.lanes = plan.lanes;
-    args.tickets = plan.tickets;
-    args.lag = plan.lag;
-    args.gate_args = parameters.args;
-    args.gate_numbers = plan.gate_numbers;
-    args.next_ticket = workspace.at<unsigned long long>(counters);
-    args.arrived = workspace.at<unsigned>(counters + 8);
-    args.partial = workspace.at<A>(partial);
-    args.mean = workspace.at<A>(mean);
-    if constexpr (std::is_same_v<Call, ForwardCall>) {
-      if (call.mean) args.mean = static_cast<A*>(call.mean);
-    }
-    args.gate = workspace.at<A>(gate);
-    args.shift = workspace.at<A>(shift);
-    args.memory = workspace.at<A>(memory);
-    widen(widened, plan);
-    require_launched(launch_two_phase(plan, args, stream), "two_phase", request, plan);
-  }
+  const OnDeviceOf& device_;
+  Request request_;
+  const GateParameters& gate_;
+  int64_t counters_ = 0, partial_ = 0, gates_ = 0, shifts_ = 0, memory_ = 0;  // in the workspace
 };
-
-template <class... Maps>
-int64_t common_alignment(const Problem& p, const Maps&... maps) {
-  return std::min({alignment_of(p, maps)...});
-}
-
-template <class... Maps>
-bool are_dense(const Problem& p, const Maps&... maps) {
-  return (... && (!maps.data || is_dense(p, maps)));
-}
 
 template <class A>
 Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors, const OptionalTensor& residual,
                   int64_t flags, OptionalTensor* mean) {
   const OnDeviceOf device(x);
   FeatureMaps maps(x, empty_as);
-  Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags);
+  const Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags, false);
   ForwardCall call{maps.x(), {}, maps.out(), nullptr};
   if (residual) {
     require_like(*residual, x, "residual");
@@ -255,14 +188,14 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
     call.mean = (*mean)->mutable_data_ptr();
   }
   const Problem p = problem_of(maps, dtype_of(x), variant, flags);
-  const int64_t alignment = common_alignment(p, call.x, call.residual, call.y);
-  Launch<A, ForwardCall> launch{device,
-                                x,
-                                parameters,
-                                {p, Direction::kForward, residual.has_value(), alignment, parameters.args.kernel_size,
-                                 parameters.facts.scratch_size},
-                                are_dense(p, call.x, call.residual, call.y)};
-  launch.run(call, [](Workspace&) {}, [](const Workspace&, ForwardCall complete) { return complete; });
+  Launch<A, ForwardCall> launch(device,
+                                request_for(p, Direction::kForward, residual.has_value(), parameters.facts,
+                                            parameters.gate, call.x, call.residual, call.y),
+                                parameters.gate);
+  Workspace workspace;
+  launch.take(workspace);
+  if (launch.plan.path == Path::kTwoPhase) workspace.allocate(x);
+  launch.run(call, workspace);
   return maps.finish();
 }
 
@@ -271,12 +204,12 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
                       const OptionalTensor& y, const ParameterList& tensors, int64_t flags) {
   const OnDeviceOf device(x);
   FeatureMaps maps(x, empty_as);
-  Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags);
+  const Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags, true);
+  const GateFacts& facts = parameters.facts;
   require_like(grad_y, x, "grad_y");
   require_saved<A>(mean, x, y, flags);
   const bool grad_residual = (flags & kGradResidual) != 0;
-  BackwardCall call{maps.another(grad_y),        maps.x(), {}, maps.out(), {}, mean.const_data_ptr(), nullptr, nullptr,
-                    parameters.facts.record_size};
+  BackwardCall call{maps.another(grad_y), maps.x(), {}, maps.out(), {}, mean.const_data_ptr(), {}};
   if (y) {
     require_like(*y, x, "y");
     call.y = maps.another(*y);
@@ -289,42 +222,36 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   }
 
   const Problem p = problem_of(maps, dtype_of(x), variant, flags);
-  const int64_t alignment = common_alignment(p, call.grad_y, call.x, call.y, call.grad_x, call.grad_residual);
-  Launch<A, BackwardCall> launch{
-      device,
-      x,
-      parameters,
-      {p, Direction::kBackward, grad_residual, alignment, parameters.args.kernel_size, parameters.facts.scratch_size},
-      are_dense(p, call.grad_y, call.x, call.y, call.grad_x, call.grad_residual)};
-  int64_t record = 0, field = 0;
-  CombineArgs combine{};
-  std::optional<Workspace> kept;
-  launch.run(
-      call,
-      [&](Workspace& workspace) {
-        record = workspace.take(p.n * call.record_size * int64_t{sizeof(A)});
-        field = workspace.take(p.n * p.c * int64_t{sizeof(A)});
-      },
-      [&](const Workspace& workspace, BackwardCall complete) {
-        combine.record = complete.record = workspace.at<A>(record);
-        combine.field = complete.field = workspace.at<A>(field);
-        kept = workspace;
-        return complete;
-      });
+  Launch<A, BackwardCall> launch(device,
+                                 request_for(p, Direction::kBackward, grad_residual, facts, parameters.gate,
+                                             call.grad_y, call.x, call.y, call.grad_x, call.grad_residual),
+                                 parameters.gate);
+  const int64_t number = sizeof(A);
+  Workspace workspace;
+  launch.take(workspace);
+  const int64_t of_samples = workspace.take(p.n * facts.sample_record * number);
+  const int64_t of_blocks = workspace.take(p.n * launch.blocks() * facts.block_record * number);
+  const int64_t of_channels = workspace.take(p.n * p.c * number);
+  workspace.allocate(x);
+  call.records = {workspace.at<A>(of_samples), workspace.at<A>(of_blocks), workspace.at<A>(of_channels),
+                  facts.sample_record, facts.block_record};
+  launch.run(call, workspace);
 
-  combine.samples = p.c == 0 ? 0 : p.n;
-  combine.channels = p.c;
-  combine.mean = call.mean;
-  combine.record_size = call.record_size;
+  const int64_t samples = launch.plan.path == Path::kNothing ? 0 : p.n;
+  GradientArgs combine{{}, {}, samples, launch.blocks(), p.c, call.mean, call.records};
   gradients[0] = maps.finish();
   if (grad_residual) gradients[1] = maps.finish(gradients[1]);
-  for (int i = 0; i < parameters.facts.parameters; ++i) {
-    combine.gradients[i] = parameters.facts.gradients[i];
+  for (int i = 0; i < facts.parameters; ++i) {
+    combine.parameters[i] = facts.parameter[i];
     gradients.push_back(tensors[i] ? empty_gradient(*tensors[i]) : empty_vector(x, 0, raw_dtype(*tensors[0])));
-    if (tensors[i]) combine.to[i] = Parameters<A>::view(gradients.back(), centre_tap(variant, flags, *tensors[i], i));
+    if (tensors[i]) combine.to[i] = view_of(gradients.back(), centre_tap(variant, flags, *tensors[i], i));
   }
-  const cudaError_t error = launch_combine(sizeof(A) == 8, launch.small_threads(), combine, launch.stream);
-  require_launched(error, "combine_gradients", launch.request, "one block of numbers per parameter");
+  // Programmatic where the code that runs is compiled for 9.0, which a cluster or a bulk copy has shown.
+  const int threads = std::clamp(device.device().max_threads / 32 * 32, 32, 512);
+  const OnePassPlan& one = launch.plan.one_pass;
+  const bool programmatic = launch.plan.path == Path::kOnePass && (one.bulk || one.blocks > 1);
+  launch.require_launched(launch_parameter_gradients(sizeof(A) == 8, threads, programmatic, combine, device.stream()),
+                          "eca_parameter_gradients_kernel");
   return gradients;
 }
 

@@ -2,8 +2,8 @@
 // L3. Makes the GPU backend the operators' implementation for CUDA tensors, and the driver's answers known to Python.
 #include "../library.h"
 #include "../plan/device.h"
+#include "device.h"
 #include "ops_cuda.h"
-#include "resident.h"
 
 namespace eca {
 namespace {
@@ -11,8 +11,7 @@ namespace {
 ECA_LIBRARY_IMPL(ECA_NAMESPACE, CUDA, m) { implement<Cuda>(m); }
 
 [[maybe_unused]] const bool registered = [] {
-  driver_clusters = &count_clusters;
-  driver_device = [](Device* device) { return describe_device(device) == cudaSuccess; };
+  driver_device = [](Device* device) { return query_device(device) == cudaSuccess; };
   return true;
 }();
 

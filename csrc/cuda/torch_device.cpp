@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../tensors.h"
-#include "resident.h"
+#include "device.h"
 
 namespace eca {
 namespace {
@@ -33,7 +33,7 @@ const Device& device_at(size_t index) {
   require(index < devices.size(), "x");
   auto& [known, device] = devices[index];
   if (!known) {
-    const cudaError_t error = describe_device(&device);
+    const cudaError_t error = query_device(&device);
     if (error != cudaSuccess)
       throw std::runtime_error(std::string("eca_cuda: asking the driver about the device failed: ") +
                                cudaGetErrorString(error));
@@ -44,31 +44,20 @@ const Device& device_at(size_t index) {
 
 }  // namespace
 
-cudaError_t describe_device(Device* device) {
-  cudaError_t error = query_device_with_clusters(device);
-  int index = 0;
-  cudaDeviceProp properties;
-  if (error == cudaSuccess) error = cudaGetDevice(&index);
-  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, index);
-  if (error != cudaSuccess) return error;
-  if (const Device* const known = known_device(properties.name, device->multiprocessors)) {
-    device->name = known->name;
-    device->copy_rate = known->copy_rate;
-    device->measured = known->measured;
-  }
-  return error;
-}
-
 OnDeviceOf::OnDeviceOf(const Tensor& x) : index_(x.get_device_index()) {
   require(x.is_cuda(), "x");
+  int current = -1;
+  if (cudaGetDevice(&current) == cudaSuccess && current == index_) return;
   DeviceGuardHandle guard;
   check(aoti_torch_create_device_guard(index_, &guard), "changing the current device");
   guard_ = guard;
 }
 
-OnDeviceOf::~OnDeviceOf() { aoti_torch_delete_device_guard(static_cast<DeviceGuardHandle>(guard_)); }
+OnDeviceOf::~OnDeviceOf() {
+  if (guard_) aoti_torch_delete_device_guard(static_cast<DeviceGuardHandle>(guard_));
+}
 
-Device OnDeviceOf::device() const { return device_at(static_cast<size_t>(index_)); }
+const Device& OnDeviceOf::device() const { return device_at(static_cast<size_t>(index_)); }
 
 cudaStream_t OnDeviceOf::stream() const {
   static const GetStream get_stream = find_get_stream();

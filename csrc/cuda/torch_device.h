@@ -8,9 +8,6 @@
 
 namespace eca {
 
-// The current device: what its driver says of it, and, where plan/device.h knows it, what it can copy.
-cudaError_t describe_device(Device* device);
-
 // While it lives, the device of x is the current one.
 class OnDeviceOf {
  public:
@@ -19,7 +16,7 @@ class OnDeviceOf {
   OnDeviceOf(const OnDeviceOf&) = delete;
   OnDeviceOf& operator=(const OnDeviceOf&) = delete;
 
-  Device device() const;
+  const Device& device() const;
   cudaStream_t stream() const;  // the stream that torch's own kernels would use now
 
  private:

@@ -13,98 +13,157 @@
 #pragma once
 #include <cuda/atomic>
 
-#include "gate.cuh"
+#include "../gates/registry.h"
+#include "channels.cuh"
 #include "maps.cuh"
-#include "two_phase_args.h"
-#include "walk.cuh"
+#include "rows.cuh"
 
 namespace eca {
 
-// A ticket's visit: tile number `tile` of the batch, for the first or the second time.
-struct Visit {
+// A ticket's turn: tile number `tile` of the batch, for the first or the second time.
+struct Turn {
   bool first;
   int64_t tile;
 
-  __device__ static Visit of(int64_t ticket, int64_t tickets, int64_t lag) {
+  __device__ static Turn of(int64_t ticket, int64_t tickets, int64_t lag) {
     const int64_t tiles = tickets / 2;
     if (ticket < lag) return {true, ticket};
     if (ticket >= tickets - lag) return {false, ticket - tiles};
-    const int64_t turn = ticket - lag;
-    return {turn % 2 != 0, turn % 2 != 0 ? lag + turn / 2 : turn / 2};
+    const int64_t after = ticket - lag;
+    return {after % 2 != 0, after % 2 != 0 ? lag + after / 2 : after / 2};
   }
 };
 
-// What a pass knows besides the call. It offers reduce(n, tile, out), gate(n, executor) and apply(n, tile).
-template <class T, Layout L, int N, class Call>
+// Calls f with the gate of the variant: they share one kernel here.
+template <class A, int V = 0, class F>
+__device__ __forceinline__ void with_gate(Variant variant, const GateShape& shape, F f) {
+  if (variant == static_cast<Variant>(V)) f(GateOf<static_cast<Variant>(V), A>{shape});
+  if constexpr (V + 1 < kVariants) with_gate<A, V + 1>(variant, shape, f);
+}
+
+// What distinguishes the kernels, and what a pass knows besides the call. A pass offers reduce(n, tile, out),
+// gate(n, executor) and apply(n, tile).
+template <class T, Layout L, int N_, bool kStraddle, class Call>
 struct PassBase {
   using A = Accumulator<T>;
   using Args = TwoPhaseArgs<A, Call>;
+  using Channels = BlockChannels<A, int64_t>;
+  using Map = Runs<T, int64_t, true>;
+  using Tiles = std::conditional_t<L == Layout::kRows, Rows<A, N_>, Planes<A, N_, kStraddle>>;
+  static constexpr int N = N_;
   const Args& args;
 
+  __device__ Map map(const Batch& batch, int64_t n) const {
+    return {batch.data ? static_cast<T*>(batch.data) + n * batch.sample_stride : nullptr, batch.run_stride};
+  }
   template <class Term>
   __device__ void sums(const Tile& tile, const Term& term, A* out) const {
-    Reduce<A, L, N>::sums(tile, args.lanes, term, shared_at<A>(args.shared.sums), out);
+    Tiles::sums(tile, args.problem.s, args.plan.lanes, term, shared_at<A>(args.plan.shared.sums), out, A(1));
+  }
+  template <class Shift, class Body>
+  __device__ void visit(const Tile& tile, const A* gate, Shift shift, const Body& body) const {
+    Tiles::each(tile, args.problem.s, gate, shift, body);
   }
   __device__ A* of_sample(A* numbers, int64_t n) const { return numbers + n * args.problem.c; }
-  __device__ A* partial(int64_t n) const { return args.partial + n * args.tiling.blocks * args.problem.c; }
+  __device__ A* partial(int64_t n) const { return args.partial + n * args.plan.tiling.blocks * args.problem.c; }
+
+  // The sum of a channel over all tiles, in their order.
+  __device__ A total(const A* partials, int64_t c) const {
+    A total = partials[c];
+    for (int64_t b = 1; b < args.plan.tiling.blocks; ++b) total += partials[b * args.problem.c + c];
+    return total;
+  }
 };
 
-template <class T, Layout L, int N>
-struct ForwardPass : PassBase<T, L, N, ForwardCall> {
-  using Base = PassBase<T, L, N, ForwardCall>;
-  using A = typename Base::A;
+template <class T, Layout L, int N_, bool kStraddle>
+struct ForwardPass : PassBase<T, L, N_, kStraddle, ForwardCall> {
+  using Base = PassBase<T, L, N_, kStraddle, ForwardCall>;
   using Base::args;
+  using Base::N;
+  using typename Base::A;
+  using typename Base::Channels;
+  using typename Base::Map;
   static constexpr Direction kDirection = Direction::kForward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
-    this->sums(tile, Pool<T, N, Map<T>>{Map<T>(args.call.x, n)}, out);
+    this->sums(tile, Pool<N, Map>{this->map(args.call.x, n)}, out);
   }
-  __device__ void gate(int64_t n, Channels<A>& x) const {
-    A *const sums = this->partial(n), *const mean = this->of_sample(args.mean, n);
-    add_partials(sums, x.count, args.tiling.blocks);
-    for (int64_t c = threadIdx.x; c < x.count; c += blockDim.x) mean[c] = sums[c] / static_cast<A>(args.problem.s);
-    gate_forward(args.problem.variant, args.gate_args, x, mean, this->of_sample(args.gate, n));
+  __device__ void gate(int64_t n, Channels& x) const {
+    const A* const partials = this->partial(n);
+    A *const mean = x.kernel_array(0), *const gate = x.kernel_array(1), *const gates = this->of_sample(args.gate, n);
+    A* const kept = args.call.mean ? static_cast<A*>(args.call.mean) + n * x.own : nullptr;
+    x.each([&](int64_t c) {
+      mean[c] = this->total(partials, c) / static_cast<A>(args.problem.s);
+      if (kept) kept[c] = mean[c];
+    });
+    with_gate<A>(args.problem.variant, args.gate_of.shape, [&](auto of) { of.forward(x, mean, gate); });
+    x.each([&](int64_t c) { gates[c] = gate[c]; });
   }
   __device__ void apply(int64_t n, const Tile& tile) const {
     const ForwardCall& call = args.call;
-    const A* const gate = this->of_sample(args.gate, n);
     const bool relu = (args.problem.flags & kRelu) != 0;
+    const Map x = this->map(call.x, n), y = this->map(call.y, n);
+    const A* const gate = this->of_sample(args.gate, n);
     if (relu || call.residual.data) {
-      const RescaleRelu<T, N, Map<T>, Map<T>> body{Map<T>(call.x, n), Map<T>(call.residual, n), Map<T>(call.y, n),
-                                                   relu};
-      Walk<A, L, N>::each(tile, gate, Zeros<A>(), body);
+      const RescaleRelu rescale{call.residual.data != nullptr, relu};
+      this->visit(tile, gate, Zeros(),
+                  Visit<N, 2, 1, Map, RescaleRelu>{{x, this->map(call.residual, n)}, {y}, rescale});
     } else {
-      Walk<A, L, N>::each(tile, gate, Zeros<A>(), Rescale<T, N, Map<T>, Map<T>>{Map<T>(call.x, n), Map<T>(call.y, n)});
+      this->visit(tile, gate, Zeros(), Visit<N, 1, 1, Map, Rescale>{{x}, {y}, {}});
     }
   }
 };
 
-template <class T, Layout L, int N>
-struct BackwardPass : PassBase<T, L, N, BackwardCall> {
-  using Base = PassBase<T, L, N, BackwardCall>;
-  using A = typename Base::A;
+template <class T, Layout L, int N_, bool kStraddle>
+struct BackwardPass : PassBase<T, L, N_, kStraddle, BackwardCall> {
+  using Base = PassBase<T, L, N_, kStraddle, BackwardCall>;
   using Base::args;
+  using Base::N;
+  using typename Base::A;
+  using typename Base::Channels;
+  using typename Base::Map;
   static constexpr Direction kDirection = Direction::kBackward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     const BackwardCall& call = args.call;
-    const Dot<T, N, Map<T>, Map<T>, true> term{Map<T>(call.grad_y, n), Map<T>(call.x, n), Map<T>(call.y, n)};
-    this->sums(tile, term, out);
+    const Dot<N, Map, Map> dot{this->map(call.grad_y, n), this->map(call.x, n), {}};
+    if (call.y.data) {
+      this->sums(tile, MaskedDot<N, Map>{dot, this->map(call.y, n)}, out);
+    } else {
+      this->sums(tile, dot, out);
+    }
   }
-  __device__ void gate(int64_t n, Channels<A>& x) const {
+  __device__ void gate(int64_t n, Channels& x) const {
     const BackwardCall& call = args.call;
-    A *const sums = this->partial(n), *const shift = this->of_sample(args.shift, n);
-    add_partials(sums, x.count, args.tiling.blocks);
-    gate_backward(args.problem.variant, args.gate_args, x, static_cast<const A*>(call.mean) + n * x.count, sums,
-                  this->of_sample(args.gate, n), shift, static_cast<A*>(call.record) + n * call.record_size,
-                  static_cast<A*>(call.field) + n * x.count);
-    x.each([&](int64_t c) { shift[c] /= static_cast<A>(args.problem.s); });
+    const Records& to = call.records;
+    const A *const partials = this->partial(n), *const means = static_cast<const A*>(call.mean) + n * x.own;
+    A *const mean = x.kernel_array(0), *const gate = x.kernel_array(1), *const grad = x.kernel_array(2);
+    A *const gates = this->of_sample(args.gate, n), *const shifts = this->of_sample(args.shift, n);
+    x.each([&](int64_t c) {
+      mean[c] = means[c];
+      grad[c] = this->total(partials, c);
+    });
+    const Record<A> record{static_cast<A*>(to.sample) + n * to.sample_size,
+                           static_cast<A*>(to.block) + n * to.block_size, static_cast<A*>(to.field) + n * x.own};
+    with_gate<A>(args.problem.variant, args.gate_of.shape, [&](auto of) {
+      of.backward(x, mean, gate, grad);
+      of.record(x, record);
+    });
+    x.each([&](int64_t c) {
+      gates[c] = gate[c];
+      shifts[c] = grad[c] / static_cast<A>(args.problem.s);
+    });
   }
   __device__ void apply(int64_t n, const Tile& tile) const {
     const BackwardCall& call = args.call;
-    const Gradient<T, N, Map<T>, Map<T>, Map<T>> body{Map<T>(call.grad_y, n), Map<T>(call.y, n), Map<T>(call.grad_x, n),
-                                                      Map<T>(call.grad_residual, n)};
-    Walk<A, L, N>::each(tile, this->of_sample(args.gate, n), this->of_sample(args.shift, n), body);
+    const A *const gate = this->of_sample(args.gate, n), *const shift = this->of_sample(args.shift, n);
+    const Map grad_y = this->map(call.grad_y, n), grad_x = this->map(call.grad_x, n);
+    if (call.y.data) {
+      const Map y = this->map(call.y, n), grad_residual = this->map(call.grad_residual, n);
+      this->visit(tile, gate, shift, Visit<N, 2, 2, Map, MaskedGradient>{{grad_y, y}, {grad_x, grad_residual}, {}});
+    } else {
+      this->visit(tile, gate, shift, Visit<N, 1, 1, Map, Gradient>{{grad_y}, {grad_x}, {}});
+    }
   }
 };
 
@@ -113,41 +172,45 @@ template <class T>
 using Shared = cuda::atomic_ref<T, cuda::thread_scope_device>;
 
 template <class Pass>
-__global__ void __launch_bounds__(256, resident_blocks(Pass::kDirection))
-    two_phase(const __grid_constant__ typename Pass::Args args) {
+__device__ void run_two_phase(const typename Pass::Args& args) {
   using A = typename Pass::A;
   const Pass pass{{args}};
-  struct Turn {
-    long long ticket;
+  const TwoPhasePlan& plan = args.plan;
+  struct Ticket {
+    long long number;
     int completes_sample;
   };
-  Turn* const turn = shared_at<Turn>(args.shared.ticket);
-  const unsigned tiles = static_cast<unsigned>(args.tiling.count);
+  Ticket* const taken = shared_at<Ticket>(plan.shared.ticket);
+  const unsigned tiles = static_cast<unsigned>(plan.tiling.count);
 
   for (;;) {
     // The turn before had a barrier after each use of shared memory but its last sums, which wait for the one below.
     if (threadIdx.x == 0)
-      turn->ticket = Shared<unsigned long long>(*args.next_ticket).fetch_add(1, cuda::memory_order_relaxed);
+      taken->number = Shared<unsigned long long>(*args.next_ticket).fetch_add(1, cuda::memory_order_relaxed);
     __syncthreads();
-    const int64_t ticket = turn->ticket;
-    if (ticket >= args.tickets) return;
-    const Visit visit = Visit::of(ticket, args.tickets, args.lag);
-    const int64_t n = visit.tile / args.tiling.count, i = visit.tile % args.tiling.count;
-    const Tile tile = args.tiling.at(i);
+    const int64_t ticket = taken->number;
+    if (ticket >= plan.tickets) return;
+    const Turn turn = Turn::of(ticket, plan.tickets, plan.lag);
+    const int64_t n = turn.tile / plan.tiling.count, i = turn.tile % plan.tiling.count;
+    const Tile tile = plan.tiling.at(i);
     const Shared<unsigned> arrived(args.arrived[n]);
-    if (visit.first) {
-      pass.reduce(n, tile, pass.partial(n) + args.tiling.block(i) * args.problem.c + tile.c0);
+    if (turn.first) {
+      pass.reduce(n, tile, pass.partial(n) + plan.tiling.block(i) * args.problem.c + tile.c0);
+      if (threadIdx.x == 0) taken->completes_sample = arrived.fetch_add(1, cuda::memory_order_acq_rel) + 1 == tiles;
       __syncthreads();
-      if (threadIdx.x == 0) turn->completes_sample = arrived.fetch_add(1, cuda::memory_order_acq_rel) + 1 == tiles;
-      __syncthreads();
-      if (turn->completes_sample) {
+      if (taken->completes_sample) {
         // In global memory, if shared memory is too small: a piece per sample or per block, whichever are fewer.
         const int64_t piece = args.problem.n < gridDim.x ? n : blockIdx.x;
         A* const memory =
-            args.shared.gate < 0 ? args.memory + piece * args.gate_numbers : shared_at<A>(args.shared.gate);
-        Channels<A> channels(args.problem.c, args.gate_args.kernel_size / 2, shared_at<A>(args.shared.warps), memory);
-        pass.gate(n, channels);
-        __syncthreads();
+            plan.shared.gate < 0 ? args.memory + piece * plan.gate_numbers : shared_at<A>(plan.shared.gate);
+        const bool backward = Pass::kDirection == Direction::kBackward;
+        const GateShape& shape = args.gate_of.shape;
+        const int64_t stride = args.problem.c + 2 * shape.half();
+        A* const few = memory + (kernel_arrays(backward) + args.gate_of.needs.arrays) * stride;
+        typename Pass::Channels x{
+            args.gate_of, 0, args.problem.c, memory, stride, few, few + args.gate_of.numbers, kernel_arrays(backward)};
+        x.load_numbers();
+        pass.gate(n, x);
         if (threadIdx.x == 0) arrived.store(tiles + 1, cuda::memory_order_release);
       }
     } else {
@@ -157,6 +220,22 @@ __global__ void __launch_bounds__(256, resident_blocks(Pass::kDirection))
       pass.apply(n, tile);
     }
   }
+}
+
+// y = relu(x * Gate(mean(x)) + residual), for maps [N, C, S] of type T with any strides between their runs.
+// Reads x twice, the second time from the L2 cache, and the residual once; writes y, and the means A[N, C] if wanted.
+template <class T, Layout L, int N, bool kStraddle>
+__global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
+    eca_two_phase_forward_kernel(const __grid_constant__ TwoPhaseArgs<Accumulator<T>, ForwardCall> args) {
+  run_two_phase<ForwardPass<T, L, N, kStraddle>>(args);
+}
+
+// What eca_backward_kernel (one_pass.cuh) computes, for maps with any strides between their runs.
+// Reads grad_y and y twice, the second time from the L2 cache, and x once; writes grad_x, grad_residual, the records.
+template <class T, Layout L, int N, bool kStraddle>
+__global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
+    eca_two_phase_backward_kernel(const __grid_constant__ TwoPhaseArgs<Accumulator<T>, BackwardCall> args) {
+  run_two_phase<BackwardPass<T, L, N, kStraddle>>(args);
 }
 
 }  // namespace eca

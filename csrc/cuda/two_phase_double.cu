@@ -3,19 +3,8 @@
 #include "two_phase_launch.cuh"
 
 namespace eca {
-
-template <>
-cudaError_t launch_two_phase_of<DType::kDouble, ForwardCall>(const Plan& plan,
-                                                             const TwoPhaseArgs<double, ForwardCall>& args,
-                                                             cudaStream_t stream) {
-  return launch_two_phase_as<double>(plan, args, stream);
-}
-
-template <>
-cudaError_t launch_two_phase_of<DType::kDouble, BackwardCall>(const Plan& plan,
-                                                              const TwoPhaseArgs<double, BackwardCall>& args,
-                                                              cudaStream_t stream) {
-  return launch_two_phase_as<double>(plan, args, stream);
-}
-
+template cudaError_t launch_two_phase_of<DType::kDouble>(const Plan&, const TwoPhaseArgs<double, ForwardCall>&,
+                                                         cudaStream_t);
+template cudaError_t launch_two_phase_of<DType::kDouble>(const Plan&, const TwoPhaseArgs<double, BackwardCall>&,
+                                                         cudaStream_t);
 }  // namespace eca

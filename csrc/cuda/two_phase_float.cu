@@ -3,19 +3,8 @@
 #include "two_phase_launch.cuh"
 
 namespace eca {
-
-template <>
-cudaError_t launch_two_phase_of<DType::kFloat, ForwardCall>(const Plan& plan,
-                                                            const TwoPhaseArgs<float, ForwardCall>& args,
-                                                            cudaStream_t stream) {
-  return launch_two_phase_as<float>(plan, args, stream);
-}
-
-template <>
-cudaError_t launch_two_phase_of<DType::kFloat, BackwardCall>(const Plan& plan,
-                                                             const TwoPhaseArgs<float, BackwardCall>& args,
-                                                             cudaStream_t stream) {
-  return launch_two_phase_as<float>(plan, args, stream);
-}
-
+template cudaError_t launch_two_phase_of<DType::kFloat>(const Plan&, const TwoPhaseArgs<float, ForwardCall>&,
+                                                        cudaStream_t);
+template cudaError_t launch_two_phase_of<DType::kFloat>(const Plan&, const TwoPhaseArgs<float, BackwardCall>&,
+                                                        cudaStream_t);
 }  // namespace eca

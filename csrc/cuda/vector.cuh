@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
 // L1. Numbers on their way between memory and registers: N at a time, in one load or store, widened to the
-// accumulator's type and narrowed again, rounded to nearest.
+// accumulator's type and narrowed again, rounded to nearest. And parameters, which have dtypes of their own.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <cuda/annotated_ptr>
-
 #include <cstring>
 
-#include "../options.h"
+#include "kernel_args.h"
+#include "ptx.cuh"
 
 namespace eca {
 
@@ -23,12 +22,6 @@ __device__ __forceinline__ void narrow(float value, float* to) { *to = value; }
 __device__ __forceinline__ void narrow(double value, double* to) { *to = value; }
 __device__ __forceinline__ void narrow(float value, __half* to) { *to = __float2half_rn(value); }
 __device__ __forceinline__ void narrow(float value, __nv_bfloat16* to) { *to = __float2bfloat16_rn(value); }
-
-// For the L2 cache. One that is the same for all threads costs no instruction: it is a part of the address.
-using Hint = cuda::access_property;
-__device__ __forceinline__ Hint hint_of(bool evict_first) {
-  return evict_first ? Hint(Hint::streaming{}) : Hint(Hint::global{});
-}
 
 // What one instruction moves.
 template <int Bytes>
@@ -57,9 +50,12 @@ struct Vector {
   using A = Accumulator<T>;
   Raw raw;
 
-  // Of memory that will be read again soon, and of memory that will not.
   __device__ __forceinline__ static Vector load(const T* p) { return {*reinterpret_cast<const Raw*>(p)}; }
-  __device__ __forceinline__ static Vector load_last(const T* p) { return {__ldcs(reinterpret_cast<const Raw*>(p))}; }
+  // Of global memory that will not be read again.
+  __device__ __forceinline__ static Vector load_once(const T* p) {
+    if constexpr (sizeof(Raw) == 16) return {ptx::load_once(reinterpret_cast<const uint4*>(p))};
+    return {__ldcs(reinterpret_cast<const Raw*>(p))};
+  }
 
   __device__ __forceinline__ void get(A (&out)[N]) const {
     T values[N];
@@ -68,18 +64,22 @@ struct Vector {
     for (int i = 0; i < N; ++i) out[i] = widen(values[i]);
   }
 
-  // To global memory: so that the L2 cache gives it up first, and as a hint says.
   __device__ __forceinline__ static void store(T* p, const A (&values)[N]) {
+    const Raw raw = packed(values);
+    if constexpr (sizeof(Raw) == 16) {  // as one number: nvcc cuts most stores of an unrolled loop of uint4 into four
+      unsigned __int128 whole;
+      memcpy(&whole, &raw, sizeof whole);
+      *reinterpret_cast<unsigned __int128*>(p) = whole;
+    } else {
+      *reinterpret_cast<Raw*>(p) = raw;
+    }
+  }
+  // To global memory that nobody reads soon, so that the L2 cache keeps what will be.
+  __device__ __forceinline__ static void store_once(T* p, const A (&values)[N]) {
     __stcs(reinterpret_cast<Raw*>(p), packed(values));
   }
-  __device__ __forceinline__ static void store(T* p, const A (&values)[N], Hint hint) {
-    *cuda::associate_access_property(reinterpret_cast<Raw*>(p), hint) = packed(values);
-  }
-  // To any memory.
-  __device__ __forceinline__ static void put(T* p, const A (&values)[N]) {
-    *reinterpret_cast<Raw*>(p) = packed(values);
-  }
 
+ private:
   __device__ __forceinline__ static Raw packed(const A (&values)[N]) {
     T narrowed[N];
 #pragma unroll
@@ -89,5 +89,18 @@ struct Vector {
     return raw;
   }
 };
+
+// Number i of a parameter, in the type of the accumulator.
+template <class A>
+__device__ __forceinline__ A read(const ParameterView& view, int64_t i) {
+  i = i * view.step + view.centre;
+  if constexpr (std::is_same_v<A, double>) {
+    return static_cast<const double*>(view.data)[i];
+  } else {
+    if (view.dtype == DType::kFloat) return static_cast<const float*>(view.data)[i];
+    if (view.dtype == DType::kHalf) return widen(static_cast<const __half*>(view.data)[i]);
+    return widen(static_cast<const __nv_bfloat16*>(view.data)[i]);
+  }
+}
 
 }  // namespace eca

@@ -12,139 +12,133 @@ inline namespace ECA_TARGET {
 
 template <class A>
 struct BidirectionalGate {
-  const GateArgs<A>& args;
+  const GateShape& shape;
+  const A *m = nullptr, *ahead = nullptr, *back = nullptr;  // for record: the padded means, dL/d(each convolution)
+  A dl = 0;  // dL/d(first logit of the mixture); the second has its negative
+  static constexpr int kForward = 0, kBackward = 1, kHidden = 2, kHiddenBias = 3, kMix = 4, kMixBias = 5;
 
-  // record: dwf [k], dwb [k], dl [2], dW2 [2, hidden], dh [hidden]
-  static int64_t record_size(const GateArgs<A>& a) { return 2 * a.kernel_size + 2 + 3 * a.hidden; }
-  static int64_t scratch_size(const GateArgs<A>& a) { return 2 * a.channels + 2 * a.kernel_size + 2 * a.hidden; }
-  static Weights weights(const GateArgs<A>& a) { return {2, a.hidden}; }
-  static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
-    const int64_t padded = a.channels + a.kernel_size - 1;
-    return backward ? Exchanges{3 * padded, a.hidden + 1 + 2 * a.kernel_size} : Exchanges{padded, a.hidden};
-  }
-  static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
-    const int k = a.kernel_size, hidden = a.hidden;
-    out[0] = {Combine::kSum, 0, k};
-    out[1] = {Combine::kSum, k, k};
-    out[2] = {Combine::kMean, 2 * k + 2 + 2 * hidden, hidden};
-    out[3] = {Combine::kSum, 2 * k + 2 + 2 * hidden, hidden};
-    out[4] = {Combine::kSum, 2 * k + 2, 2 * hidden};
-    out[5] = {Combine::kSum, 2 * k, 2};
+  // A sample's record: dl [2], dW2 [2, hidden], dh [hidden]. A block's: dwf [k], dwb [k].
+  static int parameters(const GateShape& s, Parameter* out) {
+    const int k = s.kernel_size, hidden = s.hidden;
+    out[kForward] = {Combine::kBlocks, 0, k};
+    out[kBackward] = {Combine::kBlocks, k, k};
+    out[kHidden] = {Combine::kMean, 2 + 2 * hidden, hidden};
+    out[kHiddenBias] = {Combine::kSum, 2 + 2 * hidden, hidden};
+    out[kMix] = {Combine::kSum, 2, 2 * hidden};
+    out[kMixBias] = {Combine::kSum, 0, 2};
     return 6;
   }
+  static GateNeeds needs(const GateShape& s, bool backward) {
+    const int64_t scratch = s.kernel_size + s.hidden;
+    return backward ? GateNeeds{2, 3, {s.hidden, 1}, scratch + s.hidden + 1} : GateNeeds{0, 1, {s.hidden, 0}, scratch};
+  }
 
   template <class X>
-  ECA_HD void forward(X& x, const A* mean, A* gate) const {
-    const Scratch s = scratch(x);
-    const A* m = x.pad(0, mean, args.kernel_size / 2, args.circular());
+  ECA_HD void forward(X& x, const A* mean, A* gate) {
     A p[2];
-    mixture(x, mean, s, p);
+    mix(x, mean, p);
     x.each([&](auto c) {
-      const auto u = mixed(x, m, s, p, c).u;
-      x.store(gate, c, outer() ? squash(u, args.hard()) : u);
+      const auto u = mixed(x, p, c).u;
+      x.store(gate, c, outer() ? squash(u, shape.hard()) : u);
     });
   }
 
   template <class X>
-  ECA_HD void backward(X& x, const A* mean, const A* grad_gate, A* gate, A* grad_mean, A* record, A* field) const {
+  ECA_HD void backward(X& x, const A* mean, A* gate, A* grad) {
     using V = typename X::Value;
-    const int k = args.kernel_size, hidden = args.hidden;
-    const Scratch s = scratch(x);
-    const A* m = x.pad(0, mean, k / 2, args.circular());
-    A p[2], dl[2];
-    mixture(x, mean, s, p);
+    const int k = shape.kernel_size, hidden = shape.hidden;
+    A *const of_ahead = x.array(0), *const of_back = x.array(1);
+    A *const dh = sums_of_hidden(x) + hidden, *const difference = dh + hidden;
+    ahead = of_ahead;
+    back = of_back;
+    A p[2];
+    mix(x, mean, p);
     x.each([&](auto c) {
-      const auto at = mixed(x, m, s, p, c);
-      const V g = outer() ? squash(at.u, args.hard()) : at.u;
-      const V du = outer() ? squash_backward(x.load(grad_gate, c), at.u, g, args.hard()) : x.load(grad_gate, c);
+      const auto at = mixed(x, p, c);
+      const V g = outer() ? squash(at.u, shape.hard()) : at.u;
+      const V dg = x.load(grad, c), du = outer() ? squash_backward(dg, at.u, g, shape.hard()) : dg;
       x.store(gate, c, g);
-      x.store(field, c, du);
-      x.store(s.ahead, c, squash_backward(V(p[0]) * du, at.z_ahead, at.ahead, args.hard()));
-      x.store(s.back, c, squash_backward(V(p[1]) * du, at.z_back, at.back, args.hard()));
-      x.store(grad_mean, c, du * (at.ahead - at.back));
+      x.store(of_ahead, c, squash_backward(V(p[0]) * du, at.z_ahead, at.ahead, shape.hard()));
+      x.store(of_back, c, squash_backward(V(p[1]) * du, at.z_back, at.back, shape.hard()));
+      x.store(grad, c, du * (at.ahead - at.back));
     });
-    const A difference = x.sum([&](auto c) { return x.load(grad_mean, c); });
-    dl[0] = p[0] * p[1] * difference;
-    dl[1] = -dl[0];
+    x.sums(1, difference, [&](int, auto c) { return x.load(grad, c); });
+    dl = p[0] * p[1] * difference[0];  // and -dl for the other one
 
-    const A* ahead = x.pad(1, s.ahead, k / 2, args.circular());
-    x.each([&](auto c) { x.store(grad_mean, c, convolve_transposed(x, args.parameters[0], k, ahead, c)); });
-    const A* back = x.pad(1, s.back, k / 2, args.circular());
-    x.each(
-        [&](auto c) { x.store(grad_mean, c, x.load(grad_mean, c) + convolve_transposed(x, s.flipped, k, back, c)); });
-    x.keep_sums(k, record, [&](int j, auto c) { return x.load(s.ahead, c) * x.window(m, c, j); });
-    x.keep_sums(k, record + k, [&](int j, auto c) { return x.load(s.back, c) * x.window(m, c, k - 1 - j); });
+    const A* padded_ahead = x.pad(ahead, k / 2, shape.circular());
+    const A* padded_back = x.pad(back, k / 2, shape.circular());
+    x.each([&](auto c) {
+      x.store(grad, c,
+              convolve_transposed(x, x.numbers(kForward), k, padded_ahead, c) +
+                  convolve_transposed(x, flipped(x), k, padded_back, c));
+    });
+    const A* w2 = x.numbers(kMix);
+    x.times(hidden, [&](int j) { dh[j] = select(rectified(x, j) <= A(0), A(0), dl * w2[j] - dl * w2[hidden + j]); });
+    x.add_rows(kHidden, hidden, [&](int j) { return dh[j]; }, grad);
+  }
 
-    A* dh = s.grad_hidden;
-    const A* w2 = args.parameters[4];
-    x.times(hidden,
-            [&](int j) { dh[j] = select(rectified(s, j) <= A(0), A(0), dl[0] * w2[j] + dl[1] * w2[hidden + j]); });
-    x.keep(2, record + 2 * k, [&](int i) { return pick(dl, i); });
-    A* of_layers = record + 2 * k + 2;
-    for (int i = 0; i < 2; ++i) {
-      x.keep(hidden, of_layers + i * hidden, [&](int j) { return dl[i] * rectified(s, j); });
-    }
-    x.keep(hidden, of_layers + 2 * hidden, [&](int j) { return dh[j]; });
-    const A* w1 = args.parameters[2];
-    ECA_ROLLED for (int j = 0; j < hidden; j += 4) {  // four rows of W1 per visit of grad_mean
-      const int rows = hidden - j < 4 ? hidden - j : 4;
-      x.each([&](auto c) {
-        V dm = x.load(grad_mean, c);
-        for (int r = j; r < j + rows; ++r) dm = dm + V(dh[r]) * x.weight(w1, r, c);
-        x.store(grad_mean, c, dm);
-      });
-    }
+  template <class X>
+  ECA_HD void record(X& x, const Record<A>& to) {
+    const int k = shape.kernel_size, hidden = shape.hidden;
+    x.keep_sums(k, to.block, [&](int j, auto c) { return x.load(ahead, c) * x.window(m, c, j); });
+    x.keep_sums(k, to.block + k, [&](int j, auto c) { return x.load(back, c) * x.window(m, c, k - 1 - j); });
+    x.keep(2, to.sample, [&](int i) { return i == 0 ? dl : -dl; });
+    x.keep(2 * hidden, to.sample + 2,
+           [&](int j) { return j < hidden ? dl * rectified(x, j) : -dl * rectified(x, j - hidden); });
+    const A* dh = sums_of_hidden(x) + hidden;
+    x.keep(hidden, to.sample + 2 + 2 * hidden, [&](int j) { return dh[j]; });
   }
 
  private:
-  struct Scratch {
-    A *ahead, *back, *flipped, *hidden, *grad_hidden;
-  };
   template <class V>
   struct Mixed {
     V z_ahead, z_back, ahead, back, u;
   };
 
-  ECA_HD bool outer() const { return (args.flags & kSingleSigmoid) == 0; }
+  ECA_HD bool outer() const { return (shape.flags & kSingleSigmoid) == 0; }
 
+  // Scratch: flip(wb) [k], W1 m [hidden]; in backward also dh [hidden] and a sum.
   template <class X>
-  ECA_HD Scratch scratch(X& x) const {
-    const int64_t c = args.channels;
-    const int k = args.kernel_size;
-    A* p = x.scratch;
-    const Scratch s{p, p + c, p + 2 * c, p + 2 * c + k, p + 2 * c + k + args.hidden};
-    x.times(k, [&](int j) { s.flipped[j] = args.parameters[1][k - 1 - j]; });
-    return s;
+  ECA_HD A* flipped(X& x) const {
+    return x.scratch;
+  }
+  template <class X>
+  ECA_HD A* sums_of_hidden(X& x) const {
+    return x.scratch + shape.kernel_size;
   }
 
   template <class X>
-  ECA_HD void mixture(X& x, const A* mean, const Scratch& s, A (&p)[2]) const {
-    const A *w1 = args.parameters[2], *w2 = args.parameters[4], *b2 = args.parameters[5];
-    x.sums(args.hidden, s.hidden, [&](int j, auto c) { return x.weight(w1, j, c) * x.load(mean, c); });
+  ECA_HD void mix(X& x, const A* mean, A (&p)[2]) {
+    const int k = shape.kernel_size, hidden = shape.hidden;
+    const A *w2 = x.numbers(kMix), *b2 = x.numbers(kMixBias), *wb = x.numbers(kBackward);
+    x.times(k, [&](int j) { flipped(x)[j] = wb[k - 1 - j]; });
+    m = x.pad_means(mean, k / 2, shape.circular());
+    x.sums(hidden, sums_of_hidden(x), [&](int j, auto c) { return x.weight(kHidden, j, c) * x.load(mean, c); });
     p[0] = b2[0];
     p[1] = b2[1];
-    ECA_ROLLED for (int j = 0; j < args.hidden; ++j) {
-      const A h = rectified(s, j);
+    ECA_ROLLED for (int j = 0; j < hidden; ++j) {
+      const A h = rectified(x, j);
       p[0] += w2[j] * h;
-      p[1] += w2[args.hidden + j] * h;
+      p[1] += w2[hidden + j] * h;
     }
     softmax(p);
   }
 
-  // h[j] = relu(W1 m + b1)[j]; s.hidden holds W1 m.
-  ECA_HD A rectified(const Scratch& s, int j) const {
-    const A z = args.parameters[3][j] + s.hidden[j];
+  // h[j] = relu(W1 m + b1)[j]
+  template <class X>
+  ECA_HD A rectified(X& x, int j) const {
+    const A z = x.numbers(kHiddenBias)[j] + sums_of_hidden(x)[j];
     return select(z <= A(0), A(0), z);
   }
 
   template <class X, class C>
-  ECA_HD auto mixed(X& x, const A* m, const Scratch& s, const A (&p)[2], C c) const {
+  ECA_HD auto mixed(X& x, const A (&p)[2], C c) const {
     using V = typename X::Value;
     Mixed<V> at;
-    at.z_ahead = convolve(x, args.parameters[0], args.kernel_size, m, c);
-    at.z_back = convolve(x, s.flipped, args.kernel_size, m, c);
-    at.ahead = squash(at.z_ahead, args.hard());
-    at.back = squash(at.z_back, args.hard());
+    at.z_ahead = convolve(x, x.numbers(kForward), shape.kernel_size, m, c);
+    at.z_back = convolve(x, flipped(x), shape.kernel_size, m, c);
+    at.ahead = squash(at.z_ahead, shape.hard());
+    at.back = squash(at.z_back, shape.hard());
     at.u = V(p[0]) * at.ahead + V(p[1]) * at.back;
     return at;
   }

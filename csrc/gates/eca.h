@@ -11,48 +11,49 @@ inline namespace ECA_TARGET {
 
 template <class A>
 struct EcaGate {
-  const GateArgs<A>& args;
+  const GateShape& shape;
+  const A *m = nullptr, *dz = nullptr;  // for record: the padded means, dL/dz
 
-  static int64_t record_size(const GateArgs<A>& a) { return a.kernel_size + 1; }
-  static int64_t scratch_size(const GateArgs<A>&) { return 0; }
-  static Weights weights(const GateArgs<A>&) { return {0, 0}; }
-  static Exchanges exchanges(const GateArgs<A>& a, bool backward) {
-    const int64_t padded = a.channels + a.kernel_size - 1;
-    return backward ? Exchanges{2 * padded, a.kernel_size + 1} : Exchanges{padded, 0};
-  }
-  static int gradients(const GateArgs<A>& a, ParameterGradient* out) {
-    out[0] = {Combine::kSum, 0, a.kernel_size};
-    out[1] = {Combine::kSum, a.kernel_size, 1};
+  static int parameters(const GateShape& s, Parameter* out) {
+    out[0] = {Combine::kBlocks, 0, s.kernel_size};
+    out[1] = {Combine::kBlocks, s.kernel_size, 1};
     return 2;
   }
+  static GateNeeds needs(const GateShape&, bool backward) { return {backward ? 1 : 0, backward ? 2 : 1, {}, 0}; }
 
   template <class X>
-  ECA_HD void forward(X& x, const A* mean, A* gate) const {
-    const A* m = x.pad(0, mean, args.kernel_size / 2, args.circular());
-    x.each([&](auto c) { x.store(gate, c, squash(logit(x, m, c), args.hard())); });
+  ECA_HD void forward(X& x, const A* mean, A* gate) {
+    m = x.pad_means(mean, shape.half(), shape.circular());
+    x.each([&](auto c) { x.store(gate, c, squash(logit(x, c), shape.hard())); });
   }
 
   template <class X>
-  ECA_HD void backward(X& x, const A* mean, const A* grad_gate, A* gate, A* grad_mean, A* record, A* field) const {
-    const int k = args.kernel_size;
-    const A* weight = args.parameters[0];
-    const A* m = x.pad(0, mean, k / 2, args.circular());
+  ECA_HD void backward(X& x, const A* mean, A* gate, A* grad) {
+    A* const of_logit = x.array(0);
+    dz = of_logit;
+    m = x.pad_means(mean, shape.half(), shape.circular());
     x.each([&](auto c) {
-      const auto z = logit(x, m, c), g = squash(z, args.hard());
+      const auto z = logit(x, c), g = squash(z, shape.hard());
       x.store(gate, c, g);
-      x.store(field, c, squash_backward(x.load(grad_gate, c), z, g, args.hard()));
+      x.store(of_logit, c, squash_backward(x.load(grad, c), z, g, shape.hard()));
     });
-    const A* dz = x.pad(1, field, k / 2, args.circular());
-    x.each([&](auto c) { x.store(grad_mean, c, convolve_transposed(x, weight, k, dz, c)); });
-    x.keep_sums(k, record, [&](int j, auto c) { return x.load(field, c) * x.window(m, c, j); });
-    x.keep_sums(1, record + k, [&](int, auto c) { return x.load(field, c); });
+    const A* padded = x.pad(dz, shape.half(), shape.circular());
+    x.each([&](auto c) { x.store(grad, c, convolve_transposed(x, x.numbers(0), shape.kernel_size, padded, c)); });
+  }
+
+  template <class X>
+  ECA_HD void record(X& x, const Record<A>& to) {
+    const int k = shape.kernel_size;
+    x.keep_sums(k, to.block, [&](int j, auto c) { return x.load(dz, c) * x.window(m, c, j); });
+    x.keep_sums(1, to.block + k, [&](int, auto c) { return x.load(dz, c); });
   }
 
  private:
   template <class X, class C>
-  ECA_HD auto logit(X& x, const A* m, C c) const {
-    const auto z = convolve(x, args.parameters[0], args.kernel_size, m, c);
-    return args.parameters[1] ? z + typename X::Value(args.parameters[1][0]) : z;
+  ECA_HD auto logit(X& x, C c) const {
+    const auto z = convolve(x, x.numbers(0), shape.kernel_size, m, c);
+    const A* bias = x.numbers(1);
+    return bias ? z + typename X::Value(bias[0]) : z;
   }
 };
 

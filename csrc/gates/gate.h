@@ -1,32 +1,33 @@
 // SPDX-License-Identifier: MIT
-// L0. What a gate is given and what it answers. Each gate is one file beside this one, a struct with
+// L0. What a gate is given and what it answers. Each gate is one file beside this one, a struct template Gate<A> with
 //
-//   forward (x, mean, gate)
-//       C means of one sample -> C gates
-//   backward(x, mean, grad_gate, gate, grad_mean, record, field)
-//       dL/dgate -> the gates anew, dL/dmean, and what the parameters' gradients need to know of this sample
+//   forward (x, mean, gate)         the means of one sample -> its gates
+//   backward(x, mean, gate, grad)   the gates anew; grad holds dL/dgate and then dL/dmean
+//   record  (x, to)                 after backward: what the parameters' gradients need to know of this sample
+//   parameters(shape, out)          its parameters, in the order of the operator's arguments
+//   needs(shape, backward)          the memory that forward, or backward with record, takes
 //
-// x is the executor: it owns the loops (16 channels at a time on the CPU, one for each thread of a block on a GPU), so
-// a gate is written once. It offers
+// mean, gate and grad have a number for each channel. x is the executor: it owns the loops (16 channels at a time on
+// the CPU, one for each thread of a block on a GPU), so a gate is written once. It offers
 //
-//   each(f)                          f(c) for all channels; c is passed on to load(p, c) and store(p, c, value)
-//   times(count, f)                  f(j) for the numbers j of [0, count), in any order
-//   sum(f)                           the sum of f(c) over the channels, known to all threads
-//   sums(count, out, f)              out[j] = sum of f(j, c) over the channels; out is scratch
-//   weight(p, j, c)                  p[j, c] of the matrix that weights() names: read for every sample, kept near
-//   pad(slot, p, half, circular)     a copy of p[C] with its neighbours, for window(padded, c, j) = padded[c + j]
-//   keep(count, p, f)                p[j] = f(j); p is the record
-//   keep_sums(count, p, f)           p[j] = sum of f(j, c) over the channels; p is the record
-//   scratch                          scratch_size numbers to use freely
+//   each(f)                      f(c) for all channels; c is passed on to load(p, c) and store(p, c, value)
+//   times(count, f)              f(j) for the numbers j of [0, count), in any order
+//   sums(count, out, f)          out[j] = sum of f(j, c) over the channels; out is scratch that no other sums writes
+//   array(i)                     a number for each channel, i < arrays
+//   scratch                      `scratch` numbers to use freely
+//   pad(p, half, circular)       array p with `half` neighbours on each side, for window(padded, c, j) = padded[c + j]
+//   pad_means(mean, half, ...)   the same of the means. Both together at most `pads` times
+//   numbers(i)                   parameter i, if it is a few numbers; null where optional and absent
+//   weight(i, j, c)              element [j, c] of parameter i, if it has rows of C
+//   add_rows(i, count, f, out)   out[c] += sum over the rows j < count of f(j) * weight(i, j, c)
+//   keep(count, p, f)            p[j] = f(j);                            for record: p is a part of to.sample
+//   keep_sums(count, p, f)       p[j] = sum of f(j, c) over the channels; for record: p is a part of to.block
+//   keep_each(p, f)              p[c] = f(c);                            for record: p is to.field
 //
-// Each of them sees what those before it have stored. The channels may be shared out among several blocks, each of
-// which has scratch of its own, and sees numbers per channel of its own channels only, but for those that pad returns.
-//
-// Gradients of parameters are sums over samples in the order of the samples. A gate leaves `record` (a few numbers) and
-// `field` (C numbers) per sample and says, per parameter, how they combine:
-//   kSum    grad[i]    = sum_n record[n][offset + i]
-//   kMean   grad[r, c] = sum_n record[n][offset + r] * mean[n][c]
-//   kField  grad[r, c] = sum_n record[n][offset + r] * field[n][c]
+// Each of them sees what those before it have stored; what is kept, none of them reads. The channels may be shared out
+// among the blocks of a cluster. Then a block's arrays, means and gates hold its own channels, and pad brings `half`
+// more on each side; sums are over all channels, and known to all blocks; keep_sums adds up a block's own channels. On
+// a GPU record runs after the feature maps have been written, so nothing waits for it.
 #pragma once
 #include "../options.h"
 #include "math.h"
@@ -34,35 +35,42 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-template <class A>
-struct GateArgs {
-  const A* parameters[kMaxParameters];  // in the order of the operator's arguments; null where optional and absent
+// What the sizes of a gate's memory and parameters follow from.
+struct GateShape {
   int64_t channels;
   int kernel_size, hidden;
   int64_t flags;
 
   ECA_HD bool circular() const { return (flags & kCircular) != 0; }
   ECA_HD bool hard() const { return (flags & kHardSigmoid) != 0; }
+  ECA_HD int half() const { return kernel_size / 2; }
 };
 
-// Numbers that blocks which share out a sample's channels tell each other: those of pad, and those of sums per block.
-// Steps that tell something (sum, sums, pad, keep_sums) are kMaxExchanges of plan/resident.h at most, with one or two
-// of the kernel's own.
-struct Exchanges {
-  int64_t padded, per_block;
+// How the gradient of a parameter follows from the samples' records. Samples n and blocks b are added in their order.
+enum class Combine : int {
+  kBlocks,  // a few numbers:  grad[i]    = sum_n sum_b block[n][b][offset + i]
+  kSum,     // a few numbers:  grad[i]    = sum_n sample[n][offset + i]
+  kMean,    // rows of C:      grad[r, c] = sum_n sample[n][offset + r] * mean[n][c]
+  kField    // rows of C:      grad[r, c] = sum_n sample[n][offset + r] * field[n][c]
 };
 
-// The parameter [rows, C] that x.weight reads, if there is one.
-struct Weights {
-  int parameter;
-  int rows;
-};
-
-enum class Combine : int { kSum, kMean, kField };
-
-struct ParameterGradient {
+struct Parameter {
   Combine how;
-  int64_t offset, count;  // count: numbers for kSum, rows otherwise
+  int64_t offset, count;  // count: of numbers, or of rows
+
+  ECA_HD bool has_rows() const { return how == Combine::kMean || how == Combine::kField; }
+};
+
+// Where `record` writes: numbers of this sample, of this block, and one for each channel; null if nobody needs them.
+template <class A>
+struct Record {
+  A *sample, *block, *field;
+};
+
+struct GateNeeds {
+  int arrays, pads;
+  int sums[2];  // counts of its calls of x.sums, 0 for none
+  int64_t scratch;
 };
 
 // z[c] = sum_j w[j] * m[c + j - half] for the channels of c; `padded` comes from x.pad.

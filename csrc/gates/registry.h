@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L0. From the number of a variant to its gate, once for everything that must choose at run time.
+// L0. The gate of each variant, and what it says of itself.
 #pragma once
 #include "bidirectional.h"
 #include "eca.h"
@@ -8,38 +8,48 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
+// The gate of each variant.
+template <Variant V, class A>
+struct GateType;
+template <class A>
+struct GateType<Variant::kEca, A> {
+  using type = EcaGate<A>;
+};
+template <class A>
+struct GateType<Variant::kMultiKernel, A> {
+  using type = MultiKernelGate<A>;
+};
+template <class A>
+struct GateType<Variant::kBidirectional, A> {
+  using type = BidirectionalGate<A>;
+};
+template <Variant V, class A>
+using GateOf = typename GateType<V, A>::type;
+
 // What a backend must allocate for a gate, and how the gradients of its parameters come about.
 struct GateFacts {
-  int64_t record_size, scratch_size;
-  Exchanges exchanges[2];  // forward, backward
-  Weights weights;
-  ParameterGradient gradients[kMaxParameters];
   int parameters;
+  Parameter parameter[kMaxParameters];
+  GateNeeds needs[2];                   // forward, backward
+  int64_t sample_record, block_record;  // sizes of what `record` leaves
+  int64_t numbers;                      // of the parameters that are a few numbers
 };
 
-// Calls f with the gate of the variant.
-template <class A, class F>
-ECA_HD void with_gate(Variant variant, const GateArgs<A>& args, F f) {
-  switch (variant) {
-    case Variant::kEca:
-      return f(EcaGate<A>{args});
-    case Variant::kMultiKernel:
-      return f(MultiKernelGate<A>{args});
-    case Variant::kBidirectional:
-      return f(BidirectionalGate<A>{args});
+template <int V = 0>
+GateFacts gate_facts(Variant variant, const GateShape& shape) {
+  if constexpr (V + 1 < kVariants) {
+    if (variant != static_cast<Variant>(V)) return gate_facts<V + 1>(variant, shape);
   }
-}
-
-template <class A>
-inline GateFacts gate_facts(Variant variant, const GateArgs<A>& args) {
+  using Gate = GateOf<static_cast<Variant>(V), float>;
   GateFacts facts{};
-  with_gate(variant, args, [&](auto gate) {
-    facts.record_size = gate.record_size(args);
-    facts.scratch_size = gate.scratch_size(args);
-    for (int backward = 0; backward < 2; ++backward) facts.exchanges[backward] = gate.exchanges(args, backward);
-    facts.weights = gate.weights(args);
-    facts.parameters = gate.gradients(args, facts.gradients);
-  });
+  facts.parameters = Gate::parameters(shape, facts.parameter);
+  for (const bool backward : {false, true}) facts.needs[backward] = Gate::needs(shape, backward);
+  for (int i = 0; i < facts.parameters; ++i) {
+    const Parameter& p = facts.parameter[i];
+    int64_t& size = p.how == Combine::kBlocks ? facts.block_record : facts.sample_record;
+    if (size < p.offset + p.count) size = p.offset + p.count;
+    if (!p.has_rows()) facts.numbers += p.count;
+  }
   return facts;
 }
 

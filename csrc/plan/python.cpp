@@ -5,19 +5,33 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
-#include <iterator>
 #include <string>
 #include <utility>
 
 #include "../gates/registry.h"
-#include "resident.h"
-#include "tuning.h"
+#include "plan.h"
 
 namespace eca {
 namespace {
 
 namespace py = pybind11;
+
+// Public figures of some GPUs, for which plans can be shown and tested on any machine, in alphabetical order.
+constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
+constexpr int64_t kShared = 48 * kKB;
+
+constexpr Device kDevices[] = {
+    {"a10", 86, 72, 1024, 1536, 1, kShared, 100 * kKB, 99 * kKB, 6 * kMB},
+    {"a100", 80, 108, 1024, 2048, 1, kShared, 164 * kKB, 163 * kKB, 40 * kMB},
+    {"b200", 100, 148, 1024, 2048, 16, kShared, 228 * kKB, 227 * kKB, 126 * kMB},
+    {"h100", 90, 132, 1024, 2048, 16, kShared, 228 * kKB, 227 * kKB, 50 * kMB},
+    {"h100-mig-1g", 90, 16, 1024, 2048, 16, kShared, 228 * kKB, 227 * kKB, 6 * kMB},
+    {"h200", 90, 132, 1024, 2048, 16, kShared, 228 * kKB, 227 * kKB, 60 * kMB},
+    {"l4", 89, 58, 1024, 1536, 1, kShared, 100 * kKB, 99 * kKB, 48 * kMB},
+    {"rtx4090", 89, 128, 1024, 1536, 1, kShared, 100 * kKB, 99 * kKB, 72 * kMB},
+    {"rtx5090", 120, 170, 1024, 1536, 8, kShared, 100 * kKB, 99 * kKB, 96 * kMB},
+    {"t4", 75, 40, 1024, 1024, 1, kShared, 64 * kKB, 64 * kKB, 4 * kMB},
+};
 
 constexpr int64_t kMostElements = int64_t{1} << 40;  // of a map, far beyond any device, so that nothing overflows
 
@@ -57,11 +71,9 @@ py::dict to_dict(const Device& d) {
   using namespace py::literals;
   return py::dict("name"_a = d.name, "capability"_a = d.capability, "multiprocessors"_a = d.multiprocessors,
                   "max_threads"_a = d.max_threads, "threads_per_multiprocessor"_a = d.threads_per_multiprocessor,
-                  "shared_per_block"_a = d.shared_per_block,
-                  "shared_per_multiprocessor"_a = d.shared_per_multiprocessor, "l2"_a = d.l2,
-                  "copy_rate"_a = d.copy_rate, "measured"_a = d.measured, "shared_opt_in"_a = d.shared_opt_in,
-                  "clusters"_a = std::vector<std::vector<int>>{{std::begin(d.clusters[0]), std::end(d.clusters[0])},
-                                                               {std::begin(d.clusters[1]), std::end(d.clusters[1])}});
+                  "most_blocks"_a = d.most_blocks, "shared_per_block"_a = d.shared_per_block,
+                  "shared_per_multiprocessor"_a = d.shared_per_multiprocessor, "shared_opt_in"_a = d.shared_opt_in,
+                  "l2"_a = d.l2);
 }
 
 // The entries of a dict that was given as the argument of that name.
@@ -94,26 +106,16 @@ struct Entries {
 
 Device from_dict(const py::dict& d) {
   const Entries device{"device", d};
-  Device made{"",
-              device.number("capability", 0),
-              device.number("multiprocessors", 1),
-              device.number("max_threads", 32),
-              device.number("threads_per_multiprocessor", 32),
-              device.number<int64_t>("shared_per_block", 4 << 10),
-              device.number<int64_t>("shared_per_multiprocessor", 4 << 10),
-              device.number<int64_t>("l2", 0),
-              device.number<double>("copy_rate", 0),
-              false,
-              d.contains("shared_opt_in") ? device.number<int64_t>("shared_opt_in", 0) : 0};
-  if (!d.contains("clusters")) return made;
-  const py::object clusters = d["clusters"];
-  try {
-    const auto counts = clusters.cast<std::array<std::array<int, kMostRanks + 1>, 2>>();
-    for (int room = 0; room < 2; ++room) std::copy(counts[room].begin(), counts[room].end(), made.clusters[room]);
-  } catch (const py::cast_error&) {
-    refuse("device: clusters", "two lists of 17 numbers", py::repr(clusters));
-  }
-  return made;
+  return {"",
+          device.number("capability", 0),
+          device.number("multiprocessors", 1),
+          device.number("max_threads", 32),
+          device.number("threads_per_multiprocessor", 32),
+          device.number("most_blocks", 1),
+          device.number<int64_t>("shared_per_block", 4 << 10),
+          device.number<int64_t>("shared_per_multiprocessor", 4 << 10),
+          device.number<int64_t>("shared_opt_in", 4 << 10),
+          device.number<int64_t>("l2", 0)};
 }
 
 Device device_of(const py::object& given) {
@@ -121,11 +123,9 @@ Device device_of(const py::object& given) {
   if (!py::isinstance<py::str>(given)) refuse("device", "a name or a dict", py::repr(given));
   const std::string name = given.cast<std::string>();
   std::string all;
-  size_t count = 0;
-  const Device* const devices = known_devices(&count);
-  for (size_t i = 0; i < count; ++i) {
-    if (name == devices[i].name) return devices[i];
-    all += std::string(i ? ", " : "") + devices[i].name;
+  for (const Device& device : kDevices) {
+    if (name == device.name) return device;
+    all += std::string(all.empty() ? "" : ", ") + device.name;
   }
   refuse("device", "one of " + all, "'" + name + "'");
 }
@@ -135,41 +135,51 @@ Layout walked(Layout given, int64_t c, int64_t s) {
   return s == 1 || (given == Layout::kRows && c != 1) ? Layout::kRows : Layout::kPlanes;
 }
 
-int64_t alignment_of_dense(const Problem& p) {
-  const bool rows = p.layout == Layout::kRows;
-  return alignment_of(p, {reinterpret_cast<void*>(256), p.c * p.s, rows ? p.c : p.s});
+void add(py::dict& made, const OnePassPlan& p) {
+  made["blocks_per_sample"] = p.blocks;
+  made["position_parts"] = p.parts;
+  made["shared_bytes"] = p.shared.total;
+  made["blocks_per_multiprocessor"] = p.blocks_per_multiprocessor;
+  made["channels"] = p.channels;
+  made["positions"] = p.positions;
+  made["lanes"] = p.lanes;
+  made["straddle"] = p.straddle;
+  made["bulk"] = p.bulk;
+  made["slabs"] = p.slabs.count;
+  made["slab_bytes"] = p.slabs.bytes;
+  made["keeps_x"] = p.slabs.second_sum;
+  made["keeps_extra"] = p.slabs.extra;
 }
 
-py::dict to_dict(const Plan& p, Layout layout, int64_t alignment) {
+void add(py::dict& made, const TwoPhasePlan& p) {
   using namespace py::literals;
-  const py::dict tiling("channels"_a = p.tiling.channels, "positions"_a = p.tiling.positions,
-                        "blocks"_a = p.tiling.blocks, "count"_a = p.tiling.count);
-  const py::dict shared("ticket"_a = p.shared.ticket, "warps"_a = p.shared.warps, "sums"_a = p.shared.sums,
-                        "gate"_a = p.shared.gate, "total"_a = p.shared.total);
-  return py::dict("path"_a = p.path == Path::kNothing ? "nothing" : "two-phase", "reason"_a = p.reason,
-                  "layout"_a = layout == Layout::kRows ? "rows" : "planes", "alignment"_a = alignment,
-                  "vector"_a = p.vector, "threads"_a = p.threads, "lanes"_a = p.lanes, "tiling"_a = tiling,
-                  "tickets"_a = p.tickets, "lag"_a = p.lag, "blocks"_a = p.blocks, "shared"_a = shared,
-                  "gate_numbers"_a = p.gate_numbers, "floor_bytes"_a = p.floor_bytes, "memory_bytes"_a = p.memory_bytes,
-                  "l2_bytes"_a = p.l2_bytes, "floor_us"_a = p.floor_us, "predicted_us"_a = p.predicted_us);
+  made["shared_bytes"] = p.shared.total;
+  made["lanes"] = p.lanes;
+  made["straddle"] = p.straddle;
+  made["vector"] = p.vector;
+  made["tiling"] = py::dict("channels"_a = p.tiling.channels, "positions"_a = p.tiling.positions,
+                            "blocks"_a = p.tiling.blocks, "count"_a = p.tiling.count);
+  made["tickets"] = p.tickets;
+  made["lag"] = p.lag;
+  made["gate_numbers"] = p.gate_numbers;
+  made["gate_in_shared_memory"] = p.shared.gate >= 0;
 }
 
-py::dict to_dict(const ResidentPlan& p) {
+py::dict to_dict(const Plan& p, Layout layout) {
   using namespace py::literals;
-  if (!p.possible) return py::dict("possible"_a = false, "reason"_a = p.reason);
-  return py::dict("possible"_a = true, "ranks"_a = p.ranks, "stages"_a = p.stages, "threads"_a = p.threads,
-                  "vector"_a = p.vector, "lanes"_a = p.lanes, "runs"_a = p.runs, "channels"_a = p.channels,
-                  "copies"_a = p.copies == Copies::kBulk ? "bulk" : "threads", "straddle"_a = p.straddle,
-                  "parked"_a = p.parked, "group"_a = p.group, "piece_bytes"_a = 1 << p.piece_shift,
-                  "evict_first"_a = p.evict_first, "persistent"_a = p.persistent, "kept_rows"_a = p.kept_rows,
-                  "clusters"_a = p.clusters, "slab_bytes"_a = p.slab_bytes, "shared_bytes"_a = p.shared.total,
-                  "exchange_numbers"_a = p.exchange_numbers, "floor_us"_a = p.floor_us,
-                  "predicted_us"_a = p.predicted_us, "text"_a = describe(p));
+  constexpr const char* kPaths[] = {"nothing", "one_pass", "two_phase"};
+  py::dict made("path"_a = kPaths[static_cast<int>(p.path)], "reason"_a = p.reason,
+                "layout"_a = layout == Layout::kRows ? "rows" : "planes", "blocks_per_sample"_a = py::none(),
+                "position_parts"_a = py::none(), "threads"_a = p.threads, "shared_bytes"_a = 0,
+                "blocks_per_multiprocessor"_a = py::none(), "grid"_a = p.blocks, "text"_a = describe(p));
+  if (p.path == Path::kOnePass) add(made, p.one_pass);
+  if (p.path == Path::kTwoPhase) add(made, p.two_phase);
+  return made;
 }
 
 py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const std::string& layout,
               const std::string& variant, const std::string& direction, const py::object& device, bool relu,
-              bool residual, int kernel_size, int hidden, bool cross_channel, int64_t alignment) {
+              bool residual, int kernel_size, int hidden, bool cross_channel, bool gaps) {
   const std::pair<const char*, int64_t> sizes[] = {{"n", n}, {"c", c}, {"s", s}, {"hidden", hidden}};
   for (const auto& [name, size] : sizes)
     if (size < 0 || size > kMostElements) refuse(name, "a size from 0 to 2^40", std::to_string(size));
@@ -186,34 +196,17 @@ py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const s
             named<Variant>("variant", variant, kVariantNames),
             (relu ? kRelu : int64_t{0}) | (cross_channel ? kCrossChannel : int64_t{0})};
   p.layout = walked(named<Layout>("layout", layout, kLayoutNames), c, s);
-  const int64_t dense = alignment_of_dense(p);
-  if (alignment == 0) alignment = dense;
-  if (alignment < item_size(p.dtype) || dense % alignment != 0)
-    refuse("alignment", "a power of two from the size of an element to " + std::to_string(dense) + " bytes",
-           std::to_string(alignment));
-
-  const GateArgs<float> args{{}, c, kernel_size, hidden, p.flags};
-  const GateFacts facts = gate_facts(p.variant, args);
-  const Request request{p,           named<Direction>("direction", direction, kDirectionNames),
-                        residual,    alignment,
-                        kernel_size, facts.scratch_size};
-  const Device on = device_of(device);
-  const bool is_kept = is_dense(p, {reinterpret_cast<void*>(256), c * s, p.layout == Layout::kRows ? c : s});
-  py::dict made = to_dict(make_plan(request, on), p.layout, alignment);
-  const Exchanges& exchanges = facts.exchanges[request.direction == Direction::kBackward];
-  made["resident"] = to_dict(make_resident_plan({request, is_kept, exchanges, facts.weights, tuned(request)}, on));
-  return made;
-}
-
-// An entry that may be left out: 0 or a power of two.
-int power(const Entries& rule, const char* key, int least, int most) {
-  if (!rule.dict.contains(key)) return 0;
-  const int value = rule.number(key, 0);
-  if (value != 0 && (value & (value - 1) || value < least || value > most))
-    refuse("rules",
-           std::string(key) + ": 0 or a power of two from " + std::to_string(least) + " to " + std::to_string(most),
-           std::to_string(value));
-  return value;
+  const Batch whole{reinterpret_cast<void*>(256), c * s, p.layout == Layout::kRows ? c : s};
+  const GateFacts facts = gate_facts(p.variant, {c, kernel_size, hidden, p.flags});
+  Request request{p, named<Direction>("direction", direction, kDirectionNames), residual};
+  request.aligned = is_aligned(p, whole);
+  request.dense = !gaps && is_dense(p, whole);
+  request.half = kernel_size / 2;
+  request.needs = facts.needs[request.backward()];
+  request.numbers = facts.numbers;
+  request.choice = tuned(p, request.direction);
+  request.batch_invariant = batch_invariance();
+  return to_dict(make_plan(request, device_of(device)), p.layout);
 }
 
 // One rule, as described at set_tuning.
@@ -221,14 +214,10 @@ Rule rule_of(const py::handle& given) {
   if (!py::isinstance<py::dict>(given)) refuse("rules", "dicts", py::repr(given));
   const auto d = py::reinterpret_borrow<py::dict>(given);
   const Entries rule{"rules", d};
-  rule.at("threads");  // the others may be left out
-  const int threads = power(rule, "threads", 32, 512), piece = power(rule, "piece", 4096, 1 << 17);
-  const bool groups = d.contains("lanes") && rule.number("lanes", -1) == -1;
-  const int evict_first = d.contains("evict_first") ? rule.number("evict_first", -1) : 0;
-  if (evict_first > (kRead | kWritten)) refuse("rules: evict_first", "-1 to 3", std::to_string(evict_first));
-  const int persistent = d.contains("persistent") ? rule.number("persistent", -1) : 0;
-  if (persistent > 1) refuse("rules: persistent", "-1 to 1", std::to_string(persistent));
-  const int lanes = groups ? -1 : power(rule, "lanes", 1, 512);
+  const int threads = rule.number("threads", 0);
+  if (threads != 0 && (threads & (threads - 1) || threads < 32 || threads > kOnePassThreads))
+    refuse("rules", "threads: 0 or a power of two from 32 to " + std::to_string(kOnePassThreads),
+           std::to_string(threads));
   return {rule.name<Direction>("direction", kDirectionNames),
           rule.name<DType>("dtype", kDTypeNames),
           rule.name<Layout>("layout", kWalkNames),
@@ -236,37 +225,29 @@ Rule rule_of(const py::handle& given) {
           rule.number<int64_t>("n", 0),
           rule.number<int64_t>("c", 1),
           rule.number<int64_t>("s", 1),
-          {rule.number("ranks", -1), rule.number("stages", 0), threads, lanes, piece, evict_first, persistent}};
+          {rule.number("blocks", -1), d.contains("parts") ? rule.number("parts", 0) : 0, threads}};
 }
 
 }  // namespace
+
+bool (*driver_device)(Device*) = nullptr;
 
 void bind_plan(py::module_& m) {
   using namespace py::literals;
   m.def(
       "devices",
       [] {
-        size_t count = 0;
-        const Device* const devices = known_devices(&count);
         py::list all;
-        for (size_t i = 0; i < count; ++i) all.append(to_dict(devices[i]));
+        for (const Device& device : kDevices) all.append(to_dict(device));
         return all;
       },
       "The devices that plan knows by name, with the figures that a plan depends on.");
   m.def(
       "plan", plan, "n"_a, "c"_a, "s"_a, "dtype"_a, "layout"_a, "variant"_a, "direction"_a, "device"_a, py::kw_only(),
       "relu"_a = false, "residual"_a = false, "kernel_size"_a = 3, "hidden"_a = 0, "cross_channel"_a = false,
-      "alignment"_a = 0,
+      "gaps"_a = false,
       "How the CUDA kernels would do a call with maps [n, c, s]: csrc/plan/plan.h as a dict. device: a name, or a dict "
-      "like those of devices(). alignment: 0 for that of dense maps.");
-  m.def(
-      "known_device",
-      [](const std::string& name, int multiprocessors) -> py::object {
-        const Device* const known = known_device(name, multiprocessors);
-        return known ? py::object(to_dict(*known)) : py::none();
-      },
-      "name"_a, "multiprocessors"_a,
-      "The one of devices() that a driver calls by such a name and that has so many multiprocessors, or None.");
+      "like those of devices(). gaps: the maps are slices of larger ones.");
   m.def(
       "device",
       []() -> py::object {
@@ -274,17 +255,8 @@ void bind_plan(py::module_& m) {
         if (!driver_device || !driver_device(&device)) return py::none();
         return to_dict(device);
       },
-      "The current GPU as its driver describes it, a dict as those of devices(), copy_rate 0 if not known; None if "
-      "there is none, or in builds without CUDA.");
-  m.def(
-      "clusters",
-      [](int ranks, int threads, int shared_bytes) {
-        if (!driver_clusters) throw std::runtime_error("clusters: expected a build with CUDA, this one has none");
-        return driver_clusters(ranks, threads, shared_bytes);
-      },
-      "ranks"_a, "threads"_a, "shared_bytes"_a,
-      "How many clusters of so many blocks, threads per block and bytes of shared memory per block run at once on the "
-      "current GPU, as its driver says.");
+      "The current GPU as its driver describes it, a dict as those of devices(); None if there is none, "
+      "or in builds without CUDA.");
   m.def(
       "set_tuning",
       [](const py::list& rules) {
@@ -293,12 +265,10 @@ void bind_plan(py::module_& m) {
         set_tuning(std::move(all));
       },
       "rules"_a,
-      "Replaces what is known to be best for the resident kernels: dicts with direction, dtype, layout ('planes' or "
-      "'rows'), n (0: any), c, s, ranks (-1: two-phase kernels), stages and threads, and if you like lanes (threads to "
-      "a plane; -1: groups of planes to a thread), piece (bytes of a slab that arrive together), evict_first (what the "
-      "L2 cache gives up first; 1: what is read, 2: what is written, 3: both, -1: neither) and persistent (1: clusters "
-      "that take samples in turn, -1: one for each sample); 0: as the plan finds. A rule may have a variant, and is "
-      "else for all of them. The first rule that fits counts.");
+      "Replaces what is known to be best: dicts with direction, dtype, layout ('planes' or 'rows'), n (0: any), c, s, "
+      "blocks (of a sample; -1: the two-phase kernel) and threads (of a block), and if you like parts (of the "
+      "positions); 0: as the plan finds. A rule may have a variant, and is else for all of them. The first rule that "
+      "fits counts.");
 }
 
 }  // namespace eca

@@ -1,39 +1,40 @@
 // SPDX-License-Identifier: MIT
-// L0. See tuning.h.
-#include "tuning.h"
-
+// L0. The table of rules; see plan.h.
+#include <cstdlib>
 #include <memory>
-#include <mutex>
+#include <string>
 #include <utility>
+
+#include "plan.h"
 
 namespace eca {
 namespace {
 
 using Rules = std::vector<Rule>;
 
-std::mutex mutex;
-std::shared_ptr<const Rules> rules = std::make_shared<Rules>();
+std::shared_ptr<const Rules> rules;  // null: none
 
 }  // namespace
 
 void set_tuning(Rules replacement) {
-  auto made = std::make_shared<const Rules>(std::move(replacement));
-  const std::lock_guard<std::mutex> lock(mutex);
-  rules = std::move(made);
+  std::atomic_store(&rules, replacement.empty() ? nullptr : std::make_shared<const Rules>(std::move(replacement)));
 }
 
-Choice tuned(const Request& request) {
-  std::shared_ptr<const Rules> now;
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    now = rules;
-  }
-  const Problem& p = request.problem;
+bool batch_invariance() {
+  static const bool wanted = [] {
+    const char* const value = std::getenv("ECA_CUDA_BATCH_INVARIANT");
+    return value && std::string(value) == "1";
+  }();
+  return wanted;
+}
+
+Choice tuned(const Problem& p, Direction direction) {
+  const std::shared_ptr<const Rules> now = std::atomic_load(&rules);
+  if (!now) return {};
   const int64_t n = batch_invariance() ? 0 : p.n;  // a rule for one batch size gives it bits of its own
   for (const Rule& r : *now) {
     const bool fits = (r.variant < 0 || r.variant == static_cast<int>(p.variant)) && (r.n == 0 || r.n == n);
-    if (fits && r.direction == request.direction && r.dtype == p.dtype && r.layout == p.layout && r.c == p.c &&
-        r.s == p.s)
+    if (fits && r.direction == direction && r.dtype == p.dtype && r.layout == p.layout && r.c == p.c && r.s == p.s)
       return r.choice;
   }
   return {};

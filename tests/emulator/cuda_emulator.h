@@ -10,6 +10,9 @@
 #error "cuda_emulator.h is for host compilers only"
 #endif
 
+// For headers that bring assembly, and leave their functions to device/.
+#define CUDA_EMULATOR
+
 // One thread-local image per thread block: see runtime/shared_memory.cpp.
 #define __shared__ thread_local
 #define __grid_constant__
@@ -26,4 +29,5 @@
 #include "device/launch.h"
 #include "device/memory.h"
 #include "device/pipeline.h"
+#include "device/ptx.h"
 #include "device/warp.h"

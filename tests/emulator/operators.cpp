@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The GPU backend of the operators on the emulated device: torch.ops.eca_cuda_emulated.*, for CPU tensors. It links the
 // product's own kernels and host code; only what torch knows of a CUDA device is replaced.
+#include "../../csrc/cuda/device.h"
 #include "../../csrc/cuda/ops_cuda.h"
-#include "../../csrc/cuda/resident.h"
-#include "../../csrc/plan/tuning.h"
+#include "../../csrc/plan/plan.h"
 #include "../../csrc/schemas.h"
 
 namespace eca {
@@ -13,10 +13,9 @@ OnDeviceOf::~OnDeviceOf() = default;
 cudaStream_t OnDeviceOf::stream() const { return nullptr; }
 
 // Asked for each time, because tests change the device.
-Device OnDeviceOf::device() const {
-  Device device{};
-  if (query_device_with_clusters(&device) != cudaSuccess)
-    throw std::runtime_error("the emulated device does not answer");
+const Device& OnDeviceOf::device() const {
+  static Device device;
+  if (query_device(&device) != cudaSuccess) throw std::runtime_error("the emulated device does not answer");
   return device;
 }
 

@@ -65,6 +65,7 @@ void fence_proxy_async();
 void thread_load(void* shared, const void* source, unsigned bytes, Where);
 void thread_load_commit();
 void thread_load_wait(unsigned groups_left, Where);
+void count_load(unsigned bytes);
 
 }  // namespace emulator
 
@@ -77,5 +78,8 @@ void emulator_set_device(int multiprocessors, int max_threads_per_block, int sha
                          int compute_capability);
 long emulator_launches();  // so far
 long emulator_blocks();    // of all of them
+long emulator_loaded();    // bytes: see Counters in runtime/machine.h
+long emulator_pushed();
+long emulator_barriers();
 }
 #pragma GCC visibility pop

@@ -9,15 +9,16 @@ namespace emulator {
 
 namespace {
 
-void arrive(Barrier& barrier, unsigned expected, const Where& where) {
+// Whether this arrival completes the barrier.
+bool arrive(Barrier& barrier, unsigned expected, const Where& where) {
   const bool same = barrier.where.line() == where.line() && !std::strcmp(barrier.where.file_name(), where.file_name());
   if (barrier.arrived && !same) fault("other threads wait at " + at(barrier.where), where);
   barrier.where = where;
   barrier.edges[barrier.generation & 1].release();
-  if (++barrier.arrived == expected) {
-    barrier.arrived = 0;
-    ++barrier.generation;
-  }
+  if (++barrier.arrived < expected) return false;
+  barrier.arrived = 0;
+  ++barrier.generation;
+  return true;
 }
 
 Warp& warp_of(const Thread& thread) { return thread.block->warps[thread.rank / warpSize]; }
@@ -94,7 +95,7 @@ int syncthreads(bool predicate, Where where) {
   int& votes = barrier.votes[generation & 1];  // read before the generation after the next begins
   if (barrier.arrived == 0) votes = 0;
   votes += predicate;
-  arrive(barrier, block.threads.size(), where);
+  if (arrive(barrier, block.threads.size(), where)) ++counters.barriers;
   wait_until([&, generation] { return barrier.generation != generation; }, "__syncthreads", where);
   barrier.edges[generation & 1].acquire();
   return votes;

@@ -7,6 +7,10 @@
 
 namespace emulator {
 
+Counters counters;
+
+void count_load(unsigned bytes) { counters.loaded += bytes; }
+
 namespace {
 
 Mbarrier& find(uint64_t* address, const Where& where) {
@@ -94,6 +98,7 @@ void bulk_load(void* shared, const void* source, unsigned bytes, uint64_t* mbarr
     fill(shared, bytes);
     poison(shared, bytes);
   });
+  counters.loaded += bytes;
   const Copy copy{shared, source, bytes, mbarrier, &block};
   if (schedule().reversed())
     perform(copy, block.issue);
@@ -107,6 +112,7 @@ void push(void* shared, const void* value, unsigned bytes, uint64_t* mbarrier, W
   if (reinterpret_cast<uintptr_t>(shared) % bytes) fault("a push to a misaligned address", where);
   if (poisoned(shared, bytes)) fault("a push to outside its destination", where);
   find(mbarrier, where);
+  ++counters.pushed;
   Copy copy{shared, nullptr, bytes, mbarrier, self->block};
   memcpy(copy.value, value, bytes);
   self->block->issue.release();
@@ -150,6 +156,7 @@ void thread_load(void* shared, const void* source, unsigned bytes, Where where) 
       fault("an asynchronous copy needs addresses that are multiples of its size", where);
     if (poisoned(source, bytes)) fault("an asynchronous copy from outside its source", where);
     if (poisoned(shared, bytes)) fault("an asynchronous copy to outside its destination", where);
+    counters.loaded += bytes;
     self->loads.back().push_back({shared, source, bytes, nullptr, self->block});
   }
   fill(shared, bytes);

@@ -36,8 +36,9 @@ cudaError_t cluster_shape(const cudaLaunchConfig_t& config, dim3& shape) {
     const auto& attribute = config.attrs[i];
     if (attribute.id == cudaLaunchAttributeClusterDimension)
       shape = dim3(attribute.val.clusterDim.x, attribute.val.clusterDim.y, attribute.val.clusterDim.z);
-    else if (attribute.id != cudaLaunchAttributeIgnore)
-      return cudaErrorNotSupported;  // by the emulator
+    else if (attribute.id != cudaLaunchAttributeIgnore &&
+             attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization)  // kernels run one after another
+      return cudaErrorNotSupported;                                               // by the emulator
   }
   return cudaSuccess;
 }

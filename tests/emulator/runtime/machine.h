@@ -132,6 +132,14 @@ extern Launch* running;
 extern Thread* self;
 extern Block* resident;  // whose shared memory `__shared__` names
 
+// What kernels have done so far.
+struct Counters {
+  long loaded = 0;  // bytes of global memory, by all kinds of copies and by loads that say that they are the only ones
+  long pushed = 0;  // numbers
+  long barriers = 0;  // of blocks
+};
+extern Counters counters;
+
 // --- shared_memory.cpp
 
 constexpr size_t kMaxDynamicBytes = 227 * 1024;

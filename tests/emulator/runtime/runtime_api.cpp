@@ -57,6 +57,9 @@ void emulator_set_device(int multiprocessors, int max_threads_per_block, int sha
 
 long emulator_launches() { return machine().launches; }
 long emulator_blocks() { return machine().blocks; }
+long emulator_loaded() { return emulator::counters.loaded; }
+long emulator_pushed() { return emulator::counters.pushed; }
+long emulator_barriers() { return emulator::counters.barriers; }
 
 cudaError_t cudaGetLastError() { return emulator::last_error.exchange(cudaSuccess); }
 cudaError_t cudaPeekAtLastError() { return emulator::last_error; }

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// L1. What the kernels are given. Call is ForwardCall or BackwardCall.
+#pragma once
+#include "../plan/plan.h"
+
+namespace eca {
+
+// Of a parameter, or its gradient, with `count * step` elements, those at centre, centre + step, ... count. step is 1
+// but for depthwise kernels, of which only the centre taps act.
+struct ParameterView {
+  void* data;  // null: absent
+  DType dtype;
+  int64_t count, step, centre;
+};
+
+// What kernels are given of a gate.
+struct GateParameters {
+  GateShape shape;
+  GateNeeds needs;
+  ParameterView views[kMaxParameters];
+  int64_t numbers;                     // of all parameters that are a few numbers
+  int64_t numbers_at[kMaxParameters];  // where each of them lies among these; -1 for those that have rows
+};
+
+// one_pass.cuh
+template <class Call>
+struct OnePassArgs {
+  Problem problem;
+  Call call;
+  OnePassPlan plan;
+  GateParameters gate;
+};
+
+// two_phase.cuh. All pointers but those in the call are to the workspace.
+template <class A, class Call>
+struct TwoPhaseArgs {
+  Problem problem;
+  Call call;
+  TwoPhasePlan plan;
+  GateParameters gate_of;
+  unsigned long long* next_ticket;
+  unsigned* arrived;         // [N]: tiles whose first visit is over; one more when the gate is there
+  A* partial;                // [N, blocks, C]
+  A *gate, *shift, *memory;  // [N, C], [N, C] (backward), [min(N, grid), gate_numbers]
+};
+
+// parameter_gradients.cu
+struct GradientArgs {
+  Parameter parameters[kMaxParameters];
+  ParameterView to[kMaxParameters];   // all elements are written, those between the centre taps with zeros
+  int64_t samples, blocks, channels;  // blocks: of a sample, each with a record
+  const void* mean;                   // A[N, C]
+  Records records;
+};
+
+}  // namespace eca

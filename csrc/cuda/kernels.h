@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// L2. How host code launches the three kernels.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#include "kernel_args.h"
+
+namespace eca {
+
+// Only whether the device has room for one cluster, or the launch. cudaErrorInvalidClusterSize, with nothing launched,
+// where it has none.
+enum class Ask { kRoom, kLaunch };
+
+// one_pass_<gate>.cu holds one of these each, for both kinds of call.
+template <Variant V, class Call>
+cudaError_t launch_one_pass_of(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask);
+
+template <int V = 0, class Call>
+cudaError_t launch_one_pass(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask) {
+  if constexpr (V + 1 < kVariants) {
+    if (args.problem.variant != static_cast<Variant>(V)) return launch_one_pass<V + 1>(args, threads, stream, ask);
+  }
+  return launch_one_pass_of<static_cast<Variant>(V), Call>(args, threads, stream, ask);
+}
+
+template <DType D>
+using AccumulatorFor = std::conditional_t<D == DType::kDouble, double, float>;
+
+// two_phase_<dtype>.cu holds one of these each, for both kinds of call.
+template <DType D, class Call>
+cudaError_t launch_two_phase_of(const Plan& plan, const TwoPhaseArgs<AccumulatorFor<D>, Call>& args,
+                                cudaStream_t stream);
+
+template <int D = 0, class A, class Call>
+cudaError_t launch_two_phase(const Plan& plan, const TwoPhaseArgs<A, Call>& args, cudaStream_t stream) {
+  if constexpr (D + 1 < kDTypes) {
+    if (args.problem.dtype != static_cast<DType>(D)) return launch_two_phase<D + 1>(plan, args, stream);
+  }
+  if constexpr (std::is_same_v<A, AccumulatorFor<static_cast<DType>(D)>>)
+    return launch_two_phase_of<static_cast<DType>(D), Call>(plan, args, stream);
+  return cudaErrorInvalidValue;  // maps of another accumulator than the arguments'
+}
+
+// wide: A is double. threads: of a block. programmatic: it may begin while the kernel before it ends.
+cudaError_t launch_parameter_gradients(bool wide, int threads, bool programmatic, const GradientArgs& args,
+                                       cudaStream_t stream);
+
+}  // namespace eca

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: MIT
+// L1. The kernels that read every feature map once. A cluster has one sample, keeps it in its blocks' shared memory
+// between the sums and the visit, and ends with it:
+//
+//   load      the block's part of the maps, into slabs; asked for before anything else happens
+//   sum       per channel, from the slabs (backward: and from x, if that is not in one)
+//   exchange  what the gate needs of other blocks' channels: channels.cuh
+//   gate      gates/
+//   visit     from the slabs to global memory
+//   record    backward: what the parameters' gradients need to know
+//
+// A block has channels of its own, in both layouts, so sums and gates of its channels are its own. kPlanes: their
+// planes, which are one run of memory. kRows: a strip of them from all rows; where that would be narrow, several blocks
+// share a strip's positions, and add up their sums.
+#pragma once
+#include "../gates/registry.h"
+#include "channels.cuh"
+#include "maps.cuh"
+#include "planes.cuh"
+#include "rows.cuh"
+
+namespace eca {
+
+enum class Walk { kPlanes, kStraddling, kRows };
+
+// A map, and whether it has a slab.
+struct Kept {
+  const Batch& batch;
+  bool has_slab;
+};
+
+template <class T_, Walk W, class Call>
+struct OnePass {
+  using T = T_;
+  using A = Accumulator<T>;
+  static constexpr int N = 16 / sizeof(T);
+  static constexpr bool kRows = W == Walk::kRows;
+  using Tiles = std::conditional_t<kRows, Rows<A, N>, Planes<A, N, W == Walk::kStraddling>>;
+  using Slab = Runs<T, int, false>;  // or, where a map has none, the map itself
+  using Far = Runs<T, int, true>;
+
+  const OnePassArgs<Call>& args;
+  int part;          // of the positions
+  int64_t offset;    // in a map, of this block's part of a sample
+  TileOf<int> tile;  // that part, relative to it
+  ClusterChannels x;
+
+  __device__ explicit OnePass(const OnePassArgs<Call>& args_)
+      : args(args_), x{{args_.gate, 0, 0, nullptr, 0, nullptr, nullptr, 0}, 1, 0, 0, 0, nullptr, nullptr} {
+    const OnePassPlan& plan = args.plan;
+    const int c = static_cast<int>(args.problem.c), s = static_cast<int>(args.problem.s);
+    const int rank = static_cast<int>(blockIdx.x) % plan.blocks;
+    x.blocks = plan.blocks / plan.parts;
+    x.block = rank % x.blocks;
+    part = rank / x.blocks;
+    x.row = part * x.blocks;
+    x.channels = plan.channels;
+    x.first = x.block * plan.channels;
+    x.own = min(plan.channels, c - x.first);
+    const int s0 = part * plan.positions;
+    offset = kRows ? static_cast<int64_t>(s0) * c + x.first : static_cast<int64_t>(x.first) * s;
+    tile = {0, x.own, 0, min(plan.positions, s - s0)};
+
+    x.arrays = shared_at<A>(plan.shared.arrays);
+    x.stride = plan.shared.stride;
+    x.reserved = kernel_arrays(std::is_same_v<Call, BackwardCall>);
+    x.few = shared_at<A>(plan.shared.numbers);
+    x.scratch = shared_at<A>(plan.shared.scratch);
+    x.barriers = loads() + kLoads;
+    x.room = shared_at<A>(plan.shared.sums);
+  }
+
+  __device__ int64_t n() const { return blockIdx.x / args.plan.blocks; }  // the sample
+  __device__ uint64_t* loads() const { return shared_at<uint64_t>(args.plan.shared.barriers); }
+  __device__ int length() const { return static_cast<int>(args.problem.s); }  // of a plane
+  __device__ int slab_stride() const { return kRows ? x.own : length(); }
+  __device__ A* mean() const { return x.kernel_array(0); }
+  __device__ A* gate() const { return x.kernel_array(1); }
+  __device__ A* grad() const { return x.kernel_array(2); }
+
+  __device__ Slab slab(int i) const { return {shared_at<T>(i * args.plan.slabs.bytes), slab_stride()}; }
+  template <class M>
+  __device__ M global(const Batch& map) const {
+    T* const data = static_cast<T*>(map.data);
+    return {data ? data + n() * map.sample_stride + offset : nullptr,
+            kRows ? static_cast<int>(args.problem.c) : length()};
+  }
+
+  __device__ bool bulk() const { return !kRows && ptx::has_bulk_copies(args.plan.bulk); }
+
+  // Asks for the block's part of maps, each if it has a slab. Load 0 is into slabs from 0 on, load 1, which is waited
+  // for by itself, into slab 1.
+  template <int kWhich, class... Maps>
+  __device__ void load(const Maps&... maps) const {
+    int i = kWhich;
+    if (bulk()) {
+      const int bytes = x.own * length() * static_cast<int>(sizeof(T)), count = (0 + ... + maps.has_slab);
+      uint64_t* const barrier = loads() + kWhich;
+      if (threadIdx.x != 0 || count == 0) return;
+      ptx::mbarrier_init(barrier);
+      ptx::fence_mbarrier_init();
+      ptx::mbarrier_expect(barrier, bytes * count);
+      (..., load_run(maps, &i, bytes, barrier));
+    } else {
+      (..., load_vectors(maps, &i));
+      ptx::commit_loads();
+    }
+  }
+
+  // Until a load is there.
+  template <int kWhich>
+  __device__ void wait() const {
+    if (bulk()) return ptx::wait_for_copies(loads() + kWhich);
+    ptx::wait_for_loads<1 - kWhich>();
+    if (!kRows) __syncthreads();  // in rows, threads read what they have loaded themselves
+  }
+
+  // While the maps are on their way. Other blocks may push once all have met: see sum.
+  __device__ void prepare() {
+    if (threadIdx.x == 0 && args.plan.blocks > 1) {
+      for (int i = 0; i < kMaxExchanges; ++i) ptx::mbarrier_init(x.barriers + i);
+      ptx::fence_mbarrier_init();
+    }
+    __syncthreads();
+    if (args.plan.blocks > 1) ptx::cluster_arrive();
+    x.load_numbers();
+  }
+
+  // values[c] = the sum over the tile's positions, and those of the other parts of the strip, divided by `divisor`.
+  template <class Term>
+  __device__ void sum(const Term& term, A* values, A divisor) {
+    const OnePassPlan& plan = args.plan;
+    A* const own = values + x.first;
+    Tiles::sums(tile, length(), plan.lanes, term, shared_at<A>(plan.shared.parts), own,
+                plan.parts == 1 ? divisor : A(1));
+    if (plan.blocks > 1) ptx::cluster_wait();
+    if constexpr (kRows) {
+      if (plan.parts > 1) x.add_parts(own, plan.parts, part, divisor);
+    }
+  }
+
+  // gate and shift have numbers for the own channels.
+  template <class Gate, class Shift, class Body>
+  __device__ void visit(const Gate& gate, const Shift& shift, const Body& body) const {
+    Tiles::each(tile, length(), gate, shift, body);
+  }
+
+ private:
+  // One run of memory, by this thread.
+  __device__ void load_run(const Kept& map, int* i, int bytes, uint64_t* barrier) const {
+    constexpr int kMost = 32 << 10;
+    if (!map.has_slab) return;
+    const char* const from = reinterpret_cast<const char*>(global<Slab>(map.batch).data);
+    char* const to = reinterpret_cast<char*>(slab((*i)++).data);
+    for (int at = 0; at < bytes; at += kMost) ptx::bulk_load(to + at, from + at, min(kMost, bytes - at), barrier);
+  }
+
+  // 16 bytes at a time, by all threads.
+  __device__ void load_vectors(const Kept& map, int* i) const {
+    if (!map.has_slab) return;
+    const Slab from = global<Slab>(map.batch), to = slab((*i)++);
+    if constexpr (kRows) {
+      Tiles::template walk<1>(tile, [&](auto, int s, int, int c) { ptx::load_16(to.at(s, c), from.at(s, c)); });
+    } else {
+      for (int at = threadIdx.x * N; at < x.own * length(); at += blockDim.x * N)
+        ptx::load_16(to.data + at, from.data + at);
+    }
+  }
+};
+
+// Waits for load 0, in loops that have asked for other memory before.
+template <bool kRows>
+struct Arrival {
+  uint64_t* barrier;  // null: it is there
+  mutable bool here = false;
+
+  __device__ __forceinline__ void operator()() const {
+    if constexpr (kRows) return ptx::wait_for_loads<1>();
+    if (barrier && !here) ptx::wait_for_copies(barrier);
+    here = true;
+  }
+};
+
+struct Scaled {
+  const float* numbers;
+  float factor;
+  __device__ float operator[](int i) const { return __fmul_rn(numbers[i], factor); }  // rounded before it is added
+};
+
+// What the architecture that is compiled for has no instructions for; the plan asks for it nowhere.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kHasOnePass = true;
+#else
+constexpr bool kHasOnePass = false;
+#endif
+
+// y = relu(x * Gate(mean(x)) + residual)
+// Reads x and the residual [N, C, S] of type T once, and the gate's parameters; writes y [N, C, S], and the means
+// float[N, C] if backward will need them. A cluster for each sample.
+template <class Gate, class T, Walk W>
+__global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
+    eca_forward_kernel(const __grid_constant__ OnePassArgs<ForwardCall> args) {
+  if constexpr (kHasOnePass) {
+    using Pass = OnePass<T, W, ForwardCall>;
+    using Slab = typename Pass::Slab;
+    constexpr int N = Pass::N;
+    const ForwardCall& call = args.call;
+    const bool keeps_residual = args.plan.slabs.extra, relu = (args.problem.flags & kRelu) != 0;
+    Pass pass(args);
+    pass.template load<0>(Kept{call.x, true});
+    pass.template load<1>(Kept{call.residual, keeps_residual});
+    pass.prepare();
+
+    pass.template wait<0>();
+    float* const mean = pass.mean();
+    pass.sum(Pool<N, Slab>{pass.slab(0)}, mean, static_cast<float>(args.problem.s));
+    if (call.mean && pass.part == 0) {
+      float* const means = static_cast<float*>(call.mean) + pass.n() * args.problem.c;
+      pass.x.keep_each(means, [&](int c) { return mean[c]; });
+    }
+    Gate{args.gate.shape}.forward(pass.x, mean, pass.gate());
+
+    const float* const gates = pass.gate() + pass.x.first;
+    const Slab y = pass.template global<Slab>(call.y);
+    if (relu || call.residual.data) {
+      if (keeps_residual) pass.template wait<1>();
+      const Slab residual = keeps_residual ? pass.slab(1) : pass.template global<Slab>(call.residual);
+      const RescaleRelu rescale{residual.data != nullptr, relu};
+      pass.visit(gates, Zeros(), Visit<N, 2, 1, Slab, RescaleRelu>{{pass.slab(0), residual}, {y}, rescale});
+    } else {
+      pass.visit(gates, Zeros(), Visit<N, 1, 1, Slab, Rescale>{{pass.slab(0)}, {y}, {}});
+    }
+  } else {
+    __trap();
+  }
+}
+
+// grad_residual = [y > 0] grad_y with a ReLU, else grad_y;   dg = sum over S of grad_residual * x
+// grad_x = grad_residual * g + dm / S,   where (g, dm) = Gate'(mean, dg)
+// Reads grad_y, x and with a ReLU y [N, C, S] of type T once, the means float[N, C] and the gate's parameters; writes
+// grad_x, grad_residual if it is wanted, and the records of gates/gate.h. A cluster for each sample.
+template <class Gate, class T, Walk W>
+__global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
+    eca_backward_kernel(const __grid_constant__ OnePassArgs<BackwardCall> args) {
+  if constexpr (kHasOnePass) {
+    using Pass = OnePass<T, W, BackwardCall>;
+    using Slab = typename Pass::Slab;
+    using Far = typename Pass::Far;
+    constexpr int N = Pass::N;
+    const BackwardCall& call = args.call;
+    const Slabs& slabs = args.plan.slabs;
+    Pass pass(args);
+    pass.template load<0>(Kept{call.grad_y, true}, Kept{call.x, slabs.second_sum}, Kept{call.y, slabs.extra});
+    pass.template load<1>();
+    pass.prepare();
+    const Slab grad_y = pass.slab(0);
+    float *const mean = pass.mean(), *const grad = pass.grad();
+    pass.x.load_means(static_cast<const float*>(call.mean) + pass.n() * args.problem.c);
+
+    // Where x has no slab, its first vectors are asked for before grad_y is awaited.
+    const bool masks = call.y.data != nullptr, later = !slabs.second_sum && !masks && (Pass::kRows || pass.bulk());
+    if (!later) pass.template wait<0>();
+    if (masks) {
+      const Slab y = slabs.extra ? pass.slab(slabs.count - 1) : pass.template global<Slab>(call.y);
+      const Slab grad_residual = pass.template global<Slab>(call.grad_residual);
+      pass.visit(Zeros(), Zeros(), Visit<N, 2, 2, Slab, Mask>{{grad_y, y}, {grad_y, grad_residual}, {}});
+      if (!Pass::kRows) __syncthreads();  // in rows, a thread adds up what it has masked
+    }
+    if (slabs.second_sum) {
+      pass.sum(Dot<N, Slab, Slab>{grad_y, pass.slab(1), {}}, grad, 1.f);
+    } else {
+      const Far x = pass.template global<Far>(call.x);
+      const Arrival<Pass::kRows> arrival{later ? pass.loads() : nullptr};
+      pass.sum(Dot<N, Slab, Far, Arrival<Pass::kRows>>{grad_y, x, arrival}, grad, 1.f);
+      if (later) pass.template wait<0>();  // those who had nothing to add up
+    }
+    Gate gate{args.gate.shape};
+    gate.backward(pass.x, mean, pass.gate(), grad);
+
+    const Slab grad_x = pass.template global<Slab>(call.grad_x);
+    const Scaled shift{grad + pass.x.first, 1.f / static_cast<float>(args.problem.s)};
+    pass.visit(pass.gate() + pass.x.first, shift, Visit<N, 1, 1, Slab, Gradient>{{grad_y}, {grad_x}, {}});
+    if (pass.part == 0) {
+      const Records& to = call.records;
+      const int64_t block = pass.n() * pass.x.blocks + pass.x.block;
+      gate.record(pass.x, {static_cast<float*>(to.sample) + pass.n() * to.sample_size,
+                           static_cast<float*>(to.block) + block * to.block_size,
+                           static_cast<float*>(to.field) + pass.n() * args.problem.c});
+    }
+  } else {
+    __trap();
+  }
+}
+
+}  // namespace eca

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+// L2. The gradients of a gate's parameters, combined from what the samples have left behind (gates/gate.h): one launch,
+// with the parameter as the grid's second dimension.
+#include <algorithm>
+
+#include "block.cuh"
+#include "launch.cuh"
+#include "vector.cuh"
+
+namespace eca {
+namespace {
+
+// Writes number i of a gradient and the zeros around it.
+template <class A>
+__device__ void put(const ParameterView& to, int64_t i, A value) {
+  const auto write = [&](auto* data) {
+    for (int64_t j = 0; j < to.step; ++j) narrow(j == to.centre ? value : A(0), data + i * to.step + j);
+  };
+  if (to.dtype == DType::kHalf) return write(static_cast<__half*>(to.data));
+  if (to.dtype == DType::kBFloat16) return write(static_cast<__nv_bfloat16*>(to.data));
+  write(static_cast<A*>(to.data));
+}
+
+// A block per number, its threads sharing `count` records, in an order that only the threads decide.
+template <class A>
+__device__ void add_records(const A* records, int64_t size, int64_t count, const Parameter& p,
+                            const ParameterView& to) {
+  __shared__ A warps[kWarp];
+  for (int64_t i = blockIdx.x; i < p.count; i += gridDim.x) {
+    A total = 0;
+#pragma unroll 8
+    for (int64_t n = threadIdx.x; n < count; n += blockDim.x) total += records[n * size + p.offset + i];
+    total = sum_of_lanes(total, kWarp);
+    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = total;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (unsigned w = 1; w < blockDim.x / kWarp; ++w) total += warps[w];
+      put(to, i, total);
+    }
+    __syncthreads();
+  }
+}
+
+// A thread per number: sum over n of record[n][offset + r] * values[n][c], n ascending.
+template <class A>
+__device__ void add_products(const GradientArgs& args, const Parameter& p, const ParameterView& to) {
+  const A* const values = static_cast<const A*>(p.how == Combine::kMean ? args.mean : args.records.field);
+  const A* const record = static_cast<const A*>(args.records.sample) + p.offset;
+  const int64_t count = p.count * args.channels;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += gridDim.x * int64_t{blockDim.x}) {
+    const int64_t r = i / args.channels, c = i % args.channels;
+    A total = 0;
+#pragma unroll 4
+    for (int64_t n = 0; n < args.samples; ++n)
+      total += record[n * args.records.sample_size + r] * values[n * args.channels + c];
+    put(to, i, total);
+  }
+}
+
+// grad[i] of every parameter, as Combine in gates/gate.h has it.
+// Reads the records A[N, sample_size], A[N, blocks, block_size] and A[N, C], and the means A[N, C]; writes the
+// gradients in their own dtypes.
+template <class A>
+__global__ void eca_parameter_gradients_kernel(const __grid_constant__ GradientArgs args) {
+  ptx::wait_for_previous_kernel();
+  const ParameterView to = args.to[blockIdx.y];
+  if (!to.data) return;
+  const Parameter p = args.parameters[blockIdx.y];
+  const Records& from = args.records;
+  if (p.how == Combine::kBlocks) {
+    add_records(static_cast<const A*>(from.block), from.block_size, args.samples * args.blocks, p, to);
+  } else if (p.how == Combine::kSum) {
+    add_records(static_cast<const A*>(from.sample), from.sample_size, args.samples, p, to);
+  } else {
+    add_products<A>(args, p, to);
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_parameter_gradients(bool wide, int threads, bool programmatic, const GradientArgs& args,
+                                       cudaStream_t stream) {
+  int64_t most = 1;  // blocks
+  for (int i = 0; i < kMaxParameters; ++i) {
+    const Parameter& p = args.parameters[i];
+    if (!args.to[i].data) continue;
+    most = std::max(most, p.has_rows() ? (p.count * args.channels + threads - 1) / threads : p.count);
+  }
+  LaunchConfig launch(dim3(static_cast<unsigned>(std::min<int64_t>(most, 1024)), kMaxParameters), threads, 0, stream);
+  if (programmatic) launch.set_programmatic();
+  return wide ? launch.launch(eca_parameter_gradients_kernel<double>, args)
+              : launch.launch(eca_parameter_gradients_kernel<float>, args);
+}
+
+}  // namespace eca

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+// L1. Sums and visits (maps.cuh) of a tile of planes, N elements at a time, by all threads of a block.
+//
+// Planes are a number of whole vectors each, any stride between them; or (kStraddle) they follow one another, and a
+// vector may hold the end of one and the beginning of the next, as those of 7 x 7 do. Then a plane's sum reads the
+// vectors that it shares with its neighbours, too, and a visit takes those that begin in the tile.
+#pragma once
+#include "../tiling.h"
+#include "block.cuh"
+
+namespace eca {
+
+// How many loads of a thread are under way at a time: as many as its registers allow, if they are from far.
+template <class Term>
+__host__ __device__ constexpr int loads_of_sum() {
+  constexpr int kBytes = sizeof(typename Term::Loaded);
+  return kBytes > 32 || (kBytes > 16 && !Term::kFar) ? 2 : 4;
+}
+template <class Body>
+__host__ __device__ constexpr int loads_of_visit() {
+  return Body::kFar && sizeof(typename Body::Loaded) <= 16 ? 4 : 2;
+}
+
+// A place in planes of `length` that is moved on by the same distance again and again: divided once, then added.
+template <class Index>
+struct Place {
+  Index plane, at;
+
+  __device__ static Place of(Index distance, Index length) { return {distance / length, distance % length}; }
+  __device__ __forceinline__ void advance(const Place& by, Index length) {
+    plane += by.plane;
+    at += by.at;
+    if (at >= length) {
+      at -= length;
+      ++plane;
+    }
+  }
+};
+
+template <class A, int N, bool kStraddle>
+struct Planes {
+  // out[c] = the sum over the tile's positions of channel tile.c0 + c, by `lanes` threads for each plane of `length`,
+  // divided by `divisor`. shared: lanes / 32 numbers for each plane, if that is more than one. Ends with a barrier.
+  template <class Index, class Term>
+  __device__ static void sums(const TileOf<Index>& tile, Index length, int lanes, const Term& term, A* shared, A* out,
+                              A divisor) {
+    const int planes = static_cast<int>(tile.c1 - tile.c0), shift = __ffs(lanes) - 1;  // a power of two
+    const int groups = blockDim.x >> shift, group = threadIdx.x >> shift, lane = threadIdx.x & (lanes - 1);
+    const int in_warp = lanes < kWarp ? lanes : kWarp, parts = lanes / in_warp;
+    for (int first = 0; first < planes; first += groups) {  // the same number of rounds for all threads
+      const int plane = first + group;
+      A total = plane < planes ? along(tile, tile.c0 + plane, length, lane, lanes, term) : A(0);
+      total = sum_of_lanes(total, in_warp);
+      if (plane < planes && (lane & (in_warp - 1)) == 0) {
+        if (parts == 1) {
+          out[plane] = total / divisor;
+        } else {
+          shared[plane * parts + lane / in_warp] = total;
+        }
+      }
+    }
+    __syncthreads();
+    if (parts == 1) return;
+    for (int plane = threadIdx.x; plane < planes; plane += blockDim.x) {
+      A total = shared[plane * parts];
+      for (int part = 1; part < parts; ++part) total += shared[plane * parts + part];
+      out[plane] = total / divisor;
+    }
+    __syncthreads();
+  }
+
+  // Visits every element of the tile once; gate and shift are indexed by channel.
+  template <class Index, class Gate, class Shift, class Body>
+  __device__ static void each(const TileOf<Index>& tile, Index length, Gate gate, Shift shift, const Body& body) {
+    constexpr bool kWide = sizeof(Index) > 4;  // places that take twice the registers
+    constexpr int kBatch = kStraddle && kWide ? 1 : kStraddle || kWide ? 2 : loads_of_visit<Body>();
+    const Index c0 = kStraddle ? 0 : tile.c0, s0 = kStraddle ? 0 : tile.s0;  // what places are relative to
+    const Index width = kStraddle ? length : tile.s1 - tile.s0;
+    const Index begin = kStraddle ? (tile.c0 * length + tile.s0 + N - 1) / N * N : 0;
+    const Index end = kStraddle ? (tile.c1 - 1) * length + tile.s1 : (tile.c1 - tile.c0) * width;
+    const Index step = static_cast<Index>(blockDim.x) * N;
+    Index i = begin + static_cast<Index>(threadIdx.x) * N;
+    if (i >= end) return;
+    const Place<Index> distance = Place<Index>::of(step, width);
+    Place<Index> place = Place<Index>::of(i, width);
+    const auto load = [&](const Place<Index>& at) { return body.load(c0 + at.plane, s0 + at.at); };
+    const auto finish = [&](const Place<Index>& at, const typename Body::Loaded& loaded) {
+      A gates[N], shifts[N];
+      numbers_at(c0 + at.plane, at.at, length, gate, gates);
+      numbers_at(c0 + at.plane, at.at, length, shift, shifts);
+      body.finish(c0 + at.plane, s0 + at.at, loaded, gates, shifts);
+    };
+    for (; i + (kBatch - 1) * step < end; i += kBatch * step) {
+      typename Body::Loaded loaded[kBatch];
+      Place<Index> places[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        places[b] = place;
+        loaded[b] = load(place);
+        place.advance(distance, width);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) finish(places[b], loaded[b]);
+    }
+#pragma unroll 1
+    for (; i < end; i += step) {
+      finish(place, load(place));
+      place.advance(distance, width);
+    }
+  }
+
+ private:
+  // The sum of what one of `lanes` threads has of plane c.
+  template <class Index, class Term>
+  __device__ static A along(const TileOf<Index>& tile, Index c, Index length, int lane, int lanes, const Term& term) {
+    constexpr int kBatch = loads_of_sum<Term>();
+    A total[N] = {};
+    const auto add = [&](Index i, const typename Term::Loaded& loaded) {
+      A terms[N];
+      term.get(loaded, terms);
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const Index at = i + k - tile.s0;
+        if (!kStraddle || (at >= 0 && at < tile.s1 - tile.s0)) total[k] += terms[k];  // others are the neighbours'
+      }
+    };
+    const Index step = static_cast<Index>(lanes) * N;
+    Index i = tile.s0 + static_cast<Index>(lane) * N;
+    if constexpr (kStraddle) i -= (c * length + tile.s0) % N;
+    for (; i + (kBatch - 1) * step < tile.s1; i += kBatch * step) {
+      typename Term::Loaded loaded[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) loaded[b] = term.early(c, i + b * step);
+      term.arrive();
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        term.late(c, i + b * step, loaded[b]);
+        add(i + b * step, loaded[b]);
+      }
+    }
+    for (; i < tile.s1; i += step) {
+      typename Term::Loaded loaded = term.early(c, i);
+      term.arrive();
+      term.late(c, i, loaded);
+      add(i, loaded);
+    }
+#pragma unroll
+    for (int k = 1; k < N; ++k) total[0] += total[k];
+    return total[0];
+  }
+
+  // The numbers of the channels that N elements from `at` in plane c on belong to.
+  template <class Index, class Numbers>
+  __device__ __forceinline__ static void numbers_at(Index c, Index at, Index length, Numbers numbers, A (&out)[N]) {
+    if (!kStraddle || length >= N) {
+      const Index left = kStraddle ? length - at : N;
+      const A here = numbers[c], next = left < N ? numbers[c + 1] : here;
+#pragma unroll
+      for (int k = 0; k < N; ++k) out[k] = k < left ? here : next;
+    } else {
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        out[k] = numbers[c];
+        if (++at == length) {
+          at = 0;
+          ++c;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace eca
