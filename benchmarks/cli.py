@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from . import plan, predictions, results, tables, timing
+from . import plan, results, tables, timing
 from .cases import SUITES, Case, all_cases
 from .compare import compare
 from .correctness import GateError
@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _make_parser()
     options = parser.parse_args(argv)
     commands = {"report": _report, "compare": _compare, "complexity": _complexity, "models": _models, None: _run}
-    commands["predictions"] = _predictions
     return commands[options.command](options, parser)
 
 
@@ -134,12 +133,6 @@ def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     return 0
 
 
-def _predictions(*_: object) -> int:
-    predictions.write()
-    print(f"wrote {predictions.FILE} and {predictions.PAGE}")
-    return 0
-
-
 def _models(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if importlib.util.find_spec("timm") is None:
         parser.error("models: expected timm to be installed, got no such module")
@@ -212,7 +205,6 @@ def _make_parser() -> argparse.ArgumentParser:
     both.add_argument("old", type=_results, metavar="OLD.json")
     both.add_argument("new", type=_results, metavar="NEW.json")
     commands.add_parser("complexity", help="recompute the paper's parameter and FLOP counts")
-    commands.add_parser("predictions", help="rewrite what the launch plans predict for GPUs")
     networks = commands.add_parser("models", help="time a ResNet-50 without attention, with SE and with ECA")
     networks.add_argument("--quick", action="store_true", help="four blocks and small images")
     networks.add_argument("--json", type=_new_file, metavar="OUT.json", help="write all rows")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The gate before the clock: a layer that computes something else is not timed."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,32 +72,47 @@ def check(job: Job, variant: Variant, layer: nn.Module, device: str = "cpu") -> 
         raise GateError(f"{job}: the result is wrong, so nothing is timed: {error}") from error
 
 
-def check_batch(job: Job, variant: Variant, layer: Function, maps: Maps) -> None:
-    """Check the very batch that is timed: a launch plan depends on how many samples there are.
+@dataclass(frozen=True)
+class Expected:
+    """What the reference makes of the first, middle and last sample of a batch, seeing nothing of the others."""
 
-    Its first, middle and last sample are compared with the reference, which sees nothing of the others.
-    """
-    n = maps.grad_y.shape[0]
-    chosen = sorted({0, n // 2, n - 1})
-    training, adds = differentiates(job.phase), has_residual(job.phase)
+    job: Job
+    samples: list[int]
+    eager: dict[str, Tensor]
+    exact: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, job: Job, variant: Variant, parameters: Sequence[Tensor], maps: Maps) -> "Expected":
+        n = maps.grad_y.shape[0]
+        samples = sorted({0, n // 2, n - 1})
+        few = [x[samples] for x in maps.inputs]
+        options: dict[str, Any] = {"activation": "relu", "residual": few[1]} if has_residual(job.phase) else {}
+        options |= {"grad_y": maps.grad_y[samples]} if differentiates(job.phase) else {}
+        eager, exact = (
+            evaluate(variant.reference, few[0], parameters, dtype=dtype, **options) for dtype in (None, torch.float64)
+        )
+        return cls(job, samples, eager.results, exact.results)
+
+    def check(self, results: Mapping[str, Tensor]) -> None:
+        """GateError if one of these results of the batch, ``y`` or ``grad_x``, say, is above its error budget."""
+        terms = self.job.case.c + self.job.case.h * self.job.case.w
+        for name, result in results.items():
+            ours = result.detach()[self.samples]
+            try:
+                used_budget(f"{name} in its batch", ours, self.eager[name], self.exact[name], terms)
+            except AssertionError as error:
+                raise GateError(f"{self.job}: the result is wrong, so nothing is timed: {error}") from error
+
+
+def check_batch(job: Job, variant: Variant, layer: Function, maps: Maps) -> None:
+    """Check the very batch that is timed: a launch plan depends on how many samples there are."""
+    training = differentiates(job.phase)
     leaves = [x.detach().requires_grad_(training) for x in maps.inputs]
     with torch.set_grad_enabled(training):
         y = layer.call(*leaves)
     grads = torch.autograd.grad(y, leaves, maps.grad_y) if training else ()
     names = ("grad_x", "grad_residual")
-    ours = {"y": y.detach(), **dict(zip(names, grads, strict=False))}
-    few = [x[chosen] for x in maps.inputs]
-    options: dict[str, Any] = {"activation": "relu", "residual": few[1]} if adds else {}
-    options |= {"grad_y": maps.grad_y[chosen]} if training else {}
-    eager, exact = (
-        evaluate(variant.reference, few[0], layer.parameters, dtype=dtype, **options) for dtype in (None, torch.float64)
-    )
-    for name, result in ours.items():
-        terms = job.case.c + job.case.h * job.case.w
-        try:
-            used_budget(f"{name} in its batch", result[chosen], eager.results[name], exact.results[name], terms)
-        except AssertionError as error:
-            raise GateError(f"{job}: the result is wrong, so nothing is timed: {error}") from error
+    Expected.of(job, variant, layer.parameters, maps).check({"y": y, **dict(zip(names, grads, strict=False))})
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:

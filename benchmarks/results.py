@@ -23,7 +23,6 @@ class GpuFacts:
     launched: Timing  # of the same calls, launched one by one from Python
     host: float  # seconds of the CPU per call
     peak_bytes: int  # the most that is held during a call beyond what was held before
-    predicted: float | None  # seconds by the launch plan; of our own kernels only
     rotated_bytes: int  # of the maps that the calls use in turn
 
 

@@ -52,10 +52,10 @@ def test_the_rehearsal_runs_every_step_and_leaves_three_files(tmp_path: Path) ->
     notes = {(line.step, line.unit): line.note for line in lines}
     assert "setup.py build_ext --inplace" in notes["build", "build"]
     assert "6 passed" in notes["correctness", "forward"]
-    assert "36 calls forward and backward" in notes["sanitize", "small calls"]
+    assert "72 calls forward and backward" in notes["sanitize", "small calls"]
     assert ("profile", "one call") in notes
     found = {kind for line in lines for kind in line.found}
-    assert found == {"environment", "limit", "rows", "models", "candidates", "clusters", "states", "refused"}
+    assert found == {"environment", "limit", "rows", "models", "sweep", "states", "refused"}
     providers = {row["provider"] for line in lines for row in line.found.get("rows", ())}
     assert providers == {"eager", "timm", "fused", "clone", "two-phase"}
     assert not [refusal for line in lines for refusal in line.found.get("refused", ())]

@@ -42,8 +42,8 @@ OUTPUT = "\n".join(
         "a line of the program",
         "==PROF== Disconnected from process 77",
         HEADER,
-        *rows(0, "void eca::means<__half, 4>(Problem, int)"),
-        *rows(1, "rescale"),
+        *rows(0, "void eca::eca_backward_kernel<eca::EcaGate, __half, 0>(Args)"),
+        *rows(1, "eca_parameter_gradients_kernel"),
         "==WARNING== Note: Running with unmodified GPU clocks.",
     ]
 )
@@ -83,7 +83,7 @@ def run(tmp_path: Path):
 def test_figures_of_every_launch_go_into_the_record(run, tmp_path: Path) -> None:
     status, said, found = run(OUTPUT)
     call = "resnet50.layer1.n256 forward"
-    kernels = ("void eca::means<__half, 4>(Problem, int)", "rescale")
+    kernels = ("void eca::eca_backward_kernel<eca::EcaGate, __half, 0>(Args)", "eca_parameter_gradients_kernel")
     assert found == [{"call": call, "kernel": kernel, "figures": EXPECTED} for kernel in kernels]
     assert status == 0 and OUTPUT in said and said.splitlines()[-1] == "2 launches; all figures"
     asked = (tmp_path / "asked").read_text()

@@ -38,9 +38,7 @@ def timing(seconds: float) -> Timing:
 def layer_rows(case: Case, phase: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
     job = Job(case, "eca", phase, "float16", "contiguous", tuple(seconds))
     rows = results.make_rows(job, 2, {name: timing(value) for name, value in seconds.items()})
-    facts = [
-        GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4 if row.provider == "fused" else None, 1 << 28) for row in rows
-    ]
+    facts = [GpuFacts(timing(2e-5), 9e-6, 3_000_000, 1 << 28) for row in rows]
     return [asdict(replace(row, gpu=fact)) for row, fact in zip(rows, facts, strict=True)]
 
 
@@ -76,18 +74,19 @@ LINES = [
     }),
     Line("two-phase", "a", DONE, found={"rows": layer_rows(LAYER1, "forward", {"two-phase": 4.2e-4})}),
     Line("profile", "figures", DONE, found={"profiled": [
-        {"call": "layer1 forward", "kernel": "resident", "figures": {"Duration": "101.31 us", "L2 Hit Rate": "12 %"}}
+        {"call": "layer1", "kernel": "eca_forward_kernel", "figures": {"Duration": "101.31 us", "L2 Hit Rate": "12 %"}}
     ]}),
     Line("models", "a", DONE, found={"models": network_rows(False, EAGER)}),
     Line("models", "b", DONE, found={"models": network_rows(True, COMPILED)}),
-    Line("explore", "a", DONE, found={"clusters": [{"ranks": 16, "shared_kb": 98, "threads": 512, "clusters": 15}]}),
-    Line("explore", "b", DONE, found={"candidates": [{
-        "question": "one stage or more",
-        "predicted": "97 %",
-        "job": asdict(Job(LAYER1, "eca", "forward", "float16", "contiguous", ("fused",))),
-        "timings": {"clone": asdict(timing(2e-4)), "plan": asdict(timing(3e-4)), "8 1 512": asdict(timing(2.4e-4))},
-        "refused": {},
-        "wrong": {"16 1 512": "wrong"},
+    Line("sweep", "a", DONE, found={"sweep": [{
+        "job": asdict(Job(LAYER1, "eca", "backward", "float16", "contiguous", ("fused", "clone"))),
+        "own": "16/1/512",
+        "timings": {
+            name: asdict(timing(value))
+            for name, value in (("clone", 2e-4), ("rule", 3e-4), ("8/1/256", 3.2e-4), ("-1/0/0", 2.4e-4))
+        },
+        "tried": {},
+        "wrong": {"16/1/256": "wrong"},
     }]}),
 ]  # fmt: skip
 
@@ -113,7 +112,7 @@ def test_lines_of_several_runs_become_one_file(tmp_path: Path, folded: results.R
     results.save(folded, tmp_path / "gpu.json")
     assert results.load(tmp_path / "gpu.json") == folded
     assert stem(folded.environment) == "test-80gb"
-    assert len(folded.rows) == 17 and folded.rows[2].gpu == GpuFacts(timing(2e-5), 9e-6, 3_000_000, 3e-4, 1 << 28)
+    assert len(folded.rows) == 17 and folded.rows[2].gpu == GpuFacts(timing(2e-5), 9e-6, 3_000_000, 1 << 28)
     assert len(folded.models) == 8 and folded.models[-1].compiled
 
 
@@ -164,15 +163,15 @@ def test_tables_show_what_was_measured(folded: results.Results) -> None:
         "resnet50 layer1, 256 x 56 x 56 | 256 | forward | float16 | contiguous",
         "600 us | 450 us | 300 us | 285 us",
     )
-    compared = "95% | 2.00x | 1.50x | 300 us | 1.00x | 3.0 / 3.0 / 3.0"
+    compared = "95% | 2.00x | 1.50x | 3.0 / 3.0 / 3.0"
     assert f"| {labels} | {times} | {compared} |" in shown["gpu-layers"]
     other = "resnet50 layer4, 2048 x 7 x 7 | 256 | forward + residual, relu | float16 | contiguous"
     assert other not in shown["gpu-layers"] and labels not in shown["gpu-other-layers"]
-    compared = "143% | 2.00x | 1.33x | 300 us | 1.00x | 3.0 / 3.0 / 3.0"
+    compared = "143% | 2.00x | 1.33x | 3.0 / 3.0 / 3.0"
     assert f"| {other} | 600 us | 400 us | 300 us | 285 us | {compared} |" in shown["gpu-other-layers"]
     assert f"| {labels} | 300 us | 420 us | 1.40x |" in shown["gpu-two-phase"]
     assert shown["gpu-two-phase"].count("resnet50") == 1
-    assert "| layer1 forward | resident | 101.31 us |  | 12 % |  |  |" in shown["gpu-profiled"]
+    assert "| layer1 | eca_forward_kernel | 101.31 us |  | 12 % |  |  |" in shown["gpu-profiled"]
     assert "| timm | ValueError: [/a] / b | a | 2 |" in shown["gpu-refusals"]
     assert "| resnet50 layer1, 256 x 56 x 56 | 256 | training | 238% |" in shown["gpu-shares"]
     assert "| fused | 300 us | 20.0 us | 9.00 us | 3.0 MB |" in shown["gpu-launches"]
@@ -181,9 +180,8 @@ def test_tables_show_what_was_measured(folded: results.Results) -> None:
     assert f"{network} eager | timm's | 1969 | +30.0% | 1000 |" in shown["gpu-networks"]
     assert f"{network} eager | converted | 2327 | +10.0% | 1000 |" in shown["gpu-networks"]
     assert f"{network} compiled | converted, residuals fused | 2535 | +1.0% | 1000 |" in shown["gpu-networks"]
-    assert "| 16 | 98 KB | 512 | 15 |" in shown["gpu-clusters"]
-    explored = "| 97 % | 300 us | 1.50x | 8 1 512 | 1.25x | 8 1 512: 240 us | 1 |"
-    assert explored in shown["gpu-explored"]
+    swept = "256 | backward | float16 | contiguous | 16/1/512 100% | two-phase 125% | 8/1/256 94% |  | 1.25x | 1 |"
+    assert f"| resnet50 layer1, 256 x 56 x 56 | {swept}" in shown["gpu-sweep"]
     assert "| correctness | kernels | done | 80 s | 2000 passed in 79.0s |" in shown["gpu-checks"]
     assert "| sanitize | racecheck | failed | 9 s | ERROR SUMMARY: 1 error |" in shown["gpu-checks"]
     assert shown["gpu-environment"].startswith(

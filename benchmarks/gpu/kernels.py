@@ -9,12 +9,11 @@ from typing import Any
 import torch
 import torch._functorch.config
 
-from eca_cuda import plan_report
 from eca_cuda.testing import ECA
 
 from .. import correctness
 from ..cases import Case, mobilenetv2, resnet50
-from ..correctness import differentiates, has_residual
+from ..correctness import differentiates
 from ..plan import LAYOUTS, Job, product
 from ..results import GpuFacts, Row, make_rows
 from ..run import make_call, make_sets
@@ -30,14 +29,14 @@ _ALL = tuple(name for name in PROVIDERS if name != "two-phase")
 # Max-autotune takes tens of seconds a case, and torch.compile seconds.
 _COMPILED = tuple(name for name in _ALL if not name.startswith("autotune"))
 _QUICK = ("eager", "triton", "fused", "clone")
-_DRY_CASE = Case("resnet50.layer4.n2", 2, 16, 7, 8)
+DRY_CASE = Case("resnet50.layer4.n2", 2, 16, 7, 8)
 
 
 def jobs(dry: bool = False) -> list[Job]:
     """What is measured, the most valuable first; the time decides how far a run comes."""
     if dry:
         phases = ("forward", "training", "residual_training", "backward")
-        return product([_DRY_CASE], phases=phases, dtypes=["float16"], providers=("eager", "timm", "fused", "clone"))
+        return product([DRY_CASE], phases=phases, dtypes=["float16"], providers=("eager", "timm", "fused", "clone"))
     half = {"dtypes": ["float16"]}
     residual = ("residual_forward", "residual_training")
     both = ("forward", "training")
@@ -67,14 +66,14 @@ def measure(session: Session) -> int:
 
 
 def measure_two_phase(session: Session) -> int:
-    """The step ``two-phase``: its process forbids the resident kernels, and only their substitute's rows are kept."""
+    """The step ``two-phase``: its process forbids the one-pass kernels, and only their substitute's rows are kept."""
 
     def work(job: Job) -> Found:
         found = dict(run_job(job, session.machine))
         found["rows"] = [row for row in found["rows"] if row["provider"] != "clone"]
         return found
 
-    cases = [_DRY_CASE] if session.machine.dry else [*resnet50(256), *resnet50(1)]
+    cases = [DRY_CASE] if session.machine.dry else [*resnet50(256), *resnet50(1)]
     chosen = {"phases": ["forward", "training"], "dtypes": ["float16", "float32"]}
     return session.each(product(cases, **chosen, providers=("two-phase", "clone")), work)
 
@@ -115,7 +114,6 @@ def run_job(job: Job, machine: Machine) -> Found:
                 launched=launches[name],
                 host=host_seconds(machine, of),
                 peak_bytes=machine.peak_bytes(of[0]),
-                predicted=predicted_seconds(job) if name == "fused" else None,
                 rotated_bytes=len(sets) * map_bytes,
             )
             for name, of in calls.items()
@@ -128,21 +126,6 @@ def run_job(job: Job, machine: Machine) -> Found:
 def as_dicts(rows: Iterable[Row], facts: Mapping[str, GpuFacts]) -> list[dict[str, Any]]:
     """The rows with what only a GPU knows of each, for JSON."""
     return [asdict(replace(row, gpu=facts[row.provider])) for row in rows]
-
-
-def predicted_seconds(job: Job) -> float | None:
-    """What the launch plan expects of our kernels on the device here, or None where it expects nothing."""
-    adds = has_residual(job.phase)
-    of_phase = {"forward": ("forward",), "backward": ("backward",), "training": ("forward", "backward")}
-    total = 0.0
-    for direction in of_phase[job.phase.removeprefix("residual_")]:
-        call = {"layout": job.layout, "direction": direction, "relu": adds, "residual": adds}
-        plan = plan_report.collect(job.case.shape, job.dtype, **call)["plan"]
-        chosen = plan["resident"] if plan["resident"]["possible"] else plan
-        if not chosen["predicted_us"]:
-            return None
-        total += chosen["predicted_us"] * 1e-6
-    return total
 
 
 def _first_of_each(wanted: Iterable[Job]) -> list[Job]:

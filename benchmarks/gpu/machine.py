@@ -32,8 +32,12 @@ class Machine(Protocol):
     def stopwatch(self, call: Call) -> float:
         """Seconds that the device needs for the work that ``call`` gives it."""
 
-    def replay(self, calls: Sequence[Call]) -> Call:
-        """One call that does all of them with outputs that lie in different places."""
+    def replay(self, calls: Sequence[Call], pool: Any = None) -> Call:
+        """One call that does all of them with outputs that lie in different places; in the same ones as those of other
+        replays with this pool."""
+
+    def pool(self) -> Any:
+        """For replays, one of which has to live as long as others are made."""
 
     def peak_bytes(self, call: Call) -> int:
         """The most that is held during ``call`` beyond what was held before."""
@@ -86,14 +90,17 @@ class Gpu:
         end.synchronize()
         return start.elapsed_time(end) * 1e-3
 
-    def replay(self, calls: Sequence[Call]) -> Call:
+    def replay(self, calls: Sequence[Call], pool: Any = None) -> Call:
         for _ in range(3):  # compiles, asks the driver what it asks once, fills the allocator
             calls[0]()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        with torch.cuda.graph(graph, stream=self.stream, pool=pool):
             outputs = [call() for call in calls]  # held until the end, so that no two lie in the same place
         del outputs
         return graph.replay
+
+    def pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
 
     def peak_bytes(self, call: Call) -> int:
         call()  # what libraries keep stays allocated from here on
@@ -162,12 +169,15 @@ class Rehearsal:
         call()
         return time.perf_counter() - start
 
-    def replay(self, calls: Sequence[Call]) -> Call:
+    def replay(self, calls: Sequence[Call], pool: Any = None) -> Call:
         def one_by_one() -> None:
             for call in calls:
                 call()
 
         return one_by_one
+
+    def pool(self) -> Any:
+        return None
 
     def peak_bytes(self, call: Call) -> int:
         call()
@@ -198,9 +208,12 @@ def maps_in_turn(machine: Machine, map_bytes: int) -> int:
     return math.ceil(machine.rotated_bytes / map_bytes)
 
 
-def time_replays(machine: Machine, replays: Mapping[str, Call], calls: int) -> dict[str, Timing]:
-    """Replays of ``calls`` calls each, timed against each other; per call."""
-    timings = measure({name: [replay] for name, replay in replays.items()}, machine.budget, stopwatch=machine.stopwatch)
+def time_replays(
+    machine: Machine, replays: Mapping[str, Call], calls: int, budget: Budget | None = None
+) -> dict[str, Timing]:
+    """Replays of ``calls`` calls each, timed against each other; per call. Of a rehearsal the budget is its own."""
+    chosen = machine.budget if budget is None or machine.dry else budget
+    timings = measure({name: [replay] for name, replay in replays.items()}, chosen, stopwatch=machine.stopwatch)
     return {name: _per_call(timing, calls) for name, timing in timings.items()}
 
 

@@ -19,7 +19,7 @@ MEASUREMENTS = {
     "limit": ("limit", "measure"),
     "kernels": ("kernels", "measure"),
     "models": ("networks", "measure"),
-    "explore": ("explore", "measure"),
+    "sweep": ("sweep", "measure"),
     "two-phase": ("kernels", "measure_two_phase"),
 }
 

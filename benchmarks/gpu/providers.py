@@ -21,7 +21,7 @@ PROVIDERS: dict[str, str] = {
     "autotune": "torch.compile of the authors' with mode max-autotune, without its own CUDA graphs",
     "autotune-timm": "the same of timm's",
     "triton": "a kernel that reduces and one that rescales, written in Triton for comparison",
-    "two-phase": "the module of eca_cuda in a process that forbids the resident kernels",
+    "two-phase": "the module of eca_cuda in a process that forbids the one-pass kernels",
     "fused": "the module of eca_cuda",
     "clone": "x.clone(): the limit",
 }

@@ -23,11 +23,10 @@ def main(arguments: Sequence[str]) -> int:
         print(error)  # steps that measure nothing have nothing to show
         return 0
     made = (
-        tables.explored,
+        tables.sweep,
         tables.profiled,
         tables.refusals,
         tables.launches,
-        tables.clusters,
         tables.limit,
         tables.shares,
         tables.other_layers,

@@ -141,6 +141,6 @@ STEPS = (
     Step("two-phase", "layers with the fallback kernels", 1, _measure("two-phase", {"ECA_CUDA_TWO_PHASE": "1"})),
     Step("profile", "ncu on the most important kernels", 1, _profile),
     Step("suite", "the other tests on the GPU: gradients, AMP, compile and all that surrounds the kernels", 1, _suite),
-    Step("explore", "clusters, stages and threads, one by one", 1, _measure("explore")),  # takes all time there is
+    Step("sweep", "other plans than the one that is chosen, layer by layer", 1, _measure("sweep")),
     Step(REPORT, "tables of all that was found", 1, _report, always=True),  # whichever steps were asked for
 )

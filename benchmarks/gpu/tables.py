@@ -11,7 +11,7 @@ from ..correctness import has_residual
 from ..environment import describe
 from ..results import ModelRow, Results, Row
 from ..tables import Table, duration, factor, median, percent, table_of_goals
-from ..timing import Timing
+from ..traffic import TRANSFERS
 from .ncu import FIGURES
 from .providers import PROVIDERS
 from .record import DONE
@@ -40,7 +40,7 @@ def limit(results: Results) -> Table:
 
 
 def layers(results: Results) -> Table:
-    """Every job with torch.compile in it, where the clone, the plan and all others are side by side."""
+    """Every job with torch.compile in it, where the clone and all others are side by side."""
     members = [group for group in _of_ours(results) if "compile" in group]
     return _side_by_side("Layers, graphs replayed", members, ("eager", "compile"))
 
@@ -56,22 +56,19 @@ def _of_ours(results: Results) -> list[Group]:
 
 
 def _side_by_side(title: str, members: list[Group], bases: tuple[str, ...]) -> Table:
-    """The median times of all providers, and ours held against the clone's, the bases' and the plan's."""
+    """The median times of all providers, and ours held against the clone's and the bases'."""
     names = [name for name in PROVIDERS if name != "two-phase" and any(name in group for group in members)]
-    compared = ["of clone", *(f"vs {base}" for base in bases), "planned", "of planned"]
+    compared = ["of clone", *(f"vs {base}" for base in bases)]
     holders = (*bases, "fused")
     lines = []
     for group in members:
         fused = group["fused"]
-        planned = fused.gpu.predicted if fused.gpu else None
         lines.append(
             [
                 *_labels(fused),
                 *(median(group, name) for name in names),
                 percent(fused.share_of_clone),
                 *(factor(speedup(group, base)) for base in bases),
-                duration(planned) if planned else "",
-                factor(fused.timing.q50 / planned) if planned else "",
                 " / ".join(_peak(group.get(name)) for name in holders),
             ]
         )
@@ -80,7 +77,7 @@ def _side_by_side(title: str, members: list[Group], bases: tuple[str, ...]) -> T
 
 
 def two_phase(results: Results) -> Table:
-    """What the resident kernels gain over their substitute, which was timed by a process of its own."""
+    """What the one-pass kernels gain over their substitute, which was timed by a process of its own."""
     lines = [
         [
             *_labels(group["fused"]),
@@ -90,8 +87,8 @@ def two_phase(results: Results) -> Table:
         for group in _of_ours(results)
         if "two-phase" in group
     ]
-    columns = [*_LABELS, "resident", "two-phase", "gain"]
-    return Table("Resident kernels and their substitute", columns, lines, labels=len(_LABELS))
+    columns = [*_LABELS, "one pass", "two-phase", "gain"]
+    return Table("One-pass kernels and their substitute", columns, lines, labels=len(_LABELS))
 
 
 def shares(results: Results) -> Table:
@@ -183,39 +180,30 @@ def goals(results: Results) -> list[Goal]:
     ]
 
 
-def explored(results: Results) -> Table:
-    """What was asked of the launch plan, what was predicted, and what came out."""
+def sweep(results: Results) -> Table:
+    """The plan's choice for each layer, the best of what else was tried, and what that would gain."""
     lines = []
-    for tried in results.findings.get("candidates", ()):
-        times = {name: Timing(**timing).q50 for name, timing in tried["timings"].items()}
-        copied, planned = times.pop("clone"), times["plan"]
-        best = min(times, key=lambda name: times[name])
-        job = tried["job"]
-        what = f"{tried['question']}: {job['case']['name']} {job['phase']} {job['dtype']} {job['layout']}"
-        others = "; ".join(f"{name}: {duration(seconds)}" for name, seconds in times.items() if name != "plan")
+    for found in results.findings.get("sweep", ()):
+        seconds = {name: timing["q50"] for name, timing in found["timings"].items()}
+        copied, rule, job = seconds.pop("clone"), seconds.pop("rule"), found["job"]
+        best = sorted(seconds, key=seconds.__getitem__)[:3]
+        at_copy_rate = copied * TRANSFERS[job["phase"]] / TRANSFERS["clone"]
+
+        def cell(name: str, time: float, limit: float = at_copy_rate) -> str:
+            return f"{'two-phase' if name.startswith('-1') else name} {limit / time:.0%}"
+
         lines.append(
             [
-                what,
-                tried["predicted"],
-                duration(planned),
-                factor(planned / copied),
-                best,
-                factor(planned / times[best]),
-                others,
-                str(len(tried["wrong"])),
+                *(layer_of(Case(**job["case"])), str(job["case"]["n"]), job["phase"], job["dtype"], job["layout"]),
+                cell(found["own"], rule),
+                *(cell(name, seconds[name]) for name in best),
+                *("" for _ in range(3 - len(best))),
+                factor(rule / seconds[best[0]] if best else None),
+                str(len(found["wrong"])),
             ]
         )
-    columns = ["question", "predicted", "the plan", "of a copy's time", "best", "gain", "all", "wrong"]
-    return Table("Launch plans that were tried", columns, lines, labels=2)
-
-
-def clusters(results: Results) -> Table:
-    """Clusters that the driver says run at once."""
-    lines = [
-        [str(row["ranks"]), f"{row['shared_kb']} KB", str(row["threads"]), str(row["clusters"])]
-        for row in results.findings.get("clusters", ())
-    ]
-    return Table("Clusters at once", ["blocks", "shared memory of each", "threads", "clusters"], lines)
+    columns = [*_LABELS, "the plan", "best", "second", "third", "the plan / best", "wrong"]
+    return Table("Launch plans: blocks/parts/threads, of the rate of a copy", columns, lines, labels=len(_LABELS))
 
 
 def checks(results: Results) -> Table:
@@ -283,8 +271,7 @@ GPU_TABLES: dict[str, Callable[[Results], str]] = {
     "gpu-shares": lambda results: shares(results).markdown(),
     "gpu-launches": lambda results: launches(results).markdown(),
     "gpu-networks": lambda results: networks(results).markdown(),
-    "gpu-clusters": lambda results: clusters(results).markdown(),
-    "gpu-explored": lambda results: explored(results).markdown(),
+    "gpu-sweep": lambda results: sweep(results).markdown(),
     "gpu-profiled": lambda results: profiled(results).markdown(),
     "gpu-refusals": lambda results: refusals(results).markdown(),
     "gpu-checks": lambda results: checks(results).markdown(),
