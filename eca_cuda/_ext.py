@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ._compat import TORCH
+
 _BUILD = "pip install --no-build-isolation . (with torch, setuptools>=77, pybind11>=3, ninja and a C++ compiler)"
 _MINIMUM_TORCH = (2, 10)
 _NAME = f"{__package__}._C"  # the package may run under another name, as from Hugging Face's kernels
@@ -18,8 +20,7 @@ _HUB = f"{__package__}._ops"  # written by kernel-builder, which gives library a
 
 def _load() -> tuple[ModuleType, Any]:
     """The library's module, and the namespace that holds its operators."""
-    installed = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if installed < _MINIMUM_TORCH:
+    if TORCH < _MINIMUM_TORCH:
         raise ImportError(f"eca_cuda needs torch >= 2.10, found {torch.__version__}: upgrade torch")
     if importlib.util.find_spec(_HUB) is not None:
         operators = importlib.import_module(_HUB).ops

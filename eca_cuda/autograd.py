@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import checks, compiling, ops, reference, sharding
+from ._compat import has_autocast
 
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -28,7 +29,7 @@ def apply(
 ) -> Tensor:
     """``y = activation(x * gate + residual)`` by the variant called ``name``."""
     if _functorch_is_active() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
-        return _transformed(name, x, parameters, residual, flags)
+        return apply_traced(name, x, parameters, residual, flags)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
             return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
@@ -54,6 +55,8 @@ def apply_to_lengths(
     parameters = _widened(x, parameters)
     ops.check(name, x, parameters, residual, flags)
     is_traced = torch.compiler.is_compiling()
+    if not is_traced:
+        sharding.check_composite(x)
     # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
     has_values = type(lengths) is Tensor and not (_functorch_is_active() or is_traced)
     checks.check_lengths(lengths, x, has_values)
@@ -80,7 +83,7 @@ def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) 
     return x.relu_() if options["activation"] == "relu" else x
 
 
-def _transformed(
+def apply_traced(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """The same for calls that a transform or a tracer sees. Tracers check by the operators' fake implementations."""
@@ -94,7 +97,7 @@ def _transformed(
         return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
     sharding.register_before_tracing()
     if differentiated:
-        return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
+        return _Fused.apply(name, flags, *_distinct(x, residual, *parameters))  # type: ignore[no-any-return]
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
 
 
@@ -114,8 +117,15 @@ def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, 
 
 
 def _is_autocast(x: Tensor) -> bool:
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
+def _distinct(*tensors: Optional[Tensor]) -> list[Optional[Tensor]]:
+    """The same, with an alias for each tensor that came before, as in ``residual=x``.
+
+    Given one twice, Dynamo loses gradients without a word in torch 2.11 and 2.12, and refuses from 2.13 on.
+    """
+    return [t.view_as(t) if t is not None and any(t is s for s in tensors[:i]) else t for i, t in enumerate(tensors)]
 
 
 def _any_requires_grad(*tensors: Optional[Tensor]) -> bool:
@@ -142,8 +152,7 @@ def composite(
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    has_autocast = torch.amp.is_autocast_available(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if has_autocast else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if has_autocast(x.device.type) else nullcontext()
 
 
 class _Fused(torch.autograd.Function):
@@ -174,6 +183,7 @@ class _Fused(torch.autograd.Function):
 def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
     """The same gradients as a graph, for create_graph=True: the composite, differentiated by torch itself."""
     x, _, y, *parameters = ctx.saved_tensors
+    sharding.check_composite(x)
     grad_sum = grad_y if y is None else grad_y.masked_fill(y <= 0, 0)
     with torch.enable_grad():
         # Aliases, so that a tensor that was passed twice gets each gradient once.

@@ -4,10 +4,11 @@
 from types import TracebackType
 from typing import Literal, Optional
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+
+from ._compat import is_exporting
 
 Mode = Literal["auto", "fused", "inline"]
 
@@ -57,7 +58,7 @@ def mode() -> Mode:
 
 def inlines(x: Tensor, differentiated: bool) -> bool:
     """Whether this call becomes plain operators, if it is traced."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # The operators have no gradients of their own, and a program holds no autograd.Function that would give them.
         return differentiated or _mode == "inline"
     if _mode == "auto":

@@ -12,11 +12,12 @@ that stays as it was. Off by default.
 from typing import Any, Optional
 
 import torch._inductor.config as config
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph
 
-from . import compiling, eca_graph, functional
+from . import autograd, compiling, eca_graph, ops
 
 __all__ = ["disable", "enable"]
 
@@ -55,6 +56,21 @@ class _Pass(CustomGraphPass):
         return None if None in others else (*own, *others)
 
 
+def traced_eca(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    *,
+    padding_mode: str,
+    gate: str,
+    residual: Optional[Tensor] = None,
+    activation: Optional[str] = None,
+) -> Tensor:
+    """``eca`` where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
+    flags = ops.FLAGS[padding_mode, gate, activation]
+    return autograd.apply_traced("eca", x, (weight, bias), residual, flags)
+
+
 def rewrite(graph: Graph) -> None:
     """Replace every ECA in ``graph``."""
     for node in list(graph.nodes):
@@ -63,7 +79,7 @@ def rewrite(graph: Graph) -> None:
             continue
         last = match.nodes[0]
         with graph.inserting_before(last):
-            fused = graph.call_function(functional.eca, (match.x, match.weight, match.bias), match.options)
+            fused = graph.call_function(traced_eca, (match.x, match.weight, match.bias), match.options)
         fused.meta = dict(last.meta)
         last.replace_all_uses_with(fused)
         for old in match.nodes:

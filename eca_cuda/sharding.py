@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Optional
 
+import torch
 from torch import Tensor
 
 from . import checks, ops
+from ._compat import TORCH, constant_while_tracing
 
 _registered = False
 
@@ -31,15 +33,12 @@ def register_sharding_rules() -> None:
         register_sharding(operators.backward)(_backward)
 
 
+@constant_while_tracing
 def register_before_tracing() -> bool:
-    """Register the rules if there can be DTensors. Dynamo runs this while tracing and takes the result for constant."""
+    """Register the rules if there can be DTensors. Dynamo runs this while tracing, and traces nothing of it."""
     if "torch.distributed.tensor" in sys.modules:
         register_sharding_rules()
     return _registered
-
-
-# What torch.compiler.assume_constant_result does, less the second that importing torch._dynamo takes.
-register_before_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def are_missing(error: Exception) -> bool:
@@ -64,6 +63,15 @@ def check(name: str, x: Tensor, parameters: Sequence[Optional[Tensor]]) -> None:
                 f"{parameter_name}: expected a plain tensor like x, got a DTensor: "
                 "apply fully_shard to the layer, not to the modules in it"
             ) from None
+
+
+def check_composite(x: Tensor) -> None:
+    """Raise NotImplementedError for a DTensor where torch can't pad or flip it: it pads as it padded another before."""
+    if TORCH < (2, 12) and is_dtensor(x):
+        raise NotImplementedError(
+            "x: expected a plain tensor, got a DTensor: with these, lengths and gradients of gradients need "
+            f"torch >= 2.12, found {torch.__version__}: upgrade, or compute on shards, x.to_local()"
+        )
 
 
 # What a rule returns: ways to run, each the placements of the outputs and of the arguments, None for what is no tensor.

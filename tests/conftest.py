@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import emulated
@@ -25,6 +26,16 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 EMULATED = {"amp", "backward", "determinism", "errors", "forward", "gradcheck"}
 EMULATED |= {"nonfinite", "properties", "saved_memory"}
 NO_EMULATOR = emulated.missing()
+# What reads or compiles the repository, or tests benchmarks/: not for a wheel alone, as under make test-versions.
+# fmt: off
+OF_THE_REPOSITORY = [
+    "add_a_variant", "benchmark*", "build", "cuda_bits", "docs", "emulat*", "examples", "gate_contract", "gpu_*",
+    "hub", "model_benchmark", "packaging", "plan", "planted_bugs", "reading_path", "repo_rules", "sanitizers", "sass",
+    "typing", "versions",
+]
+# fmt: on
+if not (Path(__file__).parents[1] / "csrc").exists():
+    collect_ignore_glob = [f"test_{name}.py" for name in OF_THE_REPOSITORY]
 SHARE = "share of the error budget"
 
 

@@ -8,19 +8,20 @@ import copy
 import io
 
 import pytest
-import timm
 import torch
 import torch.distributed as dist
-from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
-from torchvision.models.feature_extraction import create_feature_extractor
 
 import eca_cuda
 from eca_cuda import compile_mode, convert, revert
+
+timm = pytest.importorskip("timm")
+from timm.utils import ModelEmaV2, ModelEmaV3
+from torchvision.models.feature_extraction import create_feature_extractor
 
 every_way = pytest.mark.parametrize("fuse_residual", [False, True])
 

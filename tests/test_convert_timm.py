@@ -8,13 +8,14 @@ import copy
 from collections.abc import Iterator
 
 import pytest
-import timm
 import torch
-from timm.layers import EcaModule
 from torch import Tensor, nn
 
 from eca_cuda import conversion_report, convert, revert
 from eca_cuda.testing import used_budget
+
+timm = pytest.importorskip("timm")
+from timm.layers import EcaModule
 
 # What a model's own grid of positions needs: the others take 32 x 32.
 SIZES = {"eca_botnext26ts_256": 128, "eca_halonext26ts": 256}

@@ -81,6 +81,7 @@ def test_onnx_of_a_program_needs_plain_operators_in_it():
 
 RUN_PACKAGE = """
 import sys, torch
+import torch._inductor.codecache  # torch 2.10 does not import it itself
 package, library, data = sys.argv[1:]
 torch.ops.load_library(library)
 model = torch._inductor.aoti_load_package(package)
