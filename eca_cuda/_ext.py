@@ -12,7 +12,7 @@ import torch
 
 from ._compat import TORCH
 
-_BUILD = "pip install --no-build-isolation . (with torch, setuptools>=77, pybind11>=3, ninja and a C++ compiler)"
+_BUILD = "pip install . (in a checkout; it needs torch and a C++ compiler)"
 _MINIMUM_TORCH = (2, 10)
 _NAME = f"{__package__}._C"  # the package may run under another name, as from Hugging Face's kernels
 _HUB = f"{__package__}._ops"  # written by kernel-builder, which gives library and operators names of the build's own

@@ -23,7 +23,7 @@ from eca_cuda.testing import make_x, used_budget
 
 
 def timm_layer(name: str, **options: object) -> nn.Module:
-    """One for 64 channels; where timm is not installed, as in `make test-wheel`, the test is skipped."""
+    """One for 64 channels; where timm is not installed, the test is skipped."""
     return getattr(pytest.importorskip("timm.layers"), name)(64, **options)
 
 

@@ -105,26 +105,6 @@ assert "eca_cuda" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_what_make_test_wheel_runs_needs_what_it_installs() -> None:
-    """conversion among it; what else a test wants, it must ask for itself and be skipped without."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    listed = re.search(r"^WHEEL_TESTS \?= ((?:.*\\\n)*.*)", makefile, re.MULTILINE)
-    assert listed
-    names = listed[1].replace("\\", "").split()
-    assert "test_convert.py" in names
-    helpers = {path.stem for path in (ROOT / "tests").glob("*.py")}
-    installed = {"eca_cuda", "torch", "pytest", "numpy"} | helpers | set(sys.stdlib_module_names)
-    for name in names:
-        body = ast.parse((ROOT / "tests" / name).read_text(encoding="utf-8")).body
-        assert top_level_imports(body) <= installed, name
-
-
-def top_level_imports(body: list[ast.stmt]) -> set[str]:
-    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
-    return {name.partition(".")[0] for name in names}
-
-
 def test_info_names_version_and_build() -> None:
     done = subprocess.run([sys.executable, "-m", "eca_cuda.info", "--json"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -116,8 +116,8 @@ def check_lengths(mesh: Any) -> None:
 
 
 def check_that_what_pads_is_refused(mesh: Any) -> None:
-    """Where DTensors are padded as others were before, the gradients would be wrong."""
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    """Where DTensors are padded as others were before, the gradients would be wrong; shards can be computed on."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     x, parameters = DEFAULTS[0].inputs((4, 20, 9), torch.float64)
     map, lengths = (distribute_tensor(t, mesh, [Shard(0)]) for t in (x, torch.tensor([9, 1, 4, 7])))
@@ -133,6 +133,9 @@ def check_that_what_pads_is_refused(mesh: Any) -> None:
             assert "x: expected a plain tensor, got a DTensor" in str(error) and "torch >= 2.12" in str(error), error
         else:
             raise AssertionError("not refused")
+    shards = [t.to_local() for t in (map, *whole)]
+    y = DTensor.from_local(eca_cuda.eca(*shards, lengths=lengths.to_local()), mesh, [Shard(0)])
+    torch.testing.assert_close(y.full_tensor(), eca_cuda.eca(x, *parameters, lengths=lengths.full_tensor()))
 
 
 def main() -> None:
