@@ -17,7 +17,7 @@ SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name 
 FORMATTED := $(shell find csrc tests torch-ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: all test bench gpu lint format docs links wheel sdist test-versions hub clean
-.PRECIOUS: .venvs/%/.installed
+.PRECIOUS: .venvs/torch-%/.installed .venvs/python-%/.installed
 
 all: $(BUILD)
 
