@@ -9,6 +9,7 @@ into one call of ``eca_cuda.eca``, however the shapes are juggled in between. Wh
 that stays as it was. Off by default.
 """
 
+from pathlib import Path
 from typing import Any, Optional
 
 import torch._inductor.config as config
@@ -52,7 +53,8 @@ class _Pass(CustomGraphPass):
     def uuid(self) -> Optional[Any]:
         """The key in Inductor's cache: None, which is no caching, where one of the others has none."""
         others = [other.uuid() if isinstance(other, CustomGraphPass) else None for other in self.others]
-        own = get_hash_for_files((__file__, eca_graph.__file__, compiling.__file__)), compiling.mode()
+        # All files: what a rewritten layer is traced to comes from autograd.py and from what that calls.
+        own = get_hash_for_files(tuple(sorted(map(str, Path(__file__).parent.glob("*.py"))))), compiling.mode()
         return None if None in others else (*own, *others)
 
 

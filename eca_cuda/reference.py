@@ -126,13 +126,20 @@ def bidirectional_eca(
     return _rescale(x, _squash(u, gate) if final_sigmoid else u, residual, activation)
 
 
+def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """``torch.promote_types`` of floating dtypes: exported, that is a node which torch.compile can't trace."""
+    return a if a == b else torch.float64 if torch.float64 in (a, b) else torch.float32
+
+
 def _pool(x: Tensor, weight: Tensor, lengths: Optional[Tensor]) -> Tensor:
-    dtype = torch.promote_types(x.dtype, weight.dtype)
+    dtype = _promoted(x.dtype, weight.dtype)
     if lengths is None:
         return x.mean(dim=tuple(range(2, x.dim())), dtype=dtype)
     counted_from_one = lengths.new_ones(x.shape[2]).cumsum(0)  # where lengths is a DTensor, torch.arange is none
     padding = counted_from_one > lengths.unsqueeze(1)
-    return x.masked_fill(padding.unsqueeze(1), 0).sum(2, dtype=dtype) / lengths.unsqueeze(1)
+    # In float32 at least, as mean does it: a sum of halves soon leaves their range.
+    total = x.masked_fill(padding.unsqueeze(1), 0).sum(2, dtype=_promoted(dtype, torch.float32))
+    return (total / lengths.unsqueeze(1)).to(dtype)
 
 
 def _squash(z: Tensor, gate: str) -> Tensor:

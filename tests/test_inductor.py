@@ -2,6 +2,7 @@
 """``eca_cuda.inductor.enable()`` rewrites ECA in models as others write them, and nothing that only looks like it."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import originals
@@ -359,6 +360,15 @@ def test_the_compile_mode_decides_what_the_rewritten_layer_becomes():
         torch.testing.assert_close(y, model(x))
         assert code.count("torch.ops.eca_cuda.eca_infer.default(") == operators
         assert "extern_kernels.convolution(" not in code
+
+
+def test_a_change_of_any_file_is_another_key_in_inductors_cache(monkeypatch):
+    """What was compiled and kept on disk before an upgrade must not be taken after it."""
+    named = []
+    monkeypatch.setattr(inductor, "get_hash_for_files", lambda paths: named.extend(paths) or b"")
+    torch._inductor.config.pre_grad_custom_pass.uuid()
+    package = Path(eca_cuda.__file__).parent
+    assert set(named) == {str(path) for path in package.glob("*.py")} and len(named) > 20
 
 
 def test_other_passes_are_kept_and_restored():

@@ -55,6 +55,15 @@ def test_each_sample_gets_what_it_gets_alone(case, dtype, device):
         torch.testing.assert_close([together[f"grad_parameter{i}"] for i in range(len(summed))], summed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_long_sequence_of_halves_does_not_overflow(dtype, device):
+    """The sum of these leaves float16's range; their mean does not."""
+    x = torch.full((1, 4, 10000), 20.0, dtype=dtype, device=device)
+    weight = torch.full((1, 1, 1), -0.05, dtype=dtype, device=device)
+    lengths = torch.tensor([10000], device=device)
+    torch.testing.assert_close(eca_cuda.eca(x, weight, lengths=lengths), eca_cuda.eca(x, weight))
+
+
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_padding_may_be_nan(case, device):
     x, lengths = padded(torch.float32, device, math.nan)
