@@ -19,8 +19,6 @@ from eca_cuda._ext import _C
 ROOT = Path(__file__).parent.parent
 SETUP = ROOT / "setup.py"
 
-pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs the source tree")
-
 
 def setup(environment: dict[str, str], prelude: str = "pass") -> subprocess.CompletedProcess[str]:
     """Runs setup.py up to printing the package's name; ``prelude`` is Python code to run before it."""

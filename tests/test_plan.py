@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 MEASURED = ROOT / "benchmarks/results/h100/one-pass-prototype.json"
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
-needs_sources = pytest.mark.skipif(not CSRC.exists() or not COMPILER, reason="needs the source tree and g++")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="needs g++")
 
 RESNET = [(256, 56), (512, 28), (1024, 14), (2048, 7)]
 MOBILENET = [(32, 112), (96, 56), (144, 56), (144, 28), (192, 28), (192, 14), (384, 14), (576, 14), (576, 7), (960, 7)]
@@ -50,7 +50,7 @@ def plan(
 # --- every call ------------------------------------------------------------------------------------------------------
 
 
-@needs_sources
+@needs_compiler
 def test_plans_of_random_calls_hold_on_all_devices(tmp_path: Path) -> None:
     """plan_fuzz.cpp has the promises. That it compiles shows that the plan needs a C++ compiler and nothing else."""
     plans = [CSRC / "plan" / name for name in ("plan.cpp", "one_pass.cpp", "two_phase.cpp")]
@@ -107,8 +107,6 @@ FAR = {(256, 144, 56, "float16", "channels_last", "backward"): 0.88}
 
 
 def measured() -> list[dict[str, Any]]:
-    if not MEASURED.exists():
-        return []
     data = json.loads(MEASURED.read_text())
     return [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]]
 
@@ -148,15 +146,11 @@ def markdown() -> str:
 
 def test_the_page_shows_the_measured_table() -> None:
     page = ROOT / "docs/kernels.md"
-    if not page.exists() or not MEASURED.exists():
-        pytest.skip("needs the source tree")
     shown = page.read_text().split("<!-- prototype:begin -->\n")[1].split("<!-- prototype:end -->")[0]
     assert shown == markdown() + "\n", "docs/kernels.md should have:\n" + markdown()
 
 
 def test_the_measured_table_is_of_all_layers() -> None:
-    if not MEASURED.exists():
-        pytest.skip("needs the source tree")
     kinds = {
         (row["c"], row["side"], row["dtype"], row["layout"], row["direction"]) for row in measured() if row["n"] == 256
     }
