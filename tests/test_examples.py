@@ -17,6 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("torchvision")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import complexity
 import digits
 import photographs
 from _models import eca_resnet50
@@ -134,3 +135,14 @@ def test_a_bad_option_gets_one_line(example, option: str, value: str, message: s
         example.main([option, value])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_papers_counts_are_those_of_the_real_models() -> None:
+    found = complexity.measure()
+    assert found.backbone_parameters == 25_557_032
+    assert found.backbone_macs == 4_089_184_256
+    assert (found.eca_parameters, found.eca_parameters_by_formula) == (80, 86)
+    assert (found.eca_macs, found.eca_macs_of_square_kernels) == (86_272, 512_768)
+    quantities, papers, ours, _ = ([*column.cells] for column in complexity.table(found).columns)
+    assert ("backbone parameters", "24.37 M", "24.37 M") in zip(quantities, papers, ours, strict=True)
+    assert ("backbone FLOPs", "3.86 G", "3.86 G") in zip(quantities, papers, ours, strict=True)
