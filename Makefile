@@ -16,7 +16,7 @@ SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name 
 
 FORMATTED := $(shell find csrc tests torch-ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench gpu lint format docs links wheel sdist test-versions hub clean
+.PHONY: all test bench gpu gpu-build lint format docs links wheel sdist test-versions hub clean
 .PRECIOUS: .venvs/torch-%/.installed .venvs/python-%/.installed
 
 all: $(BUILD)
@@ -35,15 +35,31 @@ $(BUILD): $(VENV)/.installed $(SOURCES)
 test: $(BUILD)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
-bench: $(BUILD)
+# Without make test's tools and CUDA kernels, if make test has not been run: a fresh machine is ready in two minutes.
+bench: $(if $(wildcard $(BUILD)),$(BUILD),$(VENV)/.bench)
+	@echo "== measuring: under 4 minutes"
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+$(VENV)/.bench: $(SOURCES)
+	@echo "== installing torch and what builds it: about a minute"
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(firstword $(TORCH)) numpy "setuptools>=77" "pybind11>=3.0" ninja rich
+	@echo "== compiling the CPU kernels: about a minute"
+	ECA_CUDA_BUILD=cpu $(BIN)/pip install -v --no-build-isolation --no-deps -e . > $(VENV)/build.log 2>&1 || (cat $(VENV)/build.log; exit 1)
+	touch $@
+
+
 # On a machine with a GPU and no network: no environment is made, nothing is installed; docs/gpu.md.
-# STEP, BUDGET (seconds), RESUME (results of earlier runs) and DRY=1 may be given; results go to OUT.
+# STEP may be networks, compiled, profile or sanitize; DRY=1 rehearses; results go to OUT.
 OUT ?= results
+STEP ?= main
 gpu:
-	$(PYTHON) -m benchmarks gpu --out $(OUT) $(if $(STEP),--step $(STEP)) $(if $(BUDGET),--budget $(BUDGET)) \
-		$(if $(RESUME),--resume $(RESUME)) $(if $(DRY),--dry)
+	$(PYTHON) -m benchmarks gpu --out $(OUT) --step $(STEP) $(if $(DRY),--dry)
+
+# Beforehand, for that machine's Python and GPU; build/gpu is to be carried there.
+gpu-build: export TORCH_CUDA_ARCH_LIST ?= 9.0
+gpu-build:
+	$(PYTHON) -m benchmarks gpu --step build
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The microbenchmark suite: ``python -m benchmarks --help``; README.md in this folder explains the method."""
+"""The benchmarks of eca_cuda: ``python -m benchmarks``. How they measure: README.md beside this file."""

@@ -1,12 +1,42 @@
 # SPDX-License-Identifier: MIT
-"""What is measured: feature maps with the names of the layers they come from, grouped into suites."""
+"""What is measured and who does the work: feature maps of named layers, networks, providers, and the jobs of a run."""
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+VARIANTS = ("eca", "multi_kernel_eca", "bidirectional_eca")
+PHASES = ("forward", "training")
+ALL_PHASES = (*PHASES, "backward", "residual_forward", "residual_training", "residual_backward")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+LAYOUTS = ("contiguous", "channels_last")
+
+PROVIDERS: dict[str, str] = {
+    "eager": "the layer as its authors publish it, run by PyTorch operator by operator",
+    "compile": "torch.compile of the authors' layer, static shapes",
+    "compile-timm": "torch.compile of the layer as timm writes it",
+    "autotune": "torch.compile of the authors' with mode max-autotune, without its own CUDA graphs",
+    "fused": "the module of eca_cuda",
+    "function": "the function of eca_cuda, called without a module",
+    "clone": "x.clone(), a copy of the same size into a fresh tensor: the yardstick",
+    "block-eager": "torch.compile of batch norm, eager, + x and relu: the layer among what stands around it",
+    "block-fused": "the same with the module of eca_cuda, in its compile mode fused",
+    "block-inline": "the same with the module of eca_cuda, in its compile mode inline",
+}
+
+
+NETWORKS = {
+    "plain": "ResNet-50",
+    "se": "with SE",
+    "eager": "with ECA",
+    "converted": "with ECA, `convert(model)`",
+    "residual": "with ECA, `convert(model, fuse_residual=True)`",
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A feature map ``[n, c, h, w]``; ``count`` is how many blocks of the model see this very shape."""
+    """A feature map ``[N, C, H, W]``; ``count`` is how many blocks of the model see this very shape."""
 
     name: str
     n: int
@@ -19,16 +49,39 @@ class Case:
     def shape(self) -> tuple[int, int, int, int]:
         return (self.n, self.c, self.h, self.w)
 
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement: several providers, interleaved, on one case.
+
+    ``phase`` is one of ``ALL_PHASES``: ``forward`` runs under ``torch.no_grad``, ``training`` is forward and backward;
+    ``residual_`` phases are of ``relu(layer(x) + residual)``.
+    """
+
+    case: Case
+    variant: str
+    phase: str
+    dtype: str
+    layout: str
+    providers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.case.name} {self.variant} {self.phase} {self.dtype} {self.layout}"
+
     @property
-    def elements(self) -> int:
-        return self.n * self.c * self.h * self.w
+    def differentiates(self) -> bool:
+        return not self.phase.endswith("forward")
+
+    @property
+    def has_residual(self) -> bool:
+        return self.phase.startswith("residual_")
 
 
 # (channels, side, count): the output of bn3 in each stage, where ECA-ResNet-50 has its attention; 16 blocks.
 _RESNET50 = {"layer1": (256, 56, 3), "layer2": (512, 28, 4), "layer3": (1024, 14, 6), "layer4": (2048, 7, 3)}
 
-# (channels, side, count): the output of the depthwise convolution in each of 17 blocks, where MobileNetV3 has its
-# attention too. A block whose shape an earlier block has is counted there.
+# The output of the depthwise convolution in each of 17 blocks, where MobileNetV3 has its attention too. A block whose
+# shape an earlier block has is counted there.
 _MOBILENETV2 = {
     "block1": (32, 112, 1),
     "block2": (96, 56, 1),
@@ -44,9 +97,8 @@ _MOBILENETV2 = {
 
 
 def _model(name: str, stages: dict[str, tuple[int, int, int]], batch: int) -> tuple[Case, ...]:
-    return tuple(
-        Case(f"{name}.{stage}.n{batch}", batch, c, side, side, count) for stage, (c, side, count) in stages.items()
-    )
+    named = ((f"{name}.{stage}.n{batch}", size) for stage, size in stages.items())
+    return tuple(Case(called, batch, c, side, side, count) for called, (c, side, count) in named)
 
 
 def resnet50(batch: int) -> tuple[Case, ...]:
@@ -61,13 +113,12 @@ def mobilenetv2(batch: int) -> tuple[Case, ...]:
 
 RESNET50_BATCHES = (1, 8, 32)
 TINY = Case("tiny.overhead", 1, 8, 4, 4)
+DRY = Case("resnet50.layer4.n2", 2, 16, 7, 8)  # what a rehearsal measures
 
 SUITES: dict[str, tuple[Case, ...]] = {
     "resnet50": tuple(case for batch in RESNET50_BATCHES for case in resnet50(batch)),
+    "resnet50.n256": resnet50(256),
     "mobilenetv2": mobilenetv2(1),
-    "batch1": resnet50(1) + mobilenetv2(1),
-    "channels": tuple(Case(f"channels.c{c}", 8, c, 14, 14) for c in (16, 64, 256, 512, 1024, 2048, 4096)),
-    "spatial": tuple(Case(f"spatial.s{side * side}", 8, 256, side, side) for side in (1, 3, 7, 14, 28, 56, 112)),
     "tiny": (TINY,),
 }
 
@@ -75,3 +126,75 @@ SUITES: dict[str, tuple[Case, ...]] = {
 def all_cases() -> dict[str, Case]:
     """Every case of every suite, once, by name."""
     return {case.name: case for suite in SUITES.values() for case in suite}
+
+
+_LAYERS = ("eager", "compile", "fused", "clone")
+_WITHOUT_COMPILE = ("eager", "fused", "clone")  # torch.compile takes seconds per case: only the headline affords it
+_OVERHEAD = ("eager", "fused", "function")  # where there is nothing to compute, a module's own call counts too
+_COMPILED = ("eager", "compile", "compile-timm", "fused", "clone")
+
+
+def product(
+    cases: Iterable[Case],
+    *,
+    variants: Iterable[str] = VARIANTS[:1],
+    phases: Iterable[str] = PHASES,
+    dtypes: Iterable[str] = DTYPES[:1],
+    layouts: Iterable[str] = LAYOUTS[:1],
+    providers: Iterable[str] = _LAYERS,
+) -> list[Job]:
+    """Every combination of what is given; by default ECA, both phases, float32, contiguous."""
+    names = tuple(providers)
+    return [Job(*choice, names) for choice in itertools.product(cases, variants, phases, dtypes, layouts)]
+
+
+def standard() -> list[Job]:
+    """For a CPU: ECA in ResNet-50 at three batch sizes, and a smaller look at everything else; under 4 minutes."""
+    headline = [case for batch in RESNET50_BATCHES for case in resnet50(batch)]
+    batch8 = resnet50(8)
+    return [
+        *product(headline),
+        *product(batch8, layouts=["channels_last"], providers=_WITHOUT_COMPILE),
+        *product(batch8, dtypes=["bfloat16"], providers=_WITHOUT_COMPILE),
+        *product(batch8, variants=VARIANTS[1:], providers=_WITHOUT_COMPILE),
+        *product(mobilenetv2(1), providers=_WITHOUT_COMPILE),
+        *product([TINY], variants=VARIANTS, providers=_OVERHEAD),
+    ]
+
+
+def quick() -> list[Job]:
+    """For a CPU, under 40 seconds: ResNet-50 at batch 1 and 8 and the overhead, without torch.compile."""
+    return [*product([*resnet50(1), *resnet50(8)], providers=_WITHOUT_COMPILE), *product([TINY], providers=_OVERHEAD)]
+
+
+def for_gpu(dry: bool = False) -> list[Job]:
+    """For a GPU, a minute: nothing that compiles, the most valuable first."""
+    if dry:
+        return product([DRY], phases=ALL_PHASES, dtypes=["float16"], providers=_WITHOUT_COMPILE)
+    half, both, large = ["float16"], ("forward", "backward"), resnet50(256)
+    residual = ("residual_forward", "residual_backward")
+    return [
+        *product(large, phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
+        *product(large, phases=both, dtypes=half, layouts=LAYOUTS[1:], providers=_WITHOUT_COMPILE),
+        *product(large, phases=residual, dtypes=half, layouts=LAYOUTS[1:], providers=_WITHOUT_COMPILE),
+        *product(large, phases=both, dtypes=DTYPES[:1], providers=_WITHOUT_COMPILE),
+        *product(resnet50(32), phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
+        *product(resnet50(1), phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
+        *product(large, variants=VARIANTS[1:], phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
+        *product(mobilenetv2(256), phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
+    ]
+
+
+def compiled(dry: bool = False) -> list[Job]:
+    """For a GPU, beside torch.compile; max-autotune, which takes tens of seconds a case, once per layer."""
+    if dry:
+        return product([DRY], dtypes=["float16"], providers=("compile", "fused", "clone"))
+    half, large, residual = ["float16"], resnet50(256), ("residual_forward", "residual_training")
+    return [
+        *product(large, phases=PHASES[:1], dtypes=half, providers=(*_COMPILED, "autotune")),
+        *product(large, phases=PHASES[1:], dtypes=half, providers=_COMPILED),
+        *product(large, phases=residual, dtypes=half, layouts=LAYOUTS[1:], providers=("compile", "fused", "clone")),
+        *product(large, phases=PHASES, dtypes=half, layouts=LAYOUTS[1:], providers=_COMPILED),
+        *product(resnet50(32), dtypes=half, providers=_COMPILED),
+        *product(resnet50(1), dtypes=half, providers=_COMPILED),
+    ]

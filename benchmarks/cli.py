@@ -1,28 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The command line: ``python -m benchmarks`` measures; ``report``, ``compare`` and ``complexity`` are its commands."""
+"""The command line: ``python -m benchmarks`` measures layers; its commands, networks or a GPU, and show results."""
 
 import argparse
-import importlib.util
-import os
-import sys
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from . import plan, results, tables, timing
-from .cases import SUITES, Case, all_cases
-from .compare import compare
-from .correctness import GateError
-from .environment import describe
-from .gpu import page
-from .gpu.fold import fold, stem
-from .providers import PROVIDERS
-from .report import rebuild
-from .results import Results
-from .run import run
-from .terminal import show
+from . import cases, gpu, results
+from .clock import DRY, QUICK, STANDARD, Cpu, Gpu
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,39 +22,114 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 after a wrong result, 2 after a wrong argument."""
+    """Run one command; returns the exit status: 0, 1 after something failed, 2 after a wrong argument."""
     parser = _make_parser()
     options = parser.parse_args(argv)
-    commands = {"report": _report, "compare": _compare, "complexity": _complexity, "models": _models, None: _run}
-    return commands[options.command](options, parser)
+    commands = {"networks": _networks, "gpu": _gpu, "report": _report, "compare": _compare, None: _layers}
+    try:
+        return commands[options.command](options, parser)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
-def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _layers(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.list:
-        rows = [[c.name, str(list(c.shape)), str(c.count)] for c in all_cases().values()]
-        show(tables.Table("Cases", ["case", "shape", "blocks"], rows))
+        for case in cases.all_cases().values():
+            print(f"{case.name:28} {list(case.shape)!s:22} {case.count} block{'s' if case.count > 1 else ''}")
         return 0
     jobs = _jobs(options, parser)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        found = run(jobs, timing.QUICK if options.quick else timing.STANDARD)
-    except GateError as error:
-        print(f"{parser.prog}: {error}; nothing is written", file=sys.stderr)
-        return 1
-    show(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
-    for table in (*tables.full(found.rows), tables.goal_table(found)):
-        show(table)
-    if options.compare is not None:
-        show(compare(options.compare, found))
-    if options.json is not None:
-        results.save(found, options.json)
-    if options.plots is not None:
-        _plot(found, options.plots, options.json.stem if options.json else "benchmark")
+    clock, found = _begin(options)
+    from . import run
+
+    run.run(jobs, clock, found)
+    return _finish(found)
+
+
+def _networks(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    clock, found = _begin(options)
+    from . import networks
+
+    how = ("eager", "compiled") if options.compiled else ("eager",)
+    networks.measure(networks.settings(clock.device, how, options.quick), clock, found, options.quick)
+    return _finish(found)
+
+
+def _gpu(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.inner is None:
+        return gpu.main(options)
+    from . import environment, networks, profile, run, sweep
+
+    what, dry, deadline = options.inner, options.dry, time.monotonic() + options.seconds
+    if dry:
+        torch.set_num_threads(1)
+    clock = Cpu(DRY) if dry else Gpu()
+    number, count = map(int, options.shard.split("/"))
+    how = "compiled" if what in ("networks-compiled", "warm-networks") else "eager"
+    settings = networks.settings(clock.device, [how], dry)
+    layers = (cases.for_gpu if what == "layers" else cases.compiled)(dry)
+    if what == "ncu-calls":
+        profile.call_for_ncu(clock, profile.jobs(dry)[:1] if dry else profile.NCU_CALLS)
+    elif what == "warm-layers":
+        run.warm(layers[number::count], clock)
+    elif what == "warm-networks":
+        networks.warm([(of, name) for of in settings for name in of.names][number::count], clock, dry)
+    if what == "ncu-calls" or what.startswith("warm"):
+        return 0
+    found = results.begin(options.out / "results.jsonl", environment.collect(clock, dry))
+    if what.startswith("layers"):
+        run.run(layers, clock, found, deadline)
+    elif what.startswith("networks"):
+        networks.measure(settings, clock, found, dry)
+    elif what == "kernels":
+        profile.measure(profile.jobs(dry), clock, found)
+    elif what == "ncu":
+        profile.ncu(found)
+    elif what == "sweep":
+        sweep.measure(sweep.jobs(dry), clock, found, deadline)
+        results.write_whole(options.out / "tuning.json", json.dumps(sweep.rules(found), indent=1) + "\n")
+    return int(found.failed)
+
+
+def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from . import plots, report
+
+    for path in options.add:
+        print(f"wrote {report.add(path, options.results)}")
+    for page in options.pages:
+        report.rebuild_page(page, options.results)
+        print(f"wrote {page}")
+    shown = [picture for page in options.pages for picture in report.pictures(page.read_text(encoding="utf-8"))]
+    for stem, name in dict.fromkeys(shown):
+        for path in plots.save_all(results.load(options.results / f"{stem}.jsonl"), options.results, stem, [name]):
+            print(f"wrote {path}")
     return 0
 
 
-def _jobs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[plan.Job]:
+def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from . import tables, terminal
+
+    terminal.show(tables.compare(results.load(options.old), results.load(options.new)))
+    return 0
+
+
+def _begin(options: argparse.Namespace) -> tuple[Cpu, results.Results]:
+    from . import environment  # eca_cuda need not be built for the commands that measure nothing
+
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    clock = Gpu() if options.device == "cuda" else Cpu(QUICK if options.quick else STANDARD)
+    return clock, results.begin(options.json, environment.collect(clock))
+
+
+def _finish(found: results.Results) -> int:
+    """Show all tables that the results fill, the most important last."""
+    from . import environment, tables, terminal
+
+    here = found.environment
+    terminal.show(*tables.for_terminal(found), f"{environment.describe(here)}; load before the run {here['load']}")
+    return int(found.failed)
+
+
+def _jobs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[cases.Job]:
     """The whole product as soon as one of the choosing options is given, otherwise a ready-made plan."""
     choices = {
         "variants": options.variant,
@@ -76,138 +140,65 @@ def _jobs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[
     }
     named = {key: value for key, value in choices.items() if value}
     if not named and not options.suite and not options.case:
-        return plan.quick() if options.quick else plan.standard()
-    return plan.product(_cases(options, parser), **named)
-
-
-def _cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Case]:
-    """The cases of the named suites that contain ``--case``; without suites, of all for ``--case``, else resnet50."""
-    suites = options.suite or (list(SUITES) if options.case else ["resnet50"])
-    unique = dict.fromkeys(case for suite in suites for case in SUITES[suite])
+        return (cases.quick if options.quick else cases.for_gpu if options.device == "cuda" else cases.standard)()
+    suites = options.suite or (list(cases.SUITES) if options.case else ["resnet50"])
+    unique = dict.fromkeys(case for suite in suites for case in cases.SUITES[suite])
     chosen = [case for case in unique if options.case in case.name]
     if not chosen:
-        parser.error(
-            f"argument --case: expected a part of a case name in {', '.join(suites)} (see --list), got {options.case!r}"
-        )
-    return chosen
-
-
-def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    lines = [path for path in options.files if path.suffix == ".jsonl"]
-    try:
-        by_path = {path: results.load(path) for path in options.files if path not in lines}
-        if lines:
-            folded = fold(lines)
-            path = options.results / f"{stem(folded.environment)}.json"
-            results.save(folded, path)
-            by_path[path] = folded
-    except (OSError, ValueError) as error:
-        parser.error(f"argument FILE: {error}")
-    for path, found in by_path.items():
-        try:
-            text = rebuild(options.readme.read_text(encoding="utf-8"), path.stem, found)
-            results.write_whole(options.readme, text)
-            if page.is_gpu(found):
-                beside = {other.stem: results.load(other) for other in path.parent.glob("*.json")}
-                of_gpus = {name: other for name, other in beside.items() if page.is_gpu(other)}
-                for mark, file in (("gpu-readme", options.readme), ("gpu", options.page)):
-                    results.write_whole(file, page.rebuild(file.read_text(encoding="utf-8"), mark, of_gpus))
-        except (OSError, ValueError) as error:
-            parser.error(f"argument --readme or --page: {error}")
-        _plot(found, path.parent, path.stem)
-        show(f"wrote {path.parent}/{path.stem}-*.png and the tables made from {path}")
-    return 0
-
-
-def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    show(compare(options.old, options.new))
-    return 0
-
-
-def _complexity(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if importlib.util.find_spec("torchvision") is None:
-        parser.error("complexity: expected torchvision to be installed, got no such module")
-    from . import complexity  # torchvision takes a second to import and nothing else needs it
-
-    show(complexity.table(complexity.measure()))
-    return 0
-
-
-def _models(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if importlib.util.find_spec("timm") is None:
-        parser.error("models: expected timm to be installed, got no such module")
-    from . import models  # timm takes seconds to import and nothing else needs it
-
-    setting, budget = (
-        (models.QUICK_SETTING, models.QUICK) if options.quick else (models.STANDARD_SETTING, models.STANDARD)
-    )
-    try:
-        found = models.measure(setting, budget)
-    except GateError as error:
-        print(f"{parser.prog}: {error}; nothing is written", file=sys.stderr)
-        return 1
-    show(f"{describe(found.environment)}; load average before the run {found.environment['load']}")
-    show(tables.models(found))
-    if options.json is not None:
-        results.save(found, options.json)
-    return 0
-
-
-def _plot(found: Results, directory: Path, stem: str) -> None:
-    if not found.rows:
-        return
-    # matplotlib is slow to import, and a run without pictures does not need it
-    if page.is_gpu(found):
-        from .gpu import plots
-    else:
-        from . import plots
-
-    plots.save_all(found, directory, stem)
+        where = f"{', '.join(suites)} (see --list)"
+        parser.error(f"argument --case: expected a part of a case name in {where}, got {options.case!r}")
+    return cases.product(chosen, **named)
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m benchmarks",
         description="Time eca_cuda against PyTorch. Without options: the standard plan, under 4 minutes on 2 cores. "
-        "With one of the choosing options: every combination of what they name. "
-        "On a machine with a GPU: python -m benchmarks gpu --help.",
+        "With one of the choosing options: every combination of what they name.",
     )
     choose = parser.add_argument_group("what to measure (each option takes one name or several)")
     for option, choices, default in (
-        ("suite", SUITES, "resnet50, or all with --case"),
-        ("variant", plan.VARIANTS, "eca"),
-        ("pass", plan.PHASES, "both"),
-        ("dtype", plan.DTYPES, "float32"),
-        ("layout", plan.LAYOUTS, "contiguous"),
-        ("provider", PROVIDERS, "all"),
+        ("suite", cases.SUITES, "resnet50, or all with --case"),
+        ("variant", cases.VARIANTS, "eca"),
+        ("pass", cases.ALL_PHASES, "forward and training"),
+        ("dtype", cases.DTYPES, "float32"),
+        ("layout", cases.LAYOUTS, "contiguous"),
+        ("provider", cases.PROVIDERS, "eager, compile, fused, clone"),
     ):
         text = f"{', '.join(choices)} (default: {default})"
         choose.add_argument(f"--{option}", nargs="+", choices=choices, metavar="NAME", help=text)
     choose.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     choose.add_argument("--list", action="store_true", help="list all cases and stop")
-    how = parser.add_argument_group("how")
-    how.add_argument("--quick", action="store_true", help="less precise; without a choice, a plan of under 40 s")
-    how.add_argument("--threads", type=_positive, metavar="N", help="intra-op threads of PyTorch (default: its own)")
-    output = parser.add_argument_group("what to do with the results")
-    output.add_argument("--json", type=_new_file, metavar="OUT.json", help="write all rows")
-    output.add_argument("--plots", type=_directory, metavar="DIR", help="write PNG pictures")
-    output.add_argument("--compare", type=_results, metavar="OLD.json", help="show ratios to an earlier run")
 
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    report = commands.add_parser("report", help="regenerate tables and plots; results of make gpu are folded first")
-    report.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FILE.json, or results.jsonl of make gpu")
-    report.add_argument("--readme", type=Path, default=Path("README.md"), help="default: README.md")
-    report.add_argument("--page", type=Path, default=Path("docs/gpu.md"), help="of GPUs (default: docs/gpu.md)")
-    report.add_argument(
-        "--results", type=Path, default=Path("benchmarks/results"), help="where GPU.json goes (default: %(default)s)"
-    )
+    networks = commands.add_parser("networks", help="time a ResNet-50: plain, SE, ECA, converted, fused residual")
+    networks.add_argument("--compiled", action="store_true", help="compiled ones too")
+    for measuring in (parser, networks):  # a command's default would undo what stands before the command
+        kept = {} if measuring is parser else {"default": argparse.SUPPRESS}
+        measuring.add_argument("--device", choices=("cpu", "cuda"), **{"default": "cpu", **kept}, help="default: cpu")
+        measuring.add_argument("--quick", action="store_true", **kept, help="less precise, and a shorter plan")
+        measuring.add_argument("--threads", type=_positive, metavar="N", **kept, help="of PyTorch (default: its own)")
+        measuring.add_argument(
+            "--json", type=Path, metavar="OUT.jsonl", **kept, help="rows as they come; goes on there"
+        )
+
+    on_gpu = commands.add_parser("gpu", help="make gpu: build, test and measure on this machine's GPU (docs/gpu.md)")
+    on_gpu.add_argument("--step", choices=gpu.STEPS, default="main", help="default: main")
+    on_gpu.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    on_gpu.add_argument("--dry", action="store_true", help="rehearse it: no GPU, and figures that mean nothing")
+    on_gpu.add_argument("--inner", help=argparse.SUPPRESS)
+    on_gpu.add_argument("--shard", default="0/1", help=argparse.SUPPRESS)
+    on_gpu.add_argument("--seconds", type=float, default=100.0, help=argparse.SUPPRESS)
+
+    report = commands.add_parser("report", help="rewrite tables and pictures from the committed results")
+    report.add_argument("--add", nargs="+", type=Path, default=[], metavar="FILE", help="results of a GPU to keep")
+    folder = results.ROOT / "benchmarks/results"
+    report.add_argument("--results", type=Path, default=folder, metavar="DIR", help="where results are kept")
+    pages = [results.ROOT / name for name in ("README.md", "docs/benchmark.md", "docs/gpu.md")]
+    report.add_argument("--pages", nargs="+", type=Path, default=pages, metavar="FILE", help="README and docs")
     both = commands.add_parser("compare", help="compare two runs")
-    both.add_argument("old", type=_results, metavar="OLD.json")
-    both.add_argument("new", type=_results, metavar="NEW.json")
-    commands.add_parser("complexity", help="recompute the paper's parameter and FLOP counts")
-    networks = commands.add_parser("models", help="time a ResNet-50 without attention, with SE and with ECA")
-    networks.add_argument("--quick", action="store_true", help="four blocks and small images")
-    networks.add_argument("--json", type=_new_file, metavar="OUT.json", help="write all rows")
+    both.add_argument("old", type=Path, metavar="OLD.jsonl")
+    both.add_argument("new", type=Path, metavar="NEW.jsonl")
     return parser
 
 
@@ -215,24 +206,3 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
-
-
-def _new_file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"expected a file in a writable folder, got {text!r}")
-    return path
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a folder, got the file {text!r}")
-    return path
-
-
-def _results(text: str) -> Results:
-    try:
-        return results.load(Path(text))
-    except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Where a run was measured: written into every result file, shown above every table."""
+"""Where a run was measured: written at the head of every result file, shown above every table."""
 
 import datetime
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +11,19 @@ import torch
 import eca_cuda
 import eca_cuda.info
 
+from .clock import Cpu
+from .results import sources
 
-def collect() -> dict[str, Any]:
+
+def collect(clock: Cpu, dry: bool = False) -> dict[str, Any]:
     """Date, machine, software, threads, and what ``eca_cuda.info`` says about the build.
 
     ``load`` is the average number of running processes over the last minute; call this before you measure.
     """
+    gpu, info = clock.facts(), eca_cuda.info.collect()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(),
+        "device": gpu.get("name") or info["devices"]["cpu"].partition(" on ")[2],
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
@@ -28,20 +31,19 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "os": platform.platform(),
         "eca_cuda": eca_cuda.__version__,
-        "info": eca_cuda.info.collect(),
+        "sources": sources(),
+        "dry": dry,
+        "info": info,
+        "gpu": gpu,
     }
 
 
 def describe(environment: dict[str, Any]) -> str:
     """One line for titles: what it was measured on, torch and the day."""
     threads, day = environment["threads"], environment["date"][:10]
-    if gpu := environment.get("gpu"):
-        return f"{gpu['name']}, driver {gpu['driver']}, torch {environment['torch']}, {day}"
-    return f"{environment['cpu']}, {threads} thread{'s' if threads != 1 else ''}, torch {environment['torch']}, {day}"
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    how = f"{threads} thread{'s' if threads != 1 else ''}"
+    if gpu := environment["gpu"]:
+        how = f"driver {gpu['driver']}"
+    if commit := environment.get("commit"):
+        how += f", sources of {commit}"
+    return f"{environment['device']}, {how}, torch {environment['torch']}, {day}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of a run: speed-up per layer, share of the clone limit per layer, time against size."""
+"""Pictures of results, for light and dark pages: share of a copy's rate, time against size, cost of attention."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -10,93 +10,124 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from .analysis import Group, anyone, headline, speedup
 from .environment import describe
-from .plan import PHASES
 from .results import Results
+from .tables import NETWORK_NAMES, Group, anyone, headline, network_costs, of_layers, share
 
-_COLORS = {"eager": "#9a9a9a", "compile": "#4c78a8", "fused": "#e4572e", "se": "#b8a3d1", "clone": "#222222"}
-_COLORS["triton"] = "#72b7b2"
-
-
-def save_all(results: Results, directory: Path, stem: str) -> list[Path]:
-    """Write ``stem-speedup.png``, ``stem-clone.png`` and ``stem-time.png``; returns their paths."""
-    return save({"speedup": _speedups, "clone": _shares, "time": _times}, results, directory, stem)
-
-
-def save(
-    drawings: Mapping[str, Callable[[Results], Figure]], results: Results, directory: Path, stem: str
-) -> list[Path]:
-    """Write ``stem-NAME.png`` for every drawing; returns their paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, draw in drawings.items():
-        with plt.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
-            figure = draw(results)
-        paths.append(directory / f"{stem}-{name}.png")
-        figure.savefig(paths[-1], dpi=120)
-        plt.close(figure)
-    return paths
+COLORS = {"eager": "#8c959f", "triton": "#3d9e98", "compile": "#4c84c4", "autotune": "#8a63d2", "fused": "#e4572e"}
+LABELS = {"eager": "eager", "triton": "two Triton kernels", "compile": "torch.compile", "autotune": "max-autotune"}
+LABELS |= {"fused": "eca_cuda", "clone": "a copy"}
+INK = {"light": "#1f2328", "dark": "#e6edf3"}
+_COSTS = {"eager": "as it is", "converted": "convert(model)", "residual": "fuse_residual=True"}
 
 
-def _speedups(results: Results) -> Figure:
-    figure, axes = _panels(results, "Speed-up over eager PyTorch, ECA in ResNet-50")
-    for ax, phase in zip(axes, PHASES, strict=True):
-        bars(ax, headline(results.rows, phase), ("compile", "fused"), lambda g, name: speedup(g, "eager", name))
-        ax.axhline(1, color=_COLORS["eager"], label="eager", zorder=0)
-        ax.set(title=phase, ylabel="times faster than eager")
-    axes[0].legend(loc="upper left", ncols=3, frameon=False)
+def save_all(results: Results, folder: Path, stem: str, names: Iterable[str] = ("share", "time", "cost")) -> list[Path]:
+    """Write ``stem-NAME-MODE.svg`` for all of ``names`` that these results have to show; returns the paths."""
+    made = []
+    drawings = {"share": _shares, "time": _times, "cost": _costs}
+    for name, draw in ((name, drawings[name]) for name in names):
+        for mode, ink in INK.items():
+            style = {f"{part}.color": ink for part in ("xtick", "ytick", "text")}
+            style |= {"axes.edgecolor": ink, "axes.labelcolor": ink, "axes.titlecolor": ink, "font.size": 11}
+            style |= {"axes.spines.top": False, "axes.spines.right": False}
+            style |= {"svg.hashsalt": "eca_cuda", "svg.fonttype": "none"}
+            with plt.rc_context(style):
+                figure = draw(results)
+                if figure is not None:
+                    made.append(folder / f"{stem}-{name}-{mode}.svg")
+                    figure.savefig(made[-1], transparent=True, metadata={"Date": None})
+                    plt.close(figure)
+    return made
+
+
+def _shares(results: Results) -> Figure | None:
+    """A panel for each pass: bars of all peers, layer by layer; the line is the copy."""
+    dtype = "float16" if results.environment["gpu"] else "float32"
+    panels = {phase: headline(results, phase, dtype) for phase in ("forward", "backward", "training")}
+    panels = {phase: found for phase, found in panels.items() if any(share(group) for group in found)}
+    if "forward" not in panels:
+        return None
+    figure, axes = _panels(len(panels), f"ECA in ResNet-50, {dtype}: bytes per second, of a copy's", results)
+    for ax, (phase, found) in zip(axes, panels.items(), strict=True):
+        names = [name for name in COLORS if any(share(group, name) for group in found)]
+        width = 0.84 / len(names)
+        for i, name in enumerate(names):
+            places = [x + (i - (len(names) - 1) / 2) * width for x in range(len(found))]
+            heights = [100 * (share(group, name) or 0) for group in found]
+            bars = ax.bar(places, heights, width * 0.92, color=COLORS[name], label=LABELS[name])
+            if name == "fused":
+                ax.bar_label(bars, fmt="%.0f", fontsize=9, padding=1)
+        ax.axhline(100, color=plt.rcParams["text.color"], linestyle="--", linewidth=1, label=LABELS["clone"], zorder=0)
+        rows = [anyone(group) for group in found]
+        ax.set_xticks(range(len(rows)), [f"{row.case.split('.')[1]}\nbatch {row.shape[0]}" for row in rows], fontsize=9)
+        ax.set(title=phase, ylabel="% of a copy's rate")
+        ax.set_ylim(top=min(ax.get_ylim()[1], 160))  # where a map stays in a cache, a share has no bound
+    _legend(figure, axes[0])
     return figure
 
 
-def _shares(results: Results) -> Figure:
-    figure, axes = _panels(results, "Bytes per second as a share of clone(), ECA in ResNet-50")
-    for ax, phase in zip(axes, PHASES, strict=True):
-        bars(ax, headline(results.rows, phase), ("eager", "compile", "fused"), _share)
-        ax.axhline(1, color=_COLORS["clone"], linestyle="--", label="clone", zorder=0)
-        ax.set(title=phase, ylabel="share of the clone's rate")
-    axes[0].legend(loc="upper left", ncols=4, frameon=False)
-    return figure
-
-
-def _times(results: Results) -> Figure:
-    plain = [r for r in results.rows if (r.variant, r.dtype, r.layout) == ("eca", "float32", "contiguous")]
-    figure, axes = plt.subplots(1, len(PHASES), figsize=(13, 6), sharey=True, layout="constrained")
-    figure.suptitle(f"Time against size, ECA, float32\n{describe(results.environment)}")
-    for ax, phase in zip(axes, PHASES, strict=True):
-        for provider, color in _COLORS.items():
-            rows = [r for r in plain if r.phase == phase and r.provider == provider]
-            sizes = [r.case.elements * 4 / 1e6 for r in rows]
-            ax.scatter(sizes, [r.timing.q50 * 1e3 for r in rows], s=28, color=color, label=provider)
-        ax.set(xscale="log", yscale="log", title=phase, xlabel="size of the feature map in MB")
+def _times(results: Results) -> Figure | None:
+    """Median times of all layers of one dtype, against the bytes of a map."""
+    dtype = "float16" if results.environment["gpu"] else "float32"
+    kinds = [phase for phase in ("forward", "training", "backward") if _of_kind(results, phase, dtype)][:2]
+    if len(kinds) < 2:
+        return None
+    figure, axes = _panels(1, f"ECA, {dtype}, contiguous: time against size", results, columns=2)
+    for ax, phase in zip(axes, kinds, strict=True):
+        found = sorted(_of_kind(results, phase, dtype), key=lambda group: anyone(group).map_bytes)
+        for name in (*COLORS, "clone"):
+            points = [(g[name].map_bytes / 1e6, g[name].q50 * 1e6) for g in found if name in g]
+            color = COLORS.get(name, plt.rcParams["text.color"])
+            ax.plot(*zip(*points, strict=True), "o-", ms=4, lw=1, color=color, label=LABELS[name]) if points else None
+        ax.set(xscale="log", yscale="log", title=phase, xlabel="MB of the feature map", ylabel="microseconds")
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         ax.grid(True, which="major", alpha=0.3)
-    axes[0].set_ylabel("median time in ms")
-    axes[0].legend(frameon=False)
+    _legend(figure, axes[0])
     return figure
 
 
-def _share(group: Group, provider: str) -> float | None:
-    return group[provider].share_of_clone if provider in group else None
+def _of_kind(results: Results, phase: str, dtype: str) -> list[Group]:
+    wanted = ("eca", phase, dtype, "contiguous")
+    return [group for group in of_layers(results) if anyone(group).job[2:] == wanted and len(group) > 1]
 
 
-def _panels(results: Results, title: str) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(len(PHASES), 1, figsize=(13, 9), layout="constrained")
-    figure.suptitle(f"{title}, float32\n{describe(results.environment)}")
-    return figure, list(axes)
+def _costs(results: Results) -> Figure | None:
+    """Bars around zero: what attention adds to a network, as it is and converted."""
+    costs = {name: network_costs(results, name) for name in _COSTS}
+    kinds = list(costs["eager"])
+    if not kinds:
+        return None
+    network = next(NETWORK_NAMES[row.case] for row in results.rows if row.case in NETWORK_NAMES)
+    figure, (ax,) = _panels(1, f"Time that ECA adds to a {network}", results, height=1.3 + 0.9 * len(kinds))
+    height = 0.8 / len(_COSTS)
+    colors = (COLORS["eager"], COLORS["compile"], COLORS["fused"])
+    for i, ((name, label), color) in enumerate(zip(_COSTS.items(), colors, strict=True)):
+        values = [100 * costs[name].get(kind, 0.0) for kind in kinds]
+        places = [y + (i - 1) * height for y in range(len(kinds))]
+        bars = ax.barh(places, values, height * 0.9, color=color, label=label)
+        ax.bar_label(bars, fmt="%+.1f %%", fontsize=9, padding=2)
+    ax.axvline(0, color=plt.rcParams["text.color"], linewidth=1)
+    ax.set_yticks(range(len(kinds)), [f"{phase}, {how}\nbatch {batch}" for how, phase, batch in kinds])
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.set_xlabel("% of the network without attention")
+    _legend(figure, ax)
+    return figure
 
 
-def bars(
-    ax: Axes, members: list[Group], providers: tuple[str, ...], value: Callable[[Group, str], float | None]
-) -> None:
-    """One cluster of bars per group, one bar per provider."""
-    width = 0.8 / len(providers)
-    for i, provider in enumerate(providers):
-        heights = [value(group, provider) or 0.0 for group in members]
-        places = [x + (i - (len(providers) - 1) / 2) * width for x in range(len(members))]
-        bars = ax.bar(places, heights, width, color=_COLORS[provider], label=provider)
-        if provider == "fused":
-            ax.bar_label(bars, fmt="%.2f", fontsize=11, padding=2)
-    cases = [anyone(group).case for group in members]
-    ax.set_xticks(range(len(cases)), [f"{case.name.split('.')[1]}\nbatch {case.n}" for case in cases])
-    ax.margins(y=0.2)
+def _panels(rows: int, title: str, results: Results, columns: int = 1, height: float = 0) -> tuple[Figure, list[Axes]]:
+    """As wide as a README is shown."""
+    size = (9.2, height or 1.2 + 2.5 * rows + 1.0 * (columns > 1))
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure.suptitle(f"{title}\n{describe(results.environment)}", fontsize=11)
+    return figure, list(axes.flat)
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=10)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Who is measured: several ways to do the same work, on the same parameters where that makes sense."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,28 +11,17 @@ from eca_cuda import compile_mode
 from eca_cuda.compiling import Mode
 from eca_cuda.testing import ECA, Variant
 
-PROVIDERS: dict[str, str] = {
-    "eager": "what a user writes by hand, run by PyTorch operator by operator",
-    "compile": "torch.compile of that same module, static shapes",
-    "fused": "the module of eca_cuda",
-    "function": "the function of eca_cuda, called without a module",
-    "se": "a Squeeze-and-Excitation block with reduction 16, for scale",
-    "clone": "x.clone(), a copy of the same size into a fresh tensor: the yardstick",
-    "block-eager": "torch.compile of batch norm, eager, + x and relu: the layer among what stands around it",
-    "block-fused": "the same with the module of eca_cuda, in its compile mode fused",
-    "block-inline": "the same with the module of eca_cuda, in its compile mode inline",
-}
+from .cases import Job
+
+OURS = ("fused", "function")
 
 
 @dataclass(frozen=True)
 class Function:
-    """A layer without a module around it: what to call, and the parameters that training differentiates."""
+    """A layer: what to call with the maps, and the parameters that training differentiates."""
 
     call: Callable[..., Tensor]
     parameters: tuple[Tensor, ...] = ()
-
-
-Layer = nn.Module | Function
 
 
 class EagerECA(nn.Module):
@@ -51,6 +40,19 @@ class EagerECA(nn.Module):
         return g * x
 
 
+class TimmECA(nn.Module):
+    """ECA in the operators that timm's EcaModule uses."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        z = self.conv(x.mean((2, 3)).view(n, 1, c))
+        return x * z.sigmoid().view(n, c, 1, 1).expand_as(x)
+
+
 class EagerReference(nn.Module):
     """The reference composite of a variant, holding the parameters of ``layer`` in the order of its function."""
 
@@ -63,31 +65,21 @@ class EagerReference(nn.Module):
         return self.function(x, *self.weights)
 
 
-class SqueezeExcitation(nn.Module):
-    """Squeeze-and-Excitation (Hu et al., CVPR 2018) with 1x1 convolutions for its two linear layers."""
-
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+class _WithResidual(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, hidden, 1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels, 1),
-            nn.Sigmoid(),
-        )
+        self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        g: Tensor = self.gate(x)
-        return g * x
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return torch.relu(self.layer(x) + residual)
 
 
 class Block(nn.Module):
     """A layer and what stands around it in a ResNet."""
 
-    def __init__(self, channels: int, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, channels: int, layer: nn.Module, like: Tensor) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, dtype=dtype)
+        self.norm = nn.BatchNorm2d(channels, dtype=like.dtype, device=like.device)
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,36 +89,47 @@ class Block(nn.Module):
         return torch.relu(self.layer(normed) + x)
 
 
-def _block(channels: int, layer: nn.Module, dtype: torch.dtype, mode: Mode = "fused") -> Function:
-    block = Block(channels, layer, dtype)
-    compiled = torch.compile(block, dynamic=False)
-
-    def call(x: Tensor) -> Tensor:
-        with compile_mode(mode):
-            y: Tensor = compiled(x)
-        return y
-
-    return Function(call, tuple(block.parameters()))
+def make_module(job: Job, variant: Variant, device: str) -> nn.Module:
+    """The module under test, in the dtype of ``job``."""
+    return variant.module(job.case.c, device=device, dtype=getattr(torch, job.dtype))
 
 
-def _function(variant: Variant, parameters: tuple[Tensor, ...]) -> Function:
-    function = variant.function
-    return Function(lambda x: function(x, *parameters), parameters)
+def make_layers(job: Job, variant: Variant, module: nn.Module) -> dict[str, Function]:
+    """A layer for each of ``job.providers``; all share ``module``'s parameters."""
+    parameters = tuple(module.parameters())
+    like, channels = parameters[0], job.case.c
 
+    def eager(kind: type[nn.Module] = EagerECA) -> nn.Module:
+        plain = kind(module.get_submodule("conv1")) if variant is ECA else EagerReference(variant, module)
+        return _WithResidual(plain) if job.has_residual else plain
 
-def make_layers(variant: Variant, channels: int, dtype: torch.dtype, providers: Sequence[str]) -> dict[str, Layer]:
-    """One layer per name in ``providers``; eager, compile and fused share one set of parameters of ``dtype``."""
-    fused = variant.module(channels, dtype=dtype)
-    eager = EagerECA(fused.get_submodule("conv1")) if variant is ECA else EagerReference(variant, fused)
-    makers: dict[str, Callable[[], Layer]] = {
-        "eager": lambda: eager,
-        "compile": lambda: torch.compile(eager, dynamic=False),
-        "fused": lambda: fused,
-        "se": lambda: SqueezeExcitation(channels).to(dtype),
-        "function": lambda: _function(variant, tuple(fused.parameters())),
-        "clone": lambda: Function(torch.clone),
-        "block-eager": lambda: _block(channels, eager, dtype),
-        "block-fused": lambda: _block(channels, fused, dtype),
-        "block-inline": lambda: _block(channels, fused, dtype, "inline"),
+    def compiled(layer: nn.Module, mode: str | None = None) -> Function:
+        return Function(torch.compile(layer, dynamic=False, fullgraph=True, mode=mode), parameters)
+
+    def fused() -> Function:
+        return Function((lambda x, residual: module(x, residual, "relu")) if job.has_residual else module, parameters)
+
+    def block(layer: nn.Module, mode: Mode = "fused") -> Function:
+        made = Block(channels, layer, like)
+        run = torch.compile(made, dynamic=False, fullgraph=True)
+
+        def call(x: Tensor) -> Tensor:
+            with compile_mode(mode):
+                y: Tensor = run(x)
+            return y
+
+        return Function(call, tuple(made.parameters()))
+
+    makers: dict[str, Callable[[], Function]] = {
+        "eager": lambda: Function(eager(), parameters),
+        "compile": lambda: compiled(eager()),
+        "compile-timm": lambda: compiled(eager(TimmECA)),
+        "autotune": lambda: compiled(eager(), "max-autotune-no-cudagraphs"),
+        "fused": fused,
+        "function": lambda: Function(lambda x: variant.function(x, *parameters), parameters),
+        "clone": lambda: Function(lambda x, *residual: x.clone()),
+        "block-eager": lambda: block(eager()),
+        "block-fused": lambda: block(module),
+        "block-inline": lambda: block(module, "inline"),
     }
-    return {name: makers[name]() for name in providers}
+    return {name: makers[name]() for name in job.providers}

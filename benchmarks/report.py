@@ -1,42 +1,60 @@
 # SPDX-License-Identifier: MIT
-"""Puts results into a README: everything between two markers is generated, never typed.
+"""Puts results into pages: everything between two markers is generated, never typed.
 
 <!-- benchmark:begin cpu.goals -->
-... the table "goals" made from cpu.json ...
+... the table "goals" (tables.BY_NAME) made from benchmarks/results/cpu.jsonl ...
 <!-- benchmark:end cpu.goals -->
 """
 
 import re
+import subprocess
+from pathlib import Path
 
-from .results import Results
-from .tables import README_TABLES
+from .results import ROOT, load, sources, write, write_whole
+from .tables import BY_NAME
 
 _BEGIN = re.compile(r"<!-- benchmark:begin (\S+) -->\n")
 _END = "<!-- benchmark:end {} -->"
 
 
-def rebuild(text: str, stem: str, results: Results) -> str:
-    """``text`` with every block named ``stem.table`` replaced; blocks of other result files stay as they are.
+def rebuild(text: str, folder: Path) -> str:
+    """``text`` with every block made anew from the files in ``folder``.
 
-    ValueError if a block has no end or names a table that does not exist.
+    ValueError if a block has no end or names a table that does not exist, OSError if its file does not.
     """
     position = 0
     while begin := _BEGIN.search(text, position):
         name = begin[1]
+        file, _, table = name.rpartition(".")
         end = text.find(_END.format(name), begin.end())
         if end < 0:
             raise ValueError(f"expected {_END.format(name)} after its begin, got none")
-        file, _, table = name.rpartition(".")
-        if file == stem:
-            if table not in README_TABLES:
-                raise ValueError(
-                    f"benchmark:begin {name}: expected a table of {', '.join(README_TABLES)}, got {table!r}"
-                )
-            text = text[: begin.end()] + README_TABLES[table](results) + "\n" + text[end:]
+        if table not in BY_NAME:
+            raise ValueError(f"benchmark:begin {name}: expected a table of {', '.join(BY_NAME)}, got {table!r}")
+        text = text[: begin.end()] + BY_NAME[table](load(folder / f"{file}.jsonl")) + "\n" + text[end:]
         position = begin.end()
     return text
 
 
-def block_files(text: str) -> set[str]:
-    """The stems of all result files that the blocks of ``text`` name."""
-    return {name.rpartition(".")[0] for name in _BEGIN.findall(text)}
+def pictures(text: str) -> list[tuple[str, str]]:
+    """The pictures that a page shows, as (stem, name)."""
+    return list(dict.fromkeys(re.findall(r"results/([\w-]+)-(share|time|cost)-(?:light|dark)\.svg", text)))
+
+
+def rebuild_page(page: Path, folder: Path) -> None:
+    """Rewrite a page; on an error it stays as it was."""
+    write_whole(page, rebuild(page.read_text(encoding="utf-8"), folder))
+
+
+def add(path: Path, folder: Path) -> Path:
+    """Keep the results of a GPU as ``GPU-DAY.jsonl``. ValueError for a rehearsal's, whose figures mean nothing."""
+    found = load(path)
+    if found.environment["dry"] or not found.environment["gpu"]:
+        raise ValueError(f"{path}: expected results of a GPU, got those of a rehearsal or of a CPU")
+    if found.environment["sources"] == sources():
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        found.environment["commit"] = done.stdout.strip()
+    words = re.findall(r"[a-z0-9]+", found.environment["gpu"]["name"].lower())
+    kept = folder / f"{next(word for word in words if word != 'nvidia')}-{found.environment['date'][:10]}.jsonl"
+    write(kept, found)
+    return kept

@@ -1,138 +1,217 @@
 # SPDX-License-Identifier: MIT
-"""What a run leaves behind: rows and the environment, as JSON on disk."""
+"""What a run leaves behind: a file of JSON lines, one schema for layers, networks, launch plans and kernels.
 
+    {"schema": 2, "environment": {...}, "columns": ["case", ...]}    first
+    ["resnet50.layer1.n8", [8, 256, 56, 56], "eca", ...]             a row, written when it is measured
+    {"check": "tests/test_cuda.py", "status": "done", ...}           what else was run, and how it ended
+
+A run that is cut off loses the job in work and nothing else; one that goes on skips the rows that are there.
+"""
+
+import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cases import Case
-from .plan import Job
+import torch
+
+from .cases import VARIANTS, Job
 from .timing import Timing
-from .traffic import floor_bytes, gb_per_s
 
-SCHEMA_VERSION = 1
+ROOT = Path(__file__).parents[1]
+SCHEMA = 2
 
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """What only a GPU's row has: there the row's ``timing`` is of replayed CUDA graphs."""
-
-    launched: Timing  # of the same calls, launched one by one from Python
-    host: float  # seconds of the CPU per call
-    peak_bytes: int  # the most that is held during a call beyond what was held before
-    rotated_bytes: int  # of the maps that the calls use in turn
+# The bytes model: how many feature maps each kind of work moves at least. Every GB/s in this project comes from here.
+#
+#     forward            read x, write y                    backward           read x, grad_y, write grad_x
+#     residual_forward   read x, the residual, write y      residual_backward  read x, y, grad_y, write both gradients
+#     training           forward, then backward             clone              read x, write its copy
+MOVED = {"forward": 2, "backward": 3, "training": 5, "clone": 2}
+MOVED |= {"residual_forward": 3, "residual_backward": 5, "residual_training": 8}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One provider in one job. ``bytes`` is the floor of ``traffic.py``; rates are at the median time."""
+    """One provider in one job: seconds per call as quantiles over ``rounds`` samples.
 
-    case: Case
+    On a GPU q20 to q80 are of replayed graphs, ``launched`` of calls that Python launches one by one, ``host`` what
+    Python and the driver need for one; seconds. Of a network ``case`` is its name, ``shape`` that of its input,
+    ``variant`` ``"eager"`` or ``"compiled"``, ``dtype`` that of mixed precision.
+    """
+
+    case: str
+    shape: tuple[int, ...]
     variant: str
     phase: str
     dtype: str
     layout: str
     provider: str
-    timing: Timing
-    bytes: int
-    gb_per_s: float
-    share_of_clone: float | None  # of the rate of a clone measured in the same rounds
-    gpu: GpuFacts | None = None
+    q20: float
+    q50: float
+    q80: float
+    rounds: int
+    launched: float | None = None
+    host: float | None = None
+    peak_bytes: int | None = None
 
     @property
     def job(self) -> tuple[Any, ...]:
         """What the rows measured together have in common."""
-        return (self.case, self.variant, self.phase, self.dtype, self.layout)
+        return (self.case, self.shape, self.variant, self.phase, self.dtype, self.layout)
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.q20, self.q50, self.q80, self.rounds)
+
+    @property
+    def map_bytes(self) -> int:
+        """Of one feature map."""
+        return torch.Size(self.shape).numel() * int(getattr(torch, self.dtype).itemsize)
+
+    @property
+    def bytes(self) -> int:
+        """The least that this work moves, gates (C numbers per sample) not counted."""
+        return MOVED["clone" if self.provider == "clone" else self.phase] * self.map_bytes
+
+    @property
+    def gb_per_s(self) -> float:
+        """That floor over the median time, with 1 GB = 10^9 bytes."""
+        return self.bytes / self.q50 / 1e9
+
+
+COLUMNS = tuple(column.name for column in dataclasses.fields(Row))
+
+
+def make_row(job: Job, provider: str, timing: Timing, **facts: Any) -> Row:
+    """The row of a layer."""
+    what = (job.case.name, job.case.shape, job.variant, job.phase, job.dtype, job.layout)
+    return Row(*what, provider, *dataclasses.astuple(timing), **facts)
 
 
 @dataclass(frozen=True)
-class ModelRow:
-    """One network in one phase (models.py): ``timing`` of a call on ``batch`` square images of ``side`` pixels.
+class Check:
+    """What was run and how it ended: ``done``, ``failed``, ``refused`` (by a peer), ``not here``, ``out of time``."""
 
-    ``dtype`` is that of automatic mixed precision.
-    """
-
-    name: str
-    phase: str
-    batch: int
-    side: int
-    timing: Timing
-    peak_bytes: int
-    dtype: str = "float32"
-    layout: str = "contiguous"
-    compiled: bool = False
+    check: str
+    status: str
+    note: str = ""
+    seconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Results:
-    """All rows of a run, the environment they were measured in (environment.py), and what else a GPU's run found."""
+    """A run: where it was measured (environment.py), its rows and checks."""
 
     environment: dict[str, Any]
-    rows: Sequence[Row]
-    models: Sequence[ModelRow] = ()
-    findings: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    path: Path | None = None  # the file that grows with it
+    earlier: Sequence[Check] = ()  # checks that were there when this run began
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything failed in this run."""
+        new = (check for check in self.checks if not any(check is old for old in self.earlier))
+        return any(check.status == "failed" for check in new)
+
+    def has(self, job: Job) -> bool:
+        """Whether rows of all its providers are there; where providers are plans or kernels, whether any is."""
+        like = make_row(job, "", Timing(0, 0, 0, 0)).job
+        names = {row.provider for row in self.rows if row.job == like}
+        return names >= set(job.providers) or (job.variant not in VARIANTS and bool(names))
+
+    def add(self, *found: Row | Check) -> None:
+        """Keep these, of checks with one name the last; they are on disk when this returns."""
+        for line in found:
+            if isinstance(line, Row):
+                self.rows.append(line)
+            else:
+                self.checks = [*(check for check in self.checks if check.check != line.check), line]
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(_text(line) + "\n" for line in found))
 
 
-def make_rows(job: Job, itemsize: int, timings: dict[str, Timing]) -> list[Row]:
-    """The rows of one job from the timings of its providers."""
-    moved = {
-        name: floor_bytes("clone" if name == "clone" else job.phase, job.case.elements, itemsize) for name in timings
-    }
-    rates = {name: gb_per_s(moved[name], timing.q50) for name, timing in timings.items()}
-    limit = rates.get("clone")
-    return [
-        Row(
-            job.case,
-            job.variant,
-            job.phase,
-            job.dtype,
-            job.layout,
-            provider=name,
-            timing=timing,
-            bytes=moved[name],
-            gb_per_s=rates[name],
-            share_of_clone=rates[name] / limit if limit else None,
-        )
-        for name, timing in timings.items()
-    ]
+def begin(path: Path | None, environment: dict[str, Any]) -> Results:
+    """Results that grow in the file ``path``, or in memory; a file of an earlier run of these very sources goes on.
 
-
-def save(results: Results, path: Path) -> None:
-    """Write ``results`` as JSON."""
-    document = {"schema_version": SCHEMA_VERSION, **asdict(results)}
-    write_whole(path, json.dumps(document, indent=1) + "\n")
+    ValueError where the file is another one: nothing of it is lost.
+    """
+    if path is None:
+        return Results(environment)
+    found = load(path) if path.exists() else Results(environment)
+    for key in ("sources", "device", "torch", "threads", "dry"):
+        was, now = found.environment.get(key), environment.get(key)
+        if was != now:
+            raise ValueError(f"{path} has results with {key} {was}, expected {now} to go on: choose another file")
+    write(path, found)  # without the part of a line that a cut-off run may have left
+    return dataclasses.replace(found, path=path, earlier=tuple(found.checks))
 
 
 def load(path: Path) -> Results:
-    """Read what :func:`save` wrote; ValueError or OSError, naming the file, if that is not what it holds."""
+    """Read a file of results; a last line that was cut off is left out. ValueError, naming the file, for any other."""
+    lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        version = document["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}")
-        rows, models = map(row_of, document["rows"]), map(model_row_of, document.get("models", []))
-        return Results(document["environment"], list(rows), list(models), document.get("findings", {}))
+        header = json.loads(lines[0]) if lines else {}
+        if header["schema"] != SCHEMA:
+            raise ValueError(f"{path}: expected schema {SCHEMA}, got {header['schema']}")
+        found = Results(header["environment"])
+        for number, text in enumerate(lines[1:], 2):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                if number < len(lines):
+                    raise
+                break
+            if isinstance(line, dict):
+                found.add(Check(**line))
+            else:
+                values = dict(zip(header["columns"], line, strict=False))
+                found.rows.append(Row(**{**values, "shape": tuple(values["shape"])}))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected the JSON of a benchmark run, got something else ({error!r})") from error
+        raise ValueError(f"{path}: expected a file of python -m benchmarks, got something else ({error!r})") from error
+    return found
 
 
-def row_of(values: dict[str, Any]) -> Row:
-    """The row that ``dataclasses.asdict`` made ``values`` of."""
-    gpu = values.get("gpu")
-    facts = GpuFacts(**{**gpu, "launched": Timing(**gpu["launched"])}) if gpu else None
-    return Row(**{**values, "case": Case(**values["case"]), "timing": Timing(**values["timing"]), "gpu": facts})
-
-
-def model_row_of(values: dict[str, Any]) -> ModelRow:
-    """The same for a network's row."""
-    return ModelRow(**{**values, "timing": Timing(**values["timing"])})
+def write(path: Path, results: Results) -> None:
+    """A whole file, so that no reader ever sees half of it."""
+    header = {"schema": SCHEMA, "environment": results.environment, "columns": COLUMNS}
+    write_whole(path, "\n".join([json.dumps(header), *map(_text, [*results.rows, *results.checks])]) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that no reader ever sees half of it."""
+    """Replace a text file at once."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def sources() -> str:
+    """A short name of the state of all that is built and measured: another state has another name."""
+    return digest([*(ROOT / "csrc").rglob("*"), *(ROOT / "eca_cuda").rglob("*.py"), ROOT / "setup.py"])
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Of their names and contents."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in files if path.is_file()):
+        found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _text(line: Row | Check) -> str:
+    if isinstance(line, Check):
+        return json.dumps(dataclasses.asdict(line))
+    return json.dumps(_short([getattr(line, name) for name in COLUMNS]))
+
+
+def _short(values: Sequence[Any]) -> list[Any]:
+    """Times to five digits, and nothing for what is unknown at the end."""
+    short = [float(f"{value:.5g}") if isinstance(value, float) else value for value in values]
+    while short[-1] is None:
+        short.pop()
+    return short

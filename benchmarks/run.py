@@ -1,73 +1,118 @@
 # SPDX-License-Identifier: MIT
-"""Carries out a plan: for each job make the layers, check them, time them."""
+"""Carries out jobs: for each one make the layers, check ours, time all of them against each other."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+import torch._functorch.config
+from torch import Tensor
 
 from eca_cuda.testing import VARIANTS
 
-from . import correctness, environment, timing
-from .correctness import Maps, differentiates, has_residual, in_layout
-from .plan import Job
-from .providers import Function, Layer, make_layers
-from .results import Results, Row, make_rows
+from . import gate
+from .cases import Job
+from .clock import Cpu
+from .gate import Maps, in_layout
+from .providers import OURS, Function, make_layers, make_module
+from .results import Check, Results, Row, make_row
 from .terminal import progress
+from .timing import Call
 
-# Each call of a job takes the next of several sets of tensors. Together they exceed the last-level cache, as the
-# activations of a whole network do; tiny maps cannot, for them a few sets avoid that one stays in L1.
-_ROTATED_BYTES = 64 << 20
-_MOST_SETS = 16
-
-_BY_NAME = {variant.name: variant for variant in VARIANTS}
+BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
-def run(jobs: Sequence[Job], budget: timing.Budget) -> Results:
-    """Measure every job, with a progress bar on the terminal; GateError at the first layer with a wrong result."""
-    measured_in = environment.collect()
-    return Results(measured_in, [row for job in progress(jobs) for row in run_job(job, budget)])
+def run(jobs: Sequence[Job], clock: Cpu, results: Results, deadline: float = float("inf")) -> None:
+    """Measure every job that ``results`` has no row of, until the time is up (``time.monotonic``).
+
+    A job that fails, or whose result is wrong, has no rows: what happened is noted, and the next one begins.
+    """
+    for job in progress([job for job in jobs if not results.has(job)]):
+        if time.monotonic() > deadline:
+            results.add(Check("layers", "out of time", f"not begun: {job}"))
+            return
+        try:
+            with clock.working():
+                results.add(*run_job(job, clock))
+        except AssertionError as error:
+            results.add(Check(str(job), "failed", f"the result is wrong, so nothing is timed: {error}"))
+        except Exception as error:
+            results.add(Check(str(job), "failed", f"{type(error).__name__}: {error}"))
+            print(traceback.format_exc(limit=-3), file=sys.stderr)
+            clock.check()
+        gc.collect()
+    if state := clock.state():
+        results.add(Check("clocks after layers", "done", state))
 
 
-def run_job(job: Job, budget: timing.Budget) -> list[Row]:
-    """Check the fused layer on the case of ``job``, then time its providers against each other."""
+def run_job(job: Job, clock: Cpu) -> list[Row | Check]:
+    """The rows of one job, and the providers that could not do it and why: ours always can."""
     torch.compiler.reset()  # each case compiles afresh, so that no case meets the recompilation limit
     torch.manual_seed(0)
-    variant, dtype = _BY_NAME[job.variant], getattr(torch, job.dtype)
-    layers = make_layers(variant, job.case.c, dtype, job.providers)
-    fused = layers.get("fused")
-    if isinstance(fused, nn.Module):
-        correctness.check(job, variant, fused)
+    variant = BY_NAME[job.variant]
+    module = make_module(job, variant, clock.device)
+    layers = make_layers(job, variant, module)
+    sets = make_sets(job, clock)
+    if ours := layers.keys() & OURS:
+        gate.check(job, variant, module, clock.device)
+        gate.check_batch(job, variant, layers[min(ours)], sets[0])
+    calls: dict[str, list[Call]] = {}
+    captured: dict[str, Call] = {}
+    refused: list[Row | Check] = []
+    # A backward pass that is repeated may not reuse the memory of what it reads.
+    with torch._functorch.config.patch(donated_buffer=False), torch.set_grad_enabled(job.differentiates):
+        for name, layer in layers.items():
+            try:
+                of_sets = [make_call(job, layer, maps) for maps in sets]
+                of_sets[0]()
+                captured[name], calls[name] = clock.capture(of_sets), of_sets
+            except Exception as error:
+                if name in OURS:
+                    raise
+                refused.append(Check(f"{job}: {name}", "refused", f"{type(error).__name__}: {error}".splitlines()[0]))
+        timings = clock.time(captured, len(sets))
+        rows = [make_row(job, name, timings[name], **clock.around(of)) for name, of in calls.items()]
+    return [*rows, *refused]
 
-    sets = make_sets(job)
-    calls = {name: [make_call(layer, job.phase, maps) for maps in sets] for name, layer in layers.items()}
-    with torch.set_grad_enabled(differentiates(job.phase)):
-        return make_rows(job, dtype.itemsize, timing.measure(calls, budget))
 
-
-def make_sets(job: Job, device: str = "cpu", count: int | None = None) -> list[Maps]:
-    """Sets of maps for calls in turn, as many as a CPU needs or ``count``; the numbers repeat, the memory does not."""
+def make_sets(job: Job, clock: Cpu, most: int = 1 << 20) -> list[Maps]:
+    """Sets of maps for calls in turn; the numbers repeat, the memory does not."""
 
     def make() -> Tensor:
-        return in_layout(torch.randn(job.case.shape, dtype=getattr(torch, job.dtype), device=device), job.layout)
+        return in_layout(torch.randn(job.case.shape, dtype=getattr(torch, job.dtype), device=clock.device), job.layout)
 
-    first = Maps(tuple(make() for _ in range(1 + has_residual(job.phase))), make())
-    count = count or min(math.ceil(_ROTATED_BYTES / first.grad_y.nbytes), _MOST_SETS)
+    first = Maps(tuple(make() for _ in range(1 + job.has_residual)), make())
+    count = min(most, clock.sets(first.grad_y.nbytes))
     copies = (Maps(tuple(t.clone() for t in first.inputs), first.grad_y.clone()) for _ in range(count - 1))
     return [first, *copies]
 
 
-def make_call(layer: Layer, phase: str, maps: Maps) -> Callable[[], object]:
+def make_call(job: Job, layer: Function, maps: Maps) -> Call:
     """The timed statement: forward; the gradients of all inputs and parameters; or, in training, both."""
-    call = layer.call if isinstance(layer, Function) else layer
-    parameters = layer.parameters if isinstance(layer, Function) else tuple(layer.parameters())
-    if not differentiates(phase) or not parameters:
-        return functools.partial(call, *maps.inputs)
+    if not job.differentiates or not layer.parameters:
+        return functools.partial(layer.call, *maps.inputs)
     leaves = [x.detach().requires_grad_() for x in maps.inputs]
-    wanted = [*leaves, *parameters]
-    if phase.endswith("backward"):
-        y = call(*leaves)
+    wanted = [*leaves, *layer.parameters]
+    if job.phase.endswith("backward"):
+        y = layer.call(*leaves)
         return lambda: torch.autograd.grad(y, wanted, maps.grad_y, retain_graph=True)
-    return lambda: torch.autograd.grad(call(*leaves), wanted, maps.grad_y)
+    return lambda: torch.autograd.grad(layer.call(*leaves), wanted, maps.grad_y)
+
+
+def warm(jobs: Iterable[Job], clock: Cpu) -> None:
+    """Call each provider once, so that Inductor's cache on disk has what it compiles; several processes share that."""
+    for job in jobs:
+        try:
+            variant = BY_NAME[job.variant]
+            layers = make_layers(job, variant, make_module(job, variant, clock.device))
+            maps = make_sets(job, clock, most=1)[0]
+            with clock.working(), torch.set_grad_enabled(job.differentiates):
+                for layer in layers.values():
+                    make_call(job, layer, maps)()
+        except Exception as error:  # it is met again, and noted, where it is timed
+            print(f"{job}: {error}", file=sys.stderr)
+        torch.compiler.reset()

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Tables made from rows: the same ones for the terminal and for the README (Markdown)."""
+"""Tables made from results: the same ones for the terminal and, as Markdown, for README and docs."""
 
+import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .analysis import Goal, Group, anyone, goals, groups, headline, is_slower, mean_speedup, speedup
-from .cases import TINY
+from .cases import NETWORKS, PHASES, PROVIDERS, TINY
 from .environment import describe
-from .plan import PHASES
-from .providers import PROVIDERS
-from .results import ModelRow, Results, Row
+from .results import Results, Row
 from .timing import verdict
+
+Group = dict[str, Row]  # provider -> its row, of one job
+LARGE = 10_000_000  # bytes of a map above which a CPU's caches miss, and only then is a copy the limit
+LARGE_ON_GPU = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -28,82 +31,174 @@ class Table:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rule, *self.rows))
 
 
-def full(rows: Iterable[Row]) -> list[Table]:
-    """Everything measured, one line per job; one table per variant, dtype and layout."""
-    by_setting: dict[str, list[Group]] = {}
-    for group in groups(rows):
-        row = anyone(group)
-        by_setting.setdefault(f"{row.variant} {row.dtype} {row.layout}", []).append(group)
-    return [_full(setting, members) for setting, members in by_setting.items()]
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """Rows measured together, by provider; of a job that was measured twice, the run with more providers."""
+    by_job: dict[object, list[Group]] = {}
+    last = None
+    for row in rows:
+        runs = by_job.setdefault(row.job, [])
+        if row.job != last or row.provider in runs[-1]:
+            runs.append({})
+        runs[-1][row.provider], last = row, row.job
+    return [max(reversed(runs), key=len) for runs in by_job.values()]
 
 
-def _full(title: str, members: list[Group]) -> Table:
-    providers = [name for name in PROVIDERS if any(name in group for group in members)]
-    columns = ["case", "pass", *providers, "GB/s", "of clone", "vs eager", "vs compile"]
-    lines = []
-    for group in members:
-        row, fused = anyone(group), group.get("fused")
-        lines.append(
-            [
-                row.case.name,
-                row.phase,
-                *(median(group, name) for name in providers),
-                f"{fused.gb_per_s:.1f}" if fused else "",
-                percent(fused.share_of_clone if fused else None),
-                factor(speedup(group, "eager")) + (" (slower)" if is_slower(group) else ""),
-                factor(speedup(group, "compile")),
-            ]
-        )
-    return Table(f"{title}: median times; the last four columns are about fused", columns, lines, labels=2)
+def of_layers(results: Results) -> list[Group]:
+    """Those of layers: no networks, launch plans or kernels."""
+    other = ("eager", "compiled", "eca plans", "eca kernels")
+    return groups(row for row in results.rows if row.variant not in other)
+
+
+def anyone(group: Group) -> Row:
+    """Any row of a group, for what they all share."""
+    return next(iter(group.values()))
+
+
+def speedup(group: Group, base: str, provider: str = "fused") -> float | None:
+    """How many times faster ``provider`` is than ``base``, by median; None if one of them was not measured."""
+    return group[base].q50 / group[provider].q50 if {base, provider} <= group.keys() else None
+
+
+def share(group: Group, provider: str = "fused") -> float | None:
+    """Its rate in bytes per second over that of the copy in the same rounds."""
+    return group[provider].gb_per_s / group["clone"].gb_per_s if {"clone", provider} <= group.keys() else None
+
+
+def mean_speedup(of: Iterable[Group], base: str) -> float | None:
+    """The geometric mean of the speed-ups over ``base``, every case weighing the same; None if there is none."""
+    values = [value for value in (speedup(group, base) for group in of) if value is not None]
+    return statistics.geometric_mean(values) if values else None
+
+
+def is_slower(group: Group, base: str = "eager") -> bool:
+    """Whether ``fused`` is slower than ``base`` beyond noise."""
+    return {base, "fused"} <= group.keys() and verdict(group[base].timing, group["fused"].timing) == "slower"
+
+
+def headline(results: Results, phase: str, dtype: str = "float32", layout: str = "contiguous") -> list[Group]:
+    """ECA in ResNet-50; of a GPU at batch 256."""
+    wanted = ("eca", phase, dtype, layout)
+    found = [g for g in of_layers(results) if (r := anyone(g)).case.startswith("resnet50.") and r.job[2:] == wanted]
+    return [g for g in found if anyone(g).shape[0] == 256] if results.environment["gpu"] else found
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One promise: ``measured`` (None if the run did not cover it) must reach ``target``, from above or from below."""
+
+    what: str
+    target: float
+    measured: float | None
+    at_least: bool = True
+    unit: str = "x"
+
+    @property
+    def met(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured >= self.target if self.at_least else self.measured <= self.target
+
+
+def goals(results: Results) -> list[Goal]:
+    """The project's goals for the device that was measured."""
+    if results.environment["gpu"]:
+        return _gpu_goals(results)
+    speedups = {"forward": {"eager": 1.5, "compile": 1.4}, "training": {"eager": 2.8, "compile": 2.2}}
+    found = [
+        Goal(f"{phase}, times faster than {base}", target, mean_speedup(headline(results, phase), base))
+        for phase, targets in speedups.items()
+        for base, target in targets.items()
+    ]
+    shares = [share(g) for g in headline(results, "forward") if anyone(g).map_bytes > LARGE]
+    found.append(Goal("forward, least share of clone's rate above 10 MB", 0.85, _least(shares), unit=""))
+    compared = [group for group in of_layers(results) if speedup(group, "eager") is not None]
+    slower = sum(map(is_slower, compared)) if compared else None
+    found.append(Goal("cases slower than eager by more than noise", 0, slower, at_least=False, unit=""))
+    for phase, target in (("forward", 3), ("training", 45)):
+        tiny = [
+            r for r in results.rows if (r.case, r.variant, r.phase, r.provider) == (TINY.name, "eca", phase, "function")
+        ]
+        microseconds = tiny[0].q50 * 1e6 if tiny else None
+        what = f"{phase}, one call of the function on a tiny tensor"
+        found.append(Goal(what, target, microseconds, at_least=False, unit=" us"))
+    return found
+
+
+def _gpu_goals(results: Results) -> list[Goal]:
+    large = [g for g in of_layers(results) if anyone(g).map_bytes >= LARGE_ON_GPU and anyone(g).variant == "eca"]
+
+    def of(phase: str) -> list[Group]:
+        return [g for g in large if anyone(g).phase == phase]
+
+    def least(phase: str) -> float | None:
+        return _least(map(share, of(phase)))
+
+    costs = [cost for (how, _, _), cost in network_costs(results, "residual").items() if how == "compiled"]
+    return [
+        Goal("forward, least share of a copy's rate from 50 MB on", 0.92, least("forward"), unit=""),
+        Goal("backward, least share of a copy's rate from 50 MB on", 0.88, least("backward"), unit=""),
+        Goal("forward, times faster than compile from 50 MB on", 1.4, mean_speedup(of("forward"), "compile")),
+        Goal("training, times faster than compile from 50 MB on", 1.3, mean_speedup(of("training"), "compile")),
+        Goal("compiled network, most that attention adds", 0.02, max(costs, default=None), at_least=False, unit=""),
+    ]
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def goal_table(results: Results) -> Table:
-    """The goals for a CPU and what this run says about them."""
-    title = "Goals; speed-ups are geometric means over ResNet-50's layers and batch sizes"
-    return table_of_goals(title, goals(results.rows))
-
-
-def table_of_goals(title: str, promised: Iterable[Goal]) -> Table:
-    """Goals next to what was measured."""
     answers = {True: "yes", False: "no", None: ""}
-    lines = [
-        [
-            goal.what,
-            f"{'>=' if goal.at_least else '<='} {goal.target:g}{goal.unit}",
-            "not measured" if goal.measured is None else f"{_plain(goal.measured)}{goal.unit}",
-            answers[goal.met],
-        ]
-        for goal in promised
-    ]
-    return Table(title, ["goal", "target", "measured", "met"], lines)
-
-
-def layers(results: Results, phase: str) -> Table:
-    """The headline of one phase, layer by layer."""
-    providers = ("eager", "compile", "fused")
     lines = []
-    for group in headline(results.rows, phase):
-        case = anyone(group).case
-        lines.append(
-            [
-                f"{case.name.split('.')[1]}, {case.c} x {case.h} x {case.w}",
-                str(case.n),
-                *(median(group, name) for name in providers),
-                factor(speedup(group, "eager")),
-                factor(speedup(group, "compile")),
-                percent(group["fused"].share_of_clone if "fused" in group else None),
-            ]
-        )
-    columns = ["layer", "batch", *providers, "vs eager", "vs compile", "of clone"]
-    return Table(f"ResNet-50, {phase}", columns, lines)
+    for goal in goals(results):
+        target = f"{'>=' if goal.at_least else '<='} {goal.target:g}{goal.unit}"
+        measured = "not measured" if goal.measured is None else f"{float(f'{goal.measured:.3g}'):g}{goal.unit}"
+        lines.append([goal.what, target, measured, answers[goal.met]])
+    return Table("Goals", ["goal", "target", "measured", "met"], lines)
+
+
+def layers(results: Results, only: Sequence[Group] | None = None, title: str = "Layers") -> Table:
+    """Median times; the last columns are about ``fused``."""
+    members = of_layers(results) if only is None else only
+    providers = [name for name in PROVIDERS if any(name in group for group in members)]
+    lines = []
+    for group in members:
+        row = anyone(group)
+        kind = " ".join([row.variant, row.phase, row.dtype, row.layout])
+        name = [layer_of(row), str(row.shape[0]), *([kind] if only is None else [])]
+        times = (duration(group[name].q50) if name in group else "" for name in providers)
+        eager = factor(speedup(group, "eager")) + (" (slower)" if is_slower(group) else "")
+        lines.append([*name, *times, percent(share(group)), eager, factor(speedup(group, "compile"))])
+    columns = ["layer", "batch", *(["what"] if only is None else []), *providers]
+    return _without_empty(title, [*columns, "of clone", "vs eager", "vs compile"], lines, 2 + (only is None))
+
+
+def shares(results: Results) -> Table:
+    """ECA in ResNet-50's four layers: shares of a copy's rate, a line for each pass and kind of map."""
+    peers = ("fused", "compile", "autotune", "triton", "eager")
+    kinds = dict.fromkeys(anyone(g).job[2:] for g in of_layers(results) if anyone(g).case.startswith("resnet50."))
+    lines = []
+    for variant, phase, dtype, layout in kinds:
+        if variant == "eca" and (found := headline(results, phase, dtype, layout)):
+            cells = [" ".join(f"{share(g, name):.0%}" for g in found if share(g, name)) for name in peers]
+            name = f"{phase.removeprefix('residual_')}{', residual and ReLU' * phase.startswith('residual')}"
+            lines.append([f"{dtype} {layout}, {name}", *cells])
+    columns = ["maps and pass; batch 256, layer1 to layer4", *peers]
+    return _without_empty("ResNet-50: of a copy's rate", columns, lines, 1)
+
+
+def _without_empty(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], labels: int) -> Table:
+    """The table without the columns of what was not measured."""
+    used = [i for i in range(len(columns)) if i < labels or any(line[i] for line in lines)]
+    return Table(title, [columns[i] for i in used], [[line[i] for i in used] for line in lines], labels)
 
 
 def overview(results: Results) -> Table:
     """One line per model, variant, dtype and layout: geometric means of the speed-up over eager."""
     by_setting: dict[tuple[str, ...], dict[str, list[Group]]] = {}
-    for group in groups(results.rows):
+    for group in of_layers(results):
         row = anyone(group)
-        setting = (row.case.name.split(".")[0], row.variant, row.dtype, row.layout)
+        setting = (row.case.split(".")[0], row.variant, row.dtype, row.layout)
         by_setting.setdefault(setting, {}).setdefault(row.phase, []).append(group)
     lines = [
         [*setting, *(factor(mean_speedup(by_phase.get(phase, ()), "eager")) for phase in PHASES)]
@@ -114,89 +209,158 @@ def overview(results: Results) -> Table:
 
 
 def overhead(results: Results) -> Table:
-    """What one call costs where there is nothing to compute."""
-    tiny = groups(row for row in results.rows if row.case == TINY)
+    """What one call costs: on a CPU of a tiny tensor, on a GPU what Python and the driver need."""
+    names = ("eager", "fused", "function")
     lines = [
-        [anyone(group).variant, anyone(group).phase, *(median(group, name) for name in ("eager", "fused", "function"))]
-        for group in tiny
+        [anyone(g).variant, anyone(g).phase, *(duration(g[name].q50) if name in g else "" for name in names)]
+        for g in of_layers(results)
+        if anyone(g).case == TINY.name
     ]
     return Table(f"One call on {list(TINY.shape)}", ["variant", "pass", "eager", "module", "function"], lines, labels=2)
 
 
-_MODELS = {
-    "plain": "ResNet-50",
-    "se": "with SE",
-    "eager": "with ECA, eager",
-    "converted": "with ECA, `convert(model)`",
-    "residual": "with ECA, `convert(model, fuse_residual=True)`",
-}
+def network_costs(results: Results, name: str) -> dict[tuple[str, str, int], float]:
+    """(how, phase, batch): time beyond that of the network without attention, each in the better memory format."""
+    best = _best_formats(results)
+    return {key[:3]: row.q50 / best[(*key[:3], "plain")].q50 - 1 for key, row in best.items() if key[3] == name}
 
 
-def attention_cost(results: Results, name: str, phase: str) -> float:
-    """The time that the attention of a network adds, as a share of the network without it."""
-    times = {row.name: row.timing.q50 for row in results.models if row.phase == phase}
-    return times[name] / times["plain"] - 1
+NETWORK_NAMES = {"resnet50": "ResNet-50", "resnet50d": "ResNet-50-D"}
 
 
-def models(results: Results) -> Table:
-    """Whole networks (models.py)."""
-    by_name: dict[str, dict[str, ModelRow]] = {}
-    for row in results.models:
-        by_name.setdefault(row.name, {})[row.phase] = row
-    lines = []
-    for name, by_phase in by_name.items():
-        forward, training = by_phase["forward"], by_phase["training"]
-        cost = {phase: f"{attention_cost(results, name, phase):+.1%}" if name != "plain" else "" for phase in PHASES}
-        spread = (training.timing.q80 - training.timing.q20) / training.timing.q50
-        lines.append(
-            [
-                _MODELS[name],
-                f"{forward.batch / forward.timing.q50:.1f}",
-                cost["forward"],
-                duration(training.timing.q50),
-                cost["training"],
-                f"{spread:.0%}",
-                f"{training.peak_bytes / 1e6:.0f} MB",
-            ]
-        )
-    columns = ["network", "images/s", "cost", "training step", "cost", "spread", "peak memory"]
-    return Table("Whole networks", columns, lines)
+def _best_formats(results: Results) -> dict[tuple[str, str, int, str], Row]:
+    best: dict[tuple[str, str, int, str], Row] = {}
+    for row in results.rows:
+        if row.variant in ("eager", "compiled"):
+            key = (row.variant, row.phase, row.shape[0], row.provider)
+            best[key] = min(best.get(key, row), row, key=lambda row: row.q50)
+    return best
+
+
+def networks(results: Results) -> Table:
+    """Whole networks, each in the better of the memory formats that were measured."""
+    best, lines = _best_formats(results), []
+    for (how, phase, batch, name), row in best.items():
+        rate = f"{batch / row.q50:.1f}" if batch / row.q50 < 100 else f"{batch / row.q50:.0f}"
+        cost = f"{row.q50 / best[how, phase, batch, 'plain'].q50 - 1:+.1%}" if name != "plain" else ""
+        spread, memory = f"{(row.q80 - row.q20) / row.q50:.0%}", f"{(row.peak_bytes or 0) / 1e6:.0f} MB"
+        network = NETWORKS[name].replace("ResNet-50", NETWORK_NAMES[row.case])
+        lines.append([f"{how} {phase}, batch {batch}", network, rate, cost, spread, memory, row.layout])
+    columns = ["pass", "network", "images/s", "cost", "spread", "peak memory", "format"]
+    return Table("Whole networks", columns, lines, labels=2)
 
 
 def headline_sentence(results: Results) -> str:
-    """What ECA costs a network before and after conversion."""
-    if not results.models:
+    """What ECA costs a network before and after conversion, in eager mode."""
+    costs = [network_costs(results, name) for name in ("eager", "converted", "residual")]
+    first = [next((key for key in costs[0] if key[:2] == ("eager", phase)), None) for phase in PHASES]
+    if None in first:
         return "No network was measured."
-    first = results.models[0]
-    forward, training = (
-        [f"{attention_cost(results, name, phase):+.1%}" for name in ("eager", "converted", "residual")]
-        for phase in ("forward", "training")
-    )
-    timing = {(row.name, row.phase): row.timing for row in results.models}
-    changes = {verdict(timing["eager", phase], timing["residual", phase]) for phase in PHASES}
+    forward, training = ([f"{of[key]:+.1%}" for of in costs] for key in first if key)
+    best = _best_formats(results)
+    noisy = any(not verdict(best[(*key, "eager")].timing, best[(*key, "residual")].timing) for key in first if key)
+    batches = " and ".join(dict.fromkeys(str(key[2]) for key in first if key))
+    network = NETWORK_NAMES[next(iter(best.values())).case]
     return (
-        f"ECA adds {forward[0]} to the inference time of a ResNet-50 in eager mode, {forward[1]} after "
+        f"ECA adds {forward[0]} to the inference time of a {network} in eager mode, {forward[1]} after "
         f"`convert(model)` and {forward[2]} with `fuse_residual=True`; to a training step {training[0]}, "
-        f"{training[1]} and {training[2]} (batch {first.batch}, {first.side} x {first.side}, medians"
-        + ("; on this machine single calls vary by more than that)." if "" in changes else ").")
+        f"{training[1]} and {training[2]} (batch {batches}, 224 x 224, medians"
+        + ("; on this machine single calls vary by more than that)." if noisy else ").")
     )
 
 
-README_TABLES: dict[str, Callable[[Results], str]] = {
+def plans(results: Results) -> Table:
+    """The plan's choice for each layer beside the best of all plans that were tried, as shares of a copy's rate."""
+    lines = []
+    for group in groups(row for row in results.rows if row.variant == "eca plans"):
+        own = next(name for name in group if name.startswith("own "))
+        tried = sorted(group.keys() - {own, "clone"}, key=lambda name: group[name].q50)
+        row, best = group[own], [name for name in tried if group[name].rounds > 1][:3]
+        cells = [f"{'two-phase' if name.startswith('-1') else name} {share(group, name):.0%}" for name in best]
+        gain = factor(speedup(group, own, best[0])) if best else ""
+        what = f"{row.phase} {row.dtype} {row.layout}"
+        mine = f"{own.removeprefix('own ')} {share(group, own):.0%}"
+        lines.append([layer_of(row), str(row.shape[0]), what, mine, *cells, *[""] * (3 - len(cells)), gain])
+    columns = ["layer", "batch", "what", "the plan", "best", "second", "third", "best / the plan"]
+    return Table("Launch plans, blocks/parts/threads: of a copy's rate", columns, lines, labels=3)
+
+
+def kernels(results: Results) -> Table:
+    """How long each kernel of a call of ours takes."""
+    lines = []
+    for group in groups(row for row in results.rows if row.variant == "eca kernels"):
+        row = anyone(group)
+        times = ", ".join(f"{name} {duration(one.q50)}" for name, one in group.items())
+        lines.append([layer_of(row), f"{row.phase} {row.dtype} {row.layout}", times])
+    return Table("Kernels of a call", ["layer", "what", "kernels"], lines, labels=3)
+
+
+def checks(results: Results) -> Table:
+    """What else was run and how it ended."""
+    lines = []
+    for check in results.checks:
+        seconds = f"{check.seconds:.0f} s" if check.seconds else ""
+        last = (check.note.strip().splitlines() or [""])[-1].replace("|", "/")[:160]
+        lines.append([check.check.replace("|", "/"), check.status, seconds, last])
+    return Table("What ran and how it ended", ["what", "status", "time", "last words"], lines, labels=4)
+
+
+def compare(old: Results, new: Results) -> Table:
+    """Ratios new / old of the median times, slowest first; a mark where the ranges from 20 % to 80 % do not overlap.
+
+    The rows of providers that are not ours (eager, clone) show how much the machine itself changed.
+    """
+    before = {(row.job, row.provider): row for row in old.rows}
+    pairs = [(before[row.job, row.provider], row) for row in new.rows if (row.job, row.provider) in before]
+    pairs.sort(key=lambda pair: pair[1].q50 / pair[0].q50, reverse=True)
+    lines = []
+    for a, b in pairs:
+        job, ratio = f"{b.case} {b.variant} {b.phase} {b.dtype} {b.layout}", f"{b.q50 / a.q50:.2f}"
+        lines.append([job, b.provider, duration(a.q50), duration(b.q50), ratio, verdict(a.timing, b.timing)])
+    alone = len(old.rows) + len(new.rows) - 2 * len(pairs)
+    title = f"New against old: {len(pairs)} rows in both runs, {alone} in one of them only"
+    return Table(title, ["job", "provider", "old", "new", "new / old", "beyond noise"], lines, labels=2)
+
+
+def tests_sentence(results: Results) -> str:
+    """How many tests ran on the device, over all commands."""
+    notes = " ".join(check.note for check in results.checks if check.check.startswith("tests "))
+    passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", notes))) for word in ("passed", "failed"))
+    return f"{passed:,} tests passed, {failed} failed." if notes else "No test was run."
+
+
+BY_NAME: dict[str, Callable[[Results], str]] = {
     "environment": lambda results: describe(results.environment),
-    "goals": lambda results: goal_table(results).markdown(),
-    "forward": lambda results: layers(results, "forward").markdown(),
-    "training": lambda results: layers(results, "training").markdown(),
-    "overview": lambda results: overview(results).markdown(),
-    "models": lambda results: models(results).markdown(),
     "headline": headline_sentence,
+    "goals": lambda results: goal_table(results).markdown(),
+    "forward": lambda results: layers(results, headline(results, "forward")).markdown(),
+    "training": lambda results: layers(results, headline(results, "training")).markdown(),
+    "layers": lambda results: layers(results).markdown(),
+    "shares": lambda results: shares(results).markdown(),
+    "overview": lambda results: overview(results).markdown(),
     "overhead": lambda results: overhead(results).markdown(),
+    "networks": lambda results: networks(results).markdown(),
+    "plans": lambda results: plans(results).markdown(),
+    "kernels": lambda results: kernels(results).markdown(),
+    "tests": tests_sentence,
+    "checks": lambda results: checks(results).markdown(),
 }
 
 
-def median(group: Group, provider: str) -> str:
-    """The median time of a provider; empty if it was not measured."""
-    return duration(group[provider].timing.q50) if provider in group else ""
+def for_terminal(results: Results) -> list[Table]:
+    """All that the results fill, the most important last."""
+    of_gpu = (checks, kernels, plans, layers, networks, shares)
+    of_cpu = (layers, overhead, overview, networks)
+    made = [make(results) for make in (of_gpu if results.environment["gpu"] or results.environment["dry"] else of_cpu)]
+    with_layers = [goal_table(results)] if of_layers(results) else []
+    return [table for table in (*made, *with_layers) if table.rows]
+
+
+def layer_of(row: Row) -> str:
+    """``"layer1, 256 x 56 x 56"``."""
+    network, layer = row.case.split(".")[:2]
+    name = layer if network == "resnet50" else f"{network} {layer}"
+    return f"{name}, {' x '.join(map(str, row.shape[1:]))}"
 
 
 def duration(seconds: float) -> str:
@@ -205,10 +369,6 @@ def duration(seconds: float) -> str:
     unit, size = next(((unit, size) for unit, size in units.items() if seconds >= size), ("ns", 1e-9))
     value = seconds / size
     return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"
-
-
-def _plain(value: float) -> str:
-    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def factor(value: float | None) -> str:

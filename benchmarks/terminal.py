@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""What people see: by rich where it is installed, as Markdown and plain lines where it is not."""
+"""What people see, by rich: tables, and a bar that names the job in work."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
 
 from .tables import Table
 
@@ -12,14 +17,6 @@ Item = TypeVar("Item")
 
 def show(*things: Table | str) -> None:
     """Print tables and lines."""
-    try:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table as RichTable
-    except ImportError:
-        for thing in things:
-            print(f"\n{thing.title}\n{thing.markdown()}" if isinstance(thing, Table) else thing, flush=True)
-        return
     # Not on a terminal there is no width to keep to, and a table must not be folded.
     console = Console(width=None if sys.stdout.isatty() else 2000)
     for thing in things:
@@ -35,23 +32,14 @@ def show(*things: Table | str) -> None:
 
 
 def progress(items: Sequence[Item]) -> Iterator[Item]:
-    """The items, with a bar on the terminal that names the one in work."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    except ImportError:
-        yield from _counted(items)
-        return
+    """The items, with a bar on the terminal, and lines where there is none."""
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=len(items))
-        for item in items:
+        for number, item in enumerate(items, 1):
             bar.update(task, description=str(item))
+            if not console.is_terminal:
+                print(f"{number}/{len(items)} {item}", file=sys.stderr, flush=True)
             yield item
             bar.advance(task)
-
-
-def _counted(items: Sequence[Item]) -> Iterable[Item]:
-    for number, item in enumerate(items, 1):
-        print(f"{number}/{len(items)} {item}", file=sys.stderr, flush=True)
-        yield item

@@ -7,16 +7,14 @@ every provider, in an order that rotates from round to round; the result is quan
 
 import functools
 import gc
-import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 Call = Callable[[], object]
-Stopwatch = Callable[[Call], float]  # how many seconds a call takes
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,14 @@ class Budget:
     max_rounds: int = 200
 
 
-STANDARD = Budget(warmup=0.03, sample=2e-3, total=0.5, min_rounds=7)
-QUICK = Budget(warmup=0.005, sample=1e-3, total=0.1, min_rounds=3)
-
-
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the 20 %, 50 % and 80 % quantiles over ``rounds`` samples of ``repetitions`` calls each."""
+    """Seconds per call: the 20 %, 50 % and 80 % quantiles over ``rounds`` samples."""
 
     q20: float
     q50: float
     q80: float
     rounds: int
-    repetitions: int
 
 
 def verdict(old: Timing, new: Timing) -> str:
@@ -52,25 +45,27 @@ def verdict(old: Timing, new: Timing) -> str:
     return "faster" if new.q80 < old.q20 else ""
 
 
-def measure(
-    calls: Mapping[str, Sequence[Call]],
-    budget: Budget,
-    clock: Callable[[], float] = time.perf_counter,
-    stopwatch: Stopwatch | None = None,
-) -> dict[str, Timing]:
-    """Time every provider in ``calls``: name -> the same call on each of several sets of tensors, used in turn.
+def by_clock(call: Call, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The stopwatch for what is done when it returns."""
+    start = clock()
+    call()
+    return clock() - start
 
-    ``clock`` returns seconds. A device that works on while Python goes ahead needs a ``stopwatch`` of its own.
-    """
-    stopwatch = stopwatch or functools.partial(_by_clock, clock)
-    streams = {name: itertools.cycle(sets) for name, sets in calls.items()}
+
+def measure(
+    calls: Mapping[str, Call],
+    budget: Budget,
+    stopwatch: Callable[[Call], float] = by_clock,
+    *,
+    per: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time every provider in ``calls`` against the others; each call does the work ``per`` times."""
 
     def sample(name: str, repetitions: int) -> float:
-        stream = itertools.islice(streams[name], repetitions)
-
         def all_of_them() -> None:
-            for call in stream:
-                call()
+            for _ in range(repetitions):
+                calls[name]()
 
         return stopwatch(all_of_them) / repetitions
 
@@ -78,18 +73,13 @@ def measure(
         per_call = {name: _warm_up(functools.partial(sample, name), budget.warmup) for name in calls}
         repetitions = {name: math.ceil(budget.sample / seconds) for name, seconds in per_call.items()}
         samples: dict[str, list[float]] = {name: [] for name in calls}
-        rounds, end = 0, clock() + budget.total
+        names, rounds, end = list(calls), 0, clock() + budget.total
         while rounds < budget.min_rounds or (rounds < budget.max_rounds and clock() < end):
-            for name in _rotated(list(calls), rounds):
-                samples[name].append(sample(name, repetitions[name]))
+            first = rounds % len(names)
+            for name in names[first:] + names[:first]:
+                samples[name].append(sample(name, repetitions[name]) / per)
             rounds += 1
-    return {name: _summary(samples[name], repetitions[name]) for name in calls}
-
-
-def _by_clock(clock: Callable[[], float], call: Call) -> float:
-    start = clock()
-    call()
-    return clock() - start
+    return {name: _summary(samples[name]) for name in calls}
 
 
 def _warm_up(sample: Callable[[int], float], seconds: float) -> float:
@@ -105,14 +95,9 @@ def _warm_up(sample: Callable[[int], float], seconds: float) -> float:
     return best
 
 
-def _rotated(names: list[str], by: int) -> list[str]:
-    by %= len(names)
-    return names[by:] + names[:by]
-
-
-def _summary(samples: list[float], repetitions: int) -> Timing:
+def _summary(samples: list[float]) -> Timing:
     deciles = statistics.quantiles(samples, n=10, method="inclusive")
-    return Timing(deciles[1], deciles[4], deciles[7], len(samples), repetitions)
+    return Timing(deciles[1], deciles[4], deciles[7], len(samples))
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import emulated
 import pytest
 import torch
 from layouts import LAYOUTS
+from small_calls import DTYPES, RULES, SHAPES
 from torch import Tensor
 
-from benchmarks.gpu.small_calls import DTYPES, RULES, SHAPES
 from eca_cuda.testing import ECA, evaluate, make_x
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")

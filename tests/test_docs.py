@@ -23,7 +23,7 @@ GIVEN = {"pytorch.md": "import eca_cuda, torch\nx = torch.randn(1, 8, 4, 4)\ncom
 # Commands of a shell, by how they begin: make's are looked up in the Makefile, the others are run elsewhere.
 TESTED = {
     "python -m eca_cuda.info": "test_info.py",
-    "python -m benchmarks": "test_benchmarks.py and test_model_benchmark.py",
+    "python -m benchmarks": "test_benchmarks.py",
     "torchrun --nproc-per-node 2 examples/distributed.py": "test_distributed.py",
     "pip install": "test_build.py",
 }
@@ -127,8 +127,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "convert/index.html").exists()
-    pictures = [tmp_path / "pictures" / f"cpu-{name}.png" for name in ("speedup", "clone", "time")]
+    pictures = [tmp_path / "pictures" / f"cpu-{name}-light.svg" for name in ("share", "time")]
     page = (tmp_path / "benchmark/index.html").read_text(encoding="utf-8")
     for path in pictures:
-        assert path.read_bytes().startswith(b"\x89PNG") and f'src="../pictures/{path.name}"' in page
+        assert b"<svg" in path.read_bytes() and f'src="../pictures/{path.name}"' in page
     assert "(<code>csrc/README.md</code>)" in (tmp_path / "kernels/index.html").read_text(encoding="utf-8")

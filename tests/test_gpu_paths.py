@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+import small_calls
 import test_cuda
 import test_cuda_bits
 import torch
 
-from benchmarks.gpu import small_calls
 from eca_cuda._ext import _C
 from eca_cuda.testing import ECA, MULTI_KERNEL, VARIANTS, Variant
 

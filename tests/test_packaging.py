@@ -54,7 +54,7 @@ def test_the_sdist_holds_everything_that_building_and_testing_need(tmp_path: Pat
     with tarfile.open(archive) as sdist:
         packed = {name.partition("/")[2] for name in sdist.getnames()}
         sdist.extractall(tmp_path / "unpacked", filter="data")
-    wanted = {name for name in files if not name.startswith((".github/", ".ci/", ".gitignore", ".pre-commit"))}
+    wanted = {name for name in files if not name.startswith((".git", ".ci/", ".pre-commit"))}
     assert wanted - packed == set()
     assert not [name for name in packed if name.endswith((".so", ".pyc"))]
     (unpacked,) = (tmp_path / "unpacked").iterdir()
