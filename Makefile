@@ -45,7 +45,7 @@ $(VENV)/.bench: $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(firstword $(TORCH)) numpy "setuptools>=77" "pybind11>=3.0" ninja rich
 	@echo "== compiling the CPU kernels: about a minute"
-	ECA_CUDA_BUILD=cpu $(BIN)/pip install -v --no-build-isolation --no-deps -e . > $(VENV)/build.log 2>&1 || (cat $(VENV)/build.log; exit 1)
+	test -e $(BUILD) || ECA_CUDA_BUILD=cpu $(BIN)/pip install -v --no-build-isolation --no-deps -e . > $(VENV)/build.log 2>&1 || (cat $(VENV)/build.log; exit 1)
 	touch $@
 
 
@@ -128,4 +128,4 @@ hub:
 	mkdir $(HUB)/torch-ext/eca_cuda && cp eca_cuda/*.py $(HUB)/torch-ext/eca_cuda/
 
 clean:
-	rm -rf build dist .venvs *.egg-info eca_cuda/_C*.so $(BUILD)
+	rm -rf build dist .venvs *.egg-info eca_cuda/_C*.so $(BUILD) $(VENV)/.bench

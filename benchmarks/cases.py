@@ -19,9 +19,6 @@ PROVIDERS: dict[str, str] = {
     "fused": "the module of eca_cuda",
     "function": "the function of eca_cuda, called without a module",
     "clone": "x.clone(), a copy of the same size into a fresh tensor: the yardstick",
-    "block-eager": "torch.compile of batch norm, eager, + x and relu: the layer among what stands around it",
-    "block-fused": "the same with the module of eca_cuda, in its compile mode fused",
-    "block-inline": "the same with the module of eca_cuda, in its compile mode inline",
 }
 
 
@@ -168,18 +165,16 @@ def quick() -> list[Job]:
 
 
 def for_gpu(dry: bool = False) -> list[Job]:
-    """For a GPU, a minute: nothing that compiles, the most valuable first."""
+    """For a GPU, a minute or two: nothing that compiles, the most valuable first."""
     if dry:
         return product([DRY], phases=ALL_PHASES, dtypes=["float16"], providers=_WITHOUT_COMPILE)
     half, both, large = ["float16"], ("forward", "backward"), resnet50(256)
     residual = ("residual_forward", "residual_backward")
     return [
-        *product(large, phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
-        *product(large, phases=both, dtypes=half, layouts=LAYOUTS[1:], providers=_WITHOUT_COMPILE),
+        *product(large, phases=both, dtypes=half, layouts=LAYOUTS, providers=_WITHOUT_COMPILE),
+        *product([*resnet50(32), *resnet50(1)], phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
         *product(large, phases=residual, dtypes=half, layouts=LAYOUTS[1:], providers=_WITHOUT_COMPILE),
         *product(large, phases=both, dtypes=DTYPES[:1], providers=_WITHOUT_COMPILE),
-        *product(resnet50(32), phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
-        *product(resnet50(1), phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
         *product(large, variants=VARIANTS[1:], phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
         *product(mobilenetv2(256), phases=both, dtypes=half, providers=_WITHOUT_COMPILE),
     ]
@@ -191,10 +186,9 @@ def compiled(dry: bool = False) -> list[Job]:
         return product([DRY], dtypes=["float16"], providers=("compile", "fused", "clone"))
     half, large, residual = ["float16"], resnet50(256), ("residual_forward", "residual_training")
     return [
-        *product(large, phases=PHASES[:1], dtypes=half, providers=(*_COMPILED, "autotune")),
-        *product(large, phases=PHASES[1:], dtypes=half, providers=_COMPILED),
+        *product(large, phases=PHASES[1:], dtypes=half, layouts=LAYOUTS, providers=_COMPILED),
+        *product(large, phases=PHASES[:1], dtypes=half, layouts=LAYOUTS[1:], providers=_COMPILED),
         *product(large, phases=residual, dtypes=half, layouts=LAYOUTS[1:], providers=("compile", "fused", "clone")),
-        *product(large, phases=PHASES, dtypes=half, layouts=LAYOUTS[1:], providers=_COMPILED),
-        *product(resnet50(32), dtypes=half, providers=_COMPILED),
-        *product(resnet50(1), dtypes=half, providers=_COMPILED),
+        *product(large, phases=PHASES[:1], dtypes=half, providers=(*_COMPILED, "autotune")),
+        *product([*resnet50(32), *resnet50(1)], dtypes=half, providers=_COMPILED),
     ]

@@ -4,6 +4,7 @@
 import datetime
 import os
 import platform
+import re
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .clock import Cpu
 from .results import sources
 
 
-def collect(clock: Cpu, dry: bool = False) -> dict[str, Any]:
+def collect(clock: Cpu, dry: bool = False, quick: bool = False) -> dict[str, Any]:
     """Date, machine, software, threads, and what ``eca_cuda.info`` says about the build.
 
     ``load`` is the average number of running processes over the last minute; call this before you measure.
@@ -33,6 +34,8 @@ def collect(clock: Cpu, dry: bool = False) -> dict[str, Any]:
         "eca_cuda": eca_cuda.__version__,
         "sources": sources(),
         "dry": dry,
+        "quick": quick,
+        "settings": {name: value for name, value in os.environ.items() if re.match("ECA_CUDA_(?!EMULATED)", name)},
         "info": info,
         "gpu": gpu,
     }

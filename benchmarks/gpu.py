@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from .results import ROOT, Check, digest, load, write
+from .results import ROOT, Check, digest, load, sources, write
 
 LIBRARY = ROOT / "eca_cuda" / f"_C{EXTENSION_SUFFIXES[0]}"
 PREPARED = ROOT / "build/gpu"  # made beforehand (make gpu-build): the library, the emulator's, what they are of
@@ -43,10 +43,10 @@ class Command:
 
 
 def _inner(what: str, seconds: float, out: Path, dry: bool, *more: str) -> Command:
-    """``python -m benchmarks gpu --inner``: cli.py; it stops by itself a little before it would be ended."""
-    arguments = (sys.executable, "-m", "benchmarks", "gpu", "--inner", what, "--out", str(out), *more)
-    limit = ("--seconds", str(seconds - 8), *(["--dry"] if dry else []))
-    return Command(" ".join((what, *more)), (*arguments, *limit), seconds)
+    """``python -m benchmarks gpu --inner``: cli.py. Layers and plans stop by themselves before they would be ended."""
+    options = ("--out", str(out), *more, *(["--dry"] if dry else []))
+    arguments = (sys.executable, "-m", "benchmarks", "gpu", "--inner", what, *options)
+    return Command(" ".join((what, *more)), arguments, seconds)
 
 
 def _tests(dry: bool) -> list[Command]:
@@ -54,7 +54,7 @@ def _tests(dry: bool) -> list[Command]:
         paths = [f"tests/test_{name}.py" for name in files.split()]
         quiet = ("-q", "-rfE", "-p", "no:cacheprovider", "--maxfail=20", "--tb=short")
         emulated = {"ECA_CUDA_EMULATED_LIBRARY": str(EMULATED)} if fits() and EMULATED.exists() else {}
-        return Command(f"tests {files}", (sys.executable, "-m", "pytest", *quiet, *options, *paths), 85, emulated)
+        return Command(f"tests {files}", (sys.executable, "-m", "pytest", *quiet, *options, *paths), 80, emulated)
 
     if dry:  # the same kernels, on the emulated device
         return [test("gradcheck", "-k", "emulated-eca-k1"), test("forward", "-k", "emulated and every_shape and 7x7")]
@@ -93,7 +93,7 @@ def steps(step: str, out: Path, dry: bool) -> list[list[Command]]:
         return [[inner("ncu-calls", 60) if dry else Command("ncu", inner("ncu", 90).arguments, 90, needs="ncu")]]
     if step == "sanitize":
         return [_sanitizers(dry)]
-    return [[inner("layers", 50)], [inner("kernels", 20)], [inner("sweep", 40)], _tests(dry)]
+    return [[inner("layers", 50)], [inner("kernels", 20)], [inner("sweep", 35)], _tests(dry)]
 
 
 STEPS = ("main", "networks", "compiled", "profile", "sanitize", "build")
@@ -105,17 +105,24 @@ def main(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if options.step == "build":
         return prepare()
+    path = out / "results.jsonl"
+    if path.exists() and load(path).environment["sources"] != sources():
+        raise ValueError(f"{path} has results of other sources: choose another folder")
+    if path.exists() and load(path).environment["dry"] != options.dry:
+        raise ValueError(f"{path} has results of the other kind, rehearsed or not: choose another folder")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, too
     started, checks = time.monotonic(), [use_or_build(out, options.dry)]
-    if checks[0].status == "done":
-        for group in steps(options.step, out, options.dry):
-            checks += run_together(group, out)
-    if (path := out / "results.jsonl").exists():
+    built = checks[0].status == "done"
+    for group in steps(options.step, out, options.dry) if built else ():
+        checks += run_together(group, out)
+        if path.exists():
+            found = load(path)
+            found.add(*checks)
+            write(path, found)
+    if built and path.exists():
         from . import tables, terminal  # only here the package is surely built
 
-        found = load(path)
-        found.add(*checks)
-        write(path, found)
-        terminal.show(*tables.for_terminal(found))
+        terminal.show(*tables.for_terminal(load(path)))
     print(f"\n{options.step} in {time.monotonic() - started:.0f} s, {path}:")
     for check in checks:
         last = check.note.strip().splitlines()[-1:] or [""]
@@ -125,7 +132,8 @@ def main(options: argparse.Namespace) -> int:
 
 def built_of() -> str:
     """What a library depends on: the sources, and this Python's ABI."""
-    return f"{digest([*(ROOT / 'csrc').rglob('*'), ROOT / 'setup.py'])} {EXTENSION_SUFFIXES[0]}"
+    folders = [*(ROOT / "csrc").rglob("*"), *(ROOT / "tests/emulator").rglob("*.[ch]*")]
+    return f"{digest([*folders, ROOT / 'setup.py', ROOT / 'eca_cuda/_version.py'])} {EXTENSION_SUFFIXES[0]}"
 
 
 def fits() -> bool:
@@ -164,7 +172,8 @@ def use_or_build(out: Path, dry: bool) -> Check:
 def run_together(commands: Sequence[Command], out: Path) -> list[Check]:
     """Run commands side by side and say what became of each; their output goes to the log when all have ended."""
     started = time.monotonic()
-    own = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    path, until = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", started - 8
+    own = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
     running, checks = [], []
     for number, command in enumerate(commands):
         if command.needs and not shutil.which(command.needs):
@@ -173,9 +182,8 @@ def run_together(commands: Sequence[Command], out: Path) -> list[Check]:
         log = out / f"log.{number}"
         with log.open("wb") as file:
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-            process = subprocess.Popen(
-                command.arguments, cwd=ROOT, env=own | command.environment, start_new_session=True, **streams
-            )
+            env = own | {"BENCHMARKS_UNTIL": str(until + command.seconds)} | command.environment
+            process = subprocess.Popen(command.arguments, cwd=ROOT, env=env, start_new_session=True, **streams)
         running.append((command, process, log))
     try:
         for command, process, log in running:

@@ -18,6 +18,7 @@ from .cases import PHASES
 from .clock import DRY, Cpu
 from .gate import in_layout
 from .results import Check, Results, Row
+from .run import noting
 from .terminal import progress
 from .timing import Budget, Call
 
@@ -74,16 +75,14 @@ def measure(wanted: Iterable[Setting], clock: Cpu, results: Results, dry: bool =
             continue
         torch.compiler.reset()
         counters.clear()
-        with clock.working(), torch.set_grad_enabled(setting.phase == "training"):
+        with noting(f"networks {setting}", clock, results), torch.set_grad_enabled(setting.phase == "training"):
             calls = {name: make_call(models, name, setting, clock.device) for name in setting.names}
             peaks = {name: clock.peak_bytes(call) for name, call in calls.items()}
             graphs = counters["stats"]["unique_graphs"]
             timings = clock.time(calls, 1, budget)
-        if setting.how == "compiled" and not graphs == len(calls) == counters["stats"]["unique_graphs"]:
-            note = f"expected one graph for each network, got {dict(counters['stats'])}"
-            results.add(Check(f"networks {setting}", "failed", note))
-            continue
-        results.add(*(Row(*what, name, *astuple(timings[name]), peak_bytes=peaks[name]) for name in calls))
+            if setting.how == "compiled" and not graphs == len(calls) == counters["stats"]["unique_graphs"]:
+                raise RuntimeError(f"expected one graph for each network, got {dict(counters['stats'])}")
+            results.add(*(Row(*what, name, *astuple(timings[name]), peak_bytes=peaks[name]) for name in calls))
     if state := clock.state():
         results.add(Check("clocks after networks", "done", state))
 
@@ -151,5 +150,5 @@ def warm(wanted: Iterable[tuple[Setting, str]], clock: Cpu, dry: bool = False) -
     """Compile networks, so that Inductor's cache on disk has them; several processes share that."""
     models = make_models((1, 1, 1, 1) if dry else (3, 4, 6, 3), clock.device)
     for setting, name in wanted:
-        with clock.working(), torch.set_grad_enabled(setting.phase == "training"):
+        with noting(str(setting), clock, Results({})), torch.set_grad_enabled(setting.phase == "training"):
             make_call(models, name, setting, clock.device)()

@@ -19,7 +19,7 @@ from .cases import DRY, LAYOUTS, Job, product, resnet50
 from .clock import Cpu
 from .providers import make_layers, make_module
 from .results import Check, Results, make_row
-from .run import make_call, make_sets
+from .run import make_call, make_sets, noting
 from .timing import Call, Timing
 
 VARIANT = "eca kernels"  # of these rows: providers are kernels
@@ -47,7 +47,7 @@ def jobs(dry: bool = False) -> list[Job]:
 def measure(wanted: Sequence[Job], clock: Cpu, results: Results) -> None:
     """Rows of kernels: seconds a call. On a CPU, which has none, one of the whole call."""
     for job in [job for job in wanted if not results.has(job)]:
-        with clock.working(), torch.set_grad_enabled(job.differentiates):
+        with noting(str(job), clock, results), torch.set_grad_enabled(job.differentiates):
             calls = make_calls(job, clock)
             calls = (calls * 12)[: max(12, len(calls))]
             for call in calls:
@@ -62,7 +62,7 @@ def measure(wanted: Sequence[Job], clock: Cpu, results: Results) -> None:
                 if clock.device == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA:
                     microseconds = max(event.device_time, event.self_cpu_time_total)
                     found[kernel_name(event.name)] += microseconds * 1e-6 / len(calls)
-        results.add(*(make_row(job, name, Timing(s, s, s, len(calls))) for name, s in found.items()))
+            results.add(*(make_row(job, name, Timing(s, s, s, len(calls))) for name, s in found.items()))
 
 
 def kernel_name(mangled: str) -> str:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eca_cuda import compile_mode
-from eca_cuda.compiling import Mode
 from eca_cuda.testing import ECA, Variant
 
 from .cases import Job
@@ -74,21 +72,6 @@ class _WithResidual(nn.Module):
         return torch.relu(self.layer(x) + residual)
 
 
-class Block(nn.Module):
-    """A layer and what stands around it in a ResNet."""
-
-    def __init__(self, channels: int, layer: nn.Module, like: Tensor) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, dtype=like.dtype, device=like.device)
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        training = torch.is_grad_enabled()
-        n = self.norm
-        normed = nn.functional.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, training)
-        return torch.relu(self.layer(normed) + x)
-
-
 def make_module(job: Job, variant: Variant, device: str) -> nn.Module:
     """The module under test, in the dtype of ``job``."""
     return variant.module(job.case.c, device=device, dtype=getattr(torch, job.dtype))
@@ -97,7 +80,6 @@ def make_module(job: Job, variant: Variant, device: str) -> nn.Module:
 def make_layers(job: Job, variant: Variant, module: nn.Module) -> dict[str, Function]:
     """A layer for each of ``job.providers``; all share ``module``'s parameters."""
     parameters = tuple(module.parameters())
-    like, channels = parameters[0], job.case.c
 
     def eager(kind: type[nn.Module] = EagerECA) -> nn.Module:
         plain = kind(module.get_submodule("conv1")) if variant is ECA else EagerReference(variant, module)
@@ -109,17 +91,6 @@ def make_layers(job: Job, variant: Variant, module: nn.Module) -> dict[str, Func
     def fused() -> Function:
         return Function((lambda x, residual: module(x, residual, "relu")) if job.has_residual else module, parameters)
 
-    def block(layer: nn.Module, mode: Mode = "fused") -> Function:
-        made = Block(channels, layer, like)
-        run = torch.compile(made, dynamic=False, fullgraph=True)
-
-        def call(x: Tensor) -> Tensor:
-            with compile_mode(mode):
-                y: Tensor = run(x)
-            return y
-
-        return Function(call, tuple(made.parameters()))
-
     makers: dict[str, Callable[[], Function]] = {
         "eager": lambda: Function(eager(), parameters),
         "compile": lambda: compiled(eager()),
@@ -128,8 +99,5 @@ def make_layers(job: Job, variant: Variant, module: nn.Module) -> dict[str, Func
         "fused": fused,
         "function": lambda: Function(lambda x: variant.function(x, *parameters), parameters),
         "clone": lambda: Function(lambda x, *residual: x.clone()),
-        "block-eager": lambda: block(eager()),
-        "block-fused": lambda: block(module),
-        "block-inline": lambda: block(module, "inline"),
     }
     return {name: makers[name]() for name in job.providers}

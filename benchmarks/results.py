@@ -38,9 +38,9 @@ MOVED |= {"residual_forward": 3, "residual_backward": 5, "residual_training": 8}
 class Row:
     """One provider in one job: seconds per call as quantiles over ``rounds`` samples.
 
-    On a GPU q20 to q80 are of replayed graphs, ``launched`` of calls that Python launches one by one, ``host`` what
-    Python and the driver need for one; seconds. Of a network ``case`` is its name, ``shape`` that of its input,
-    ``variant`` ``"eager"`` or ``"compiled"``, ``dtype`` that of mixed precision.
+    Of a layer on a GPU q20 to q80 are of replayed graphs, ``launched`` of calls that Python launches one by one,
+    ``host`` what Python and the driver need for one; seconds. Of a network ``case`` is its name, ``shape`` that of its
+    input, ``variant`` ``"eager"`` or ``"compiled"``, ``dtype`` that of mixed precision.
     """
 
     case: str
@@ -122,6 +122,9 @@ class Results:
         """Whether rows of all its providers are there; where providers are plans or kernels, whether any is."""
         like = make_row(job, "", Timing(0, 0, 0, 0)).job
         names = {row.provider for row in self.rows if row.job == like}
+        names |= {
+            name for name in job.providers if Check(f"{job}: {name}", "refused") in map(_without_note, self.checks)
+        }
         return names >= set(job.providers) or (job.variant not in VARIANTS and bool(names))
 
     def add(self, *found: Row | Check) -> None:
@@ -135,6 +138,11 @@ class Results:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(_text(line) + "\n" for line in found))
 
+    def settle(self, name: str) -> None:
+        """Say of a check that did not go well that all is done now."""
+        if any(check.check == name for check in self.checks):
+            self.add(Check(name, "done", "by a later run"))
+
 
 def begin(path: Path | None, environment: dict[str, Any]) -> Results:
     """Results that grow in the file ``path``, or in memory; a file of an earlier run of these very sources goes on.
@@ -144,7 +152,7 @@ def begin(path: Path | None, environment: dict[str, Any]) -> Results:
     if path is None:
         return Results(environment)
     found = load(path) if path.exists() else Results(environment)
-    for key in ("sources", "device", "torch", "threads", "dry"):
+    for key in ("sources", "device", "torch", "threads", "settings", "quick", "dry"):
         was, now = found.environment.get(key), environment.get(key)
         if was != now:
             raise ValueError(f"{path} has results with {key} {was}, expected {now} to go on: choose another file")
@@ -201,6 +209,10 @@ def digest(files: Iterable[Path]) -> str:
     for path in sorted(path for path in files if path.is_file()):
         found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return found.hexdigest()[:12]
+
+
+def _without_note(check: Check) -> Check:
+    return dataclasses.replace(check, note="")
 
 
 def _text(line: Row | Check) -> str:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Carries out jobs: for each one make the layers, check ours, time all of them against each other."""
 
+import contextlib
 import functools
 import gc
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch._functorch.config
@@ -23,6 +25,8 @@ from .results import Check, Results, Row, make_row
 from .terminal import progress
 from .timing import Call
 
+# A backward pass that is repeated may not reuse the memory of what it reads.
+REPEATED = torch._functorch.config.patch(donated_buffer=False)
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
@@ -33,20 +37,28 @@ def run(jobs: Sequence[Job], clock: Cpu, results: Results, deadline: float = flo
     """
     for job in progress([job for job in jobs if not results.has(job)]):
         if time.monotonic() > deadline:
-            results.add(Check("layers", "out of time", f"not begun: {job}"))
+            results.add(Check("layers not begun", "out of time", f"from {job} on"))
             return
-        try:
-            with clock.working():
-                results.add(*run_job(job, clock))
-        except AssertionError as error:
-            results.add(Check(str(job), "failed", f"the result is wrong, so nothing is timed: {error}"))
-        except Exception as error:
-            results.add(Check(str(job), "failed", f"{type(error).__name__}: {error}"))
-            print(traceback.format_exc(limit=-3), file=sys.stderr)
-            clock.check()
+        with noting(str(job), clock, results):
+            results.add(*run_job(job, clock))
         gc.collect()
+    results.settle("layers not begun")
     if state := clock.state():
         results.add(Check("clocks after layers", "done", state))
+
+
+@contextlib.contextmanager
+def noting(name: str, clock: Cpu, results: Results) -> Iterator[None]:
+    """What fails inside is noted, and the next job can begin, unless the device is lost to this process."""
+    try:
+        with clock.working():
+            yield
+    except AssertionError as error:
+        results.add(Check(name, "failed", f"the result is wrong, so nothing is timed: {error}"))
+    except Exception as error:
+        results.add(Check(name, "failed", f"{type(error).__name__}: {error}"))
+        print(traceback.format_exc(limit=-3), file=sys.stderr)
+        clock.check()
 
 
 def run_job(job: Job, clock: Cpu) -> list[Row | Check]:
@@ -63,8 +75,7 @@ def run_job(job: Job, clock: Cpu) -> list[Row | Check]:
     calls: dict[str, list[Call]] = {}
     captured: dict[str, Call] = {}
     refused: list[Row | Check] = []
-    # A backward pass that is repeated may not reuse the memory of what it reads.
-    with torch._functorch.config.patch(donated_buffer=False), torch.set_grad_enabled(job.differentiates):
+    with REPEATED, torch.set_grad_enabled(job.differentiates):
         for name, layer in layers.items():
             try:
                 of_sets = [make_call(job, layer, maps) for maps in sets]
@@ -104,15 +115,15 @@ def make_call(job: Job, layer: Function, maps: Maps) -> Call:
 
 
 def warm(jobs: Iterable[Job], clock: Cpu) -> None:
-    """Call each provider once, so that Inductor's cache on disk has what it compiles; several processes share that."""
+    """Call each provider once, so that Inductor's cache on disk has what it compiles; several processes share that.
+
+    Without max-autotune, whose choices are measured: it wants the device alone.
+    """
     for job in jobs:
-        try:
-            variant = BY_NAME[job.variant]
-            layers = make_layers(job, variant, make_module(job, variant, clock.device))
+        job = replace(job, providers=tuple(name for name in job.providers if name != "autotune"))
+        variant = BY_NAME[job.variant]
+        with noting(str(job), clock, Results({})), REPEATED, torch.set_grad_enabled(job.differentiates):
             maps = make_sets(job, clock, most=1)[0]
-            with clock.working(), torch.set_grad_enabled(job.differentiates):
-                for layer in layers.values():
-                    make_call(job, layer, maps)()
-        except Exception as error:  # it is met again, and noted, where it is timed
-            print(f"{job}: {error}", file=sys.stderr)
+            for layer in make_layers(job, variant, make_module(job, variant, clock.device)).values():
+                make_call(job, layer, maps)()
         torch.compiler.reset()

@@ -23,7 +23,7 @@ from .clock import Cpu
 from .gate import Expected
 from .providers import make_layers, make_module
 from .results import Check, Results, Row, make_row
-from .run import make_call, make_sets
+from .run import make_call, make_sets, noting
 from .terminal import progress
 from .timing import Budget, Timing, verdict
 
@@ -70,10 +70,11 @@ def measure(wanted: Iterable[Job], clock: Cpu, results: Results, deadline: float
     """Sweep every job that ``results`` has no row of, until the time is up."""
     for job in progress([job for job in wanted if not results.has(job)]):
         if time.monotonic() > deadline:
-            results.add(Check("sweep", "out of time", f"not begun: {job}"))
+            results.add(Check("plans not tried", "out of time", f"from {job} on"))
             return
-        with clock.working():
+        with noting(str(job), clock, results):
             results.add(*sweep(job, clock))
+    results.settle("plans not tried")
 
 
 def sweep(job: Job, clock: Cpu) -> list[Row | Check]:

@@ -21,7 +21,7 @@ from benchmarks.clock import DRY, Cpu
 from benchmarks.providers import EagerECA, make_layers, make_module
 from benchmarks.results import Check
 from benchmarks.run import make_call, make_sets
-from eca_cuda import compiling, functional
+from eca_cuda import functional
 from eca_cuda.testing import ECA, VARIANTS
 
 SMALL = Case("resnet50.layer4.n3", 3, 16, 6, 8)
@@ -56,7 +56,7 @@ def test_plans_have_each_job_once_and_the_headline_with_all_providers() -> None:
         assert len({str(job) for job in plan}) == len(plan)
         assert all({"fused", "clone"} <= set(job.providers) or job.case == cases.TINY for job in plan)
     for plan in (cases.for_gpu(), cases.compiled()):
-        assert {(job.case, job.dtype) for job in plan[:8]} >= {(case, "float16") for case in cases.resnet50(256)}
+        assert {(job.case, job.dtype) for job in plan[:16]} >= {(case, "float16") for case in cases.resnet50(256)}
 
 
 @pytest.fixture
@@ -93,16 +93,6 @@ def test_providers_compute_the_reference(variant: Any, phase: str, compiled: lis
     authors, timms = ("EagerECA", "TimmECA") if variant is ECA else ("EagerReference",) * 2
     kinds = ["_WithResidual"] * 3 if wanted.has_residual else [authors, timms, authors]
     assert compiled == list(zip(kinds, (None, None, "max-autotune-no-cudagraphs"), strict=True))
-
-
-def test_blocks_do_the_same_in_their_modes(compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    modes, right = [], functional.eca
-    monkeypatch.setattr(functional, "eca", lambda *args, **more: modes.append(compiling.mode()) or right(*args, **more))
-    wanted = job("training", "block-eager", "block-fused", "block-inline")
-    layers, maps = make_layers(wanted, ECA, make_module(wanted, ECA, "cpu")), make_sets(wanted, Cpu())[0]
-    eager, *ours = (make_call(wanted, layer, maps)() for layer in layers.values())
-    torch.testing.assert_close(ours, [eager, eager])
-    assert modes == ["fused", "inline"] and len(eager) == 4  # gradients of x, of batch norm's two, of the taps
 
 
 @pytest.mark.parametrize(("dtype", "layout"), [("float32", "contiguous"), ("bfloat16", "channels_last")])
@@ -154,7 +144,7 @@ def test_peers_may_refuse_and_ours_may_not_and_a_lost_device_ends_it(
     note = "RuntimeError: not permitted when stream is capturing"
     assert found.checks == [Check(str(job), "failed", note) for job in jobs] and not found.rows
     run.run([job(), job("training")], Cpu(DRY), found, deadline=0)
-    assert found.checks.pop() == Check("layers", "out of time", f"not begun: {job()}")
+    assert found.checks.pop() == Check("layers not begun", "out of time", f"from {job()} on")
     monkeypatch.undo()
     monkeypatch.setattr(EagerECA, "forward", lambda self, x: 1 / 0)
     run.run([job("forward", "eager", name, "clone")], Cpu(DRY), found)
