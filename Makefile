@@ -48,7 +48,6 @@ $(VENV)/.bench: $(SOURCES)
 	test -e $(BUILD) || ECA_CUDA_BUILD=cpu $(BIN)/pip install -v --no-build-isolation --no-deps -e . > $(VENV)/build.log 2>&1 || (cat $(VENV)/build.log; exit 1)
 	touch $@
 
-
 # On a machine with a GPU and no network: no environment is made, nothing is installed; docs/gpu.md.
 # STEP may be networks, compiled, profile or sanitize; DRY=1 rehearses; results go to OUT.
 OUT ?= results

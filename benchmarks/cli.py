@@ -84,11 +84,11 @@ def _gpu(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     elif what.startswith("networks"):
         networks.measure(settings, clock, found, dry)
     elif what == "kernels":
-        profile.measure(profile.jobs(dry), clock, found)
+        run.run(profile.jobs(dry), clock, found, deadline, profile.kernels)
     elif what == "ncu":
         profile.ncu(found)
     elif what == "sweep":
-        sweep.measure(sweep.jobs(dry), clock, found, deadline)
+        run.run(sweep.jobs(dry), clock, found, deadline, sweep.sweep)
         results.write_whole(options.out / "tuning.json", json.dumps(sweep.rules(found), indent=1) + "\n")
     return int(found.failed)
 

@@ -89,7 +89,7 @@ class Cpu:
 
 
 class Gpu(Cpu):
-    """Calls are timed as replayed CUDA graphs, so that what is seen is the device's work and not Python's."""
+    """Calls of layers are timed as replayed CUDA graphs, so that what is seen is the device's work and not Python's."""
 
     device = "cuda"
     most_sets = 1 << 12

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from .results import ROOT, Check, digest, load, sources, write
+from .results import ROOT, Check, digest, expect, load, sources, write
 
 LIBRARY = ROOT / "eca_cuda" / f"_C{EXTENSION_SUFFIXES[0]}"
 PREPARED = ROOT / "build/gpu"  # made beforehand (make gpu-build): the library, the emulator's, what they are of
@@ -106,10 +106,8 @@ def main(options: argparse.Namespace) -> int:
     if options.step == "build":
         return prepare()
     path = out / "results.jsonl"
-    if path.exists() and load(path).environment["sources"] != sources():
-        raise ValueError(f"{path} has results of other sources: choose another folder")
-    if path.exists() and load(path).environment["dry"] != options.dry:
-        raise ValueError(f"{path} has results of the other kind, rehearsed or not: choose another folder")
+    if path.exists():
+        expect(path, load(path), {"sources": sources(), "dry": options.dry})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, too
     started, checks = time.monotonic(), [use_or_build(out, options.dry)]
     built = checks[0].status == "done"

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from eca_cuda import convert
 from eca_cuda.testing import used_budget
 
-from .cases import PHASES
+from .cases import NETWORKS, PHASES
 from .clock import DRY, Cpu
 from .gate import in_layout
 from .results import Check, Results, Row
@@ -22,7 +22,7 @@ from .run import noting
 from .terminal import progress
 from .timing import Budget, Call
 
-COMPARED = ("plain", "se", "eager", "converted", "residual")
+COMPARED = tuple(NETWORKS)
 _CPU_BUDGET = Budget(warmup=0, sample=1e-3, total=60, min_rounds=7)
 _GPU_BUDGET = Budget(warmup=0.1, sample=1e-3, total=1.0, min_rounds=7)
 

@@ -18,8 +18,8 @@ from eca_cuda.testing import ECA
 from .cases import DRY, LAYOUTS, Job, product, resnet50
 from .clock import Cpu
 from .providers import make_layers, make_module
-from .results import Check, Results, make_row
-from .run import make_call, make_sets, noting
+from .results import Check, Results, Row, make_row
+from .run import make_call, make_sets
 from .timing import Call, Timing
 
 VARIANT = "eca kernels"  # of these rows: providers are kernels
@@ -44,25 +44,24 @@ def jobs(dry: bool = False) -> list[Job]:
     return [*both(_LARGE, dtypes=["float16"], layouts=LAYOUTS), *both(_LARGE)]
 
 
-def measure(wanted: Sequence[Job], clock: Cpu, results: Results) -> None:
-    """Rows of kernels: seconds a call. On a CPU, which has none, one of the whole call."""
-    for job in [job for job in wanted if not results.has(job)]:
-        with noting(str(job), clock, results), torch.set_grad_enabled(job.differentiates):
-            calls = make_calls(job, clock)
-            calls = (calls * 12)[: max(12, len(calls))]
+def kernels(job: Job, clock: Cpu) -> list[Row]:
+    """A row for each kernel: seconds a call. On a CPU, which has none, for each operator."""
+    with torch.set_grad_enabled(job.differentiates):
+        calls = make_calls(job, clock)
+        calls = (calls * 12)[: max(12, len(calls))]
+        for call in calls:
+            call()
+        clock.check()
+        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU][clock.device == "cpu" :]) as recorded:
             for call in calls:
                 call()
             clock.check()
-            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU][clock.device == "cpu" :]) as recorded:
-                for call in calls:
-                    call()
-                clock.check()
-            found: dict[str, float] = defaultdict(float)
-            for event in recorded.events():
-                if clock.device == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA:
-                    microseconds = max(event.device_time, event.self_cpu_time_total)
-                    found[kernel_name(event.name)] += microseconds * 1e-6 / len(calls)
-            results.add(*(make_row(job, name, Timing(s, s, s, len(calls))) for name, s in found.items()))
+    found: dict[str, float] = defaultdict(float)
+    for event in recorded.events():
+        if clock.device == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA:
+            microseconds = max(event.device_time, event.self_cpu_time_total)
+            found[kernel_name(event.name)] += microseconds * 1e-6 / len(calls)
+    return [make_row(job, name, Timing(s, s, s, len(calls))) for name, s in found.items()]
 
 
 def kernel_name(mangled: str) -> str:

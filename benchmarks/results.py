@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,9 +122,8 @@ class Results:
         """Whether rows of all its providers are there; where providers are plans or kernels, whether any is."""
         like = make_row(job, "", Timing(0, 0, 0, 0)).job
         names = {row.provider for row in self.rows if row.job == like}
-        names |= {
-            name for name in job.providers if Check(f"{job}: {name}", "refused") in map(_without_note, self.checks)
-        }
+        refused = {check.check for check in self.checks if check.status == "refused"}
+        names |= {name for name in job.providers if f"{job}: {name}" in refused}
         return names >= set(job.providers) or (job.variant not in VARIANTS and bool(names))
 
     def add(self, *found: Row | Check) -> None:
@@ -152,12 +151,17 @@ def begin(path: Path | None, environment: dict[str, Any]) -> Results:
     if path is None:
         return Results(environment)
     found = load(path) if path.exists() else Results(environment)
-    for key in ("sources", "device", "torch", "threads", "settings", "quick", "dry"):
-        was, now = found.environment.get(key), environment.get(key)
-        if was != now:
-            raise ValueError(f"{path} has results with {key} {was}, expected {now} to go on: choose another file")
+    keys = ("sources", "device", "torch", "threads", "settings", "quick", "dry")
+    expect(path, found, {key: environment.get(key) for key in keys})
     write(path, found)  # without the part of a line that a cut-off run may have left
     return dataclasses.replace(found, path=path, earlier=tuple(found.checks))
+
+
+def expect(path: Path, found: Results, here: Mapping[str, Any]) -> None:
+    """ValueError if the results in a file are of another environment than that which goes on."""
+    for key, now in here.items():
+        if (was := found.environment.get(key)) != now:
+            raise ValueError(f"{path} has results with {key} {was}, expected {now} to go on: choose another file")
 
 
 def load(path: Path) -> Results:
@@ -209,10 +213,6 @@ def digest(files: Iterable[Path]) -> str:
     for path in sorted(path for path in files if path.is_file()):
         found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return found.hexdigest()[:12]
-
-
-def _without_note(check: Check) -> Check:
-    return dataclasses.replace(check, note="")
 
 
 def _text(line: Row | Check) -> str:

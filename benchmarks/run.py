@@ -7,7 +7,7 @@ import gc
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,24 +27,29 @@ from .timing import Call
 
 # A backward pass that is repeated may not reuse the memory of what it reads.
 REPEATED = torch._functorch.config.patch(donated_buffer=False)
+Work = Callable[[Job, Cpu], Sequence[Row | Check]]
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
-def run(jobs: Sequence[Job], clock: Cpu, results: Results, deadline: float = float("inf")) -> None:
-    """Measure every job that ``results`` has no row of, until the time is up (``time.monotonic``).
+def run(
+    jobs: Sequence[Job], clock: Cpu, results: Results, deadline: float = float("inf"), work: Work | None = None
+) -> None:
+    """Do the ``work`` (:func:`run_job`, say) of every job that ``results`` has no row of, until the time is up.
 
     A job that fails, or whose result is wrong, has no rows: what happened is noted, and the next one begins.
     """
+    work = work or run_job
+    kind = " ".join(dict.fromkeys(job.variant for job in jobs if job.variant not in BY_NAME)) or "layers"
     for job in progress([job for job in jobs if not results.has(job)]):
         if time.monotonic() > deadline:
-            results.add(Check("layers not begun", "out of time", f"from {job} on"))
+            results.add(Check(f"{kind} not begun", "out of time", f"from {job} on"))
             return
         with noting(str(job), clock, results):
-            results.add(*run_job(job, clock))
+            results.add(*work(job, clock))
         gc.collect()
-    results.settle("layers not begun")
+    results.settle(f"{kind} not begun")
     if state := clock.state():
-        results.add(Check("clocks after layers", "done", state))
+        results.add(Check(f"clocks after {kind}", "done", state))
 
 
 @contextlib.contextmanager

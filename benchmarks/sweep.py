@@ -7,8 +7,7 @@ beside the plan's choice and a copy. :func:`rules` makes of that a table for ECA
 
 import functools
 import itertools
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,8 +22,7 @@ from .clock import Cpu
 from .gate import Expected
 from .providers import make_layers, make_module
 from .results import Check, Results, Row, make_row
-from .run import make_call, make_sets, noting
-from .terminal import progress
+from .run import make_call, make_sets
 from .timing import Budget, Timing, verdict
 
 LEAST_GAIN = 1.02  # of a rule; of dozens of equal plans one is always the fastest by some noise
@@ -64,17 +62,6 @@ def candidates(layout: str) -> list[Choice]:
     parts = PARTS if layout == "channels_last" else (1,)
     cuts = itertools.starmap(Choice, itertools.product(BLOCKS, parts, THREADS))
     return [*(cut for cut in cuts if cut.blocks % cut.parts == 0), TWO_PHASE]
-
-
-def measure(wanted: Iterable[Job], clock: Cpu, results: Results, deadline: float = float("inf")) -> None:
-    """Sweep every job that ``results`` has no row of, until the time is up."""
-    for job in progress([job for job in wanted if not results.has(job)]):
-        if time.monotonic() > deadline:
-            results.add(Check("plans not tried", "out of time", f"from {job} on"))
-            return
-        with noting(str(job), clock, results):
-            results.add(*sweep(job, clock))
-    results.settle("plans not tried")
 
 
 def sweep(job: Job, clock: Cpu) -> list[Row | Check]:

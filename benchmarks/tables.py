@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .cases import NETWORKS, PHASES, PROVIDERS, TINY
+from .cases import NETWORKS, PHASES, PROVIDERS, TINY, VARIANTS
 from .environment import describe
 from .results import Results, Row
 from .timing import verdict
@@ -45,8 +45,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
 
 def of_layers(results: Results) -> list[Group]:
     """Those of layers: no networks, launch plans or kernels."""
-    other = ("eager", "compiled", "eca plans", "eca kernels")
-    return groups(row for row in results.rows if row.variant not in other)
+    return groups(row for row in results.rows if row.variant in VARIANTS)
 
 
 def anyone(group: Group) -> Row:
@@ -209,7 +208,7 @@ def overview(results: Results) -> Table:
 
 
 def overhead(results: Results) -> Table:
-    """What one call costs: on a CPU of a tiny tensor, on a GPU what Python and the driver need."""
+    """What one call costs where there is nothing to compute."""
     names = ("eager", "fused", "function")
     lines = [
         [anyone(g).variant, anyone(g).phase, *(duration(g[name].q50) if name in g else "" for name in names)]

@@ -129,7 +129,7 @@ def test_a_failing_command_gives_exit_status_1(tmp_path: Path, monkeypatch, caps
         results.write(path, found)
         with pytest.raises(SystemExit, match="2"):
             step([python("never", "")])
-        assert "choose another folder" in capsys.readouterr().err and not results.load(path).checks
+        assert "choose another file" in capsys.readouterr().err and not results.load(path).checks
     found.environment |= {"dry": True}
     results.write(path, found)
     path.write_text(path.read_text() + '["a line that was cut o')
