@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -97,13 +98,14 @@ def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     from . import plots, report
 
     for path in options.add:
-        print(f"wrote {report.add(path, options.results)}")
+        print(f"wrote {results.show(partial(report.add, folder=options.results), path)}")
     for page in options.pages:
         report.rebuild_page(page, options.results)
         print(f"wrote {page}")
     shown = [picture for page in options.pages for picture in report.pictures(page.read_text(encoding="utf-8"))]
     for stem, name in dict.fromkeys(shown):
-        for path in plots.save_all(results.load(options.results / f"{stem}.jsonl"), options.results, stem, [name]):
+        draw = partial(plots.save_all, folder=options.results, stem=stem, names=[name])
+        for path in results.show(draw, options.results / f"{stem}.jsonl"):
             print(f"wrote {path}")
     return 0
 
@@ -111,7 +113,7 @@ def _report(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
 def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from . import tables, terminal
 
-    terminal.show(tables.compare(results.load(options.old), results.load(options.new)))
+    terminal.show(results.show(tables.compare, options.old, options.new))
     return 0
 
 
@@ -135,13 +137,8 @@ def _finish(found: results.Results) -> int:
 
 def _jobs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[cases.Job]:
     """The whole product as soon as one of the choosing options is given, otherwise a ready-made plan."""
-    choices = {
-        "variants": options.variant,
-        "phases": getattr(options, "pass"),
-        "dtypes": options.dtype,
-        "layouts": options.layout,
-        "providers": options.provider,
-    }
+    choices = {"variants": options.variant, "phases": getattr(options, "pass"), "dtypes": options.dtype}
+    choices |= {"layouts": options.layout, "providers": options.provider}
     named = {key: value for key, value in choices.items() if value}
     if not named and not options.suite and not options.case:
         return (cases.quick if options.quick else cases.for_gpu if options.device == "cuda" else cases.standard)()
@@ -182,9 +179,7 @@ def _make_parser() -> argparse.ArgumentParser:
         measuring.add_argument("--device", choices=("cpu", "cuda"), **{"default": "cpu", **kept}, help="default: cpu")
         measuring.add_argument("--quick", action="store_true", **kept, help="less precise, and a shorter plan")
         measuring.add_argument("--threads", type=_positive, metavar="N", **kept, help="of PyTorch (default: its own)")
-        measuring.add_argument(
-            "--json", type=Path, metavar="OUT.jsonl", **kept, help="rows as they come; goes on there"
-        )
+        measuring.add_argument("--json", type=Path, metavar="OUT.jsonl", **kept, help="rows as they come; goes on")
 
     on_gpu = commands.add_parser("gpu", help="make gpu: build, test and measure on this machine's GPU (docs/gpu.md)")
     on_gpu.add_argument("--step", choices=gpu.STEPS, default="main", help="default: main")

@@ -156,15 +156,9 @@ class Gpu(Cpu):
 
     def facts(self) -> dict[str, Any]:
         of = self.properties
-        return {
-            "name": of.name,
-            "capability": f"{of.major}.{of.minor}",
-            "multiprocessors": of.multi_processor_count,
-            "memory_bytes": of.total_memory,
-            "l2_bytes": of.L2_cache_size,
-            "driver": _ask_smi("driver_version"),
-            "cuda": torch.version.cuda,
-        }
+        known = {"name": of.name, "capability": f"{of.major}.{of.minor}", "multiprocessors": of.multi_processor_count}
+        known |= {"memory_bytes": of.total_memory, "l2_bytes": of.L2_cache_size}
+        return known | {"driver": _ask_smi("driver_version"), "cuda": torch.version.cuda}
 
     def state(self) -> str:
         asked = {"clocks.sm": "MHz", "clocks.mem": "MHz", "temperature.gpu": "degrees", "power.draw": "W"}

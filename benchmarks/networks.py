@@ -97,13 +97,8 @@ def make_models(layers: tuple[int, ...], device: str = "cpu") -> dict[str, nn.Mo
         return made.to(device)
 
     eager = resnet("eca")
-    return {
-        "plain": resnet(None),
-        "se": resnet("se"),
-        "eager": eager,
-        "converted": convert(copy.deepcopy(eager)),
-        "residual": convert(copy.deepcopy(eager), fuse_residual=True),
-    }
+    made = {"plain": resnet(None), "se": resnet("se"), "eager": eager, "converted": convert(copy.deepcopy(eager))}
+    return made | {"residual": convert(copy.deepcopy(eager), fuse_residual=True)}
 
 
 def make_call(models: dict[str, nn.Module], name: str, setting: Setting, device: str) -> Call:

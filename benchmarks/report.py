@@ -10,7 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from .results import ROOT, load, sources, write, write_whole
+from .results import ROOT, Results, show, sources, write, write_whole
 from .tables import BY_NAME
 
 _BEGIN = re.compile(r"<!-- benchmark:begin (\S+) -->\n")
@@ -31,7 +31,7 @@ def rebuild(text: str, folder: Path) -> str:
             raise ValueError(f"expected {_END.format(name)} after its begin, got none")
         if table not in BY_NAME:
             raise ValueError(f"benchmark:begin {name}: expected a table of {', '.join(BY_NAME)}, got {table!r}")
-        text = text[: begin.end()] + BY_NAME[table](load(folder / f"{file}.jsonl")) + "\n" + text[end:]
+        text = text[: begin.end()] + show(BY_NAME[table], folder / f"{file}.jsonl") + "\n" + text[end:]
         position = begin.end()
     return text
 
@@ -46,11 +46,10 @@ def rebuild_page(page: Path, folder: Path) -> None:
     write_whole(page, rebuild(page.read_text(encoding="utf-8"), folder))
 
 
-def add(path: Path, folder: Path) -> Path:
+def add(found: Results, folder: Path) -> Path:
     """Keep the results of a GPU as ``GPU-DAY.jsonl``. ValueError for a rehearsal's, whose figures mean nothing."""
-    found = load(path)
     if found.environment["dry"] or not found.environment["gpu"]:
-        raise ValueError(f"{path}: expected results of a GPU, got those of a rehearsal or of a CPU")
+        raise ValueError("expected results of a GPU, got those of a rehearsal or of a CPU")
     if found.environment["sources"] == sources():
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         found.environment["commit"] = done.stdout.strip()

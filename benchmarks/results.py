@@ -11,11 +11,12 @@ A run that is cut off loses the job in work and nothing else; one that goes on s
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -102,6 +103,9 @@ class Check:
     seconds: float = 0.0
 
 
+_TYPES = {kind: get_type_hints(kind) for kind in (Row, Check)}
+
+
 @dataclass
 class Results:
     """A run: where it was measured (environment.py), its rows and checks."""
@@ -165,13 +169,14 @@ def expect(path: Path, found: Results, here: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> Results:
-    """Read a file of results; a last line that was cut off is left out. ValueError, naming the file, for any other."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """Read a file of results; a last line that was cut off is left out. ValueError, naming the line, for any other."""
+    number = 1
     try:
+        lines = path.read_text(encoding="utf-8").splitlines()
         header = json.loads(lines[0]) if lines else {}
         if header["schema"] != SCHEMA:
-            raise ValueError(f"{path}: expected schema {SCHEMA}, got {header['schema']}")
-        found = Results(header["environment"])
+            raise ValueError(f"schema {header['schema']!r}, not {SCHEMA}")
+        found, columns = Results({**header["environment"]}), [*header["columns"]]
         for number, text in enumerate(lines[1:], 2):
             try:
                 line = json.loads(text)
@@ -179,14 +184,39 @@ def load(path: Path) -> Results:
                 if number < len(lines):
                     raise
                 break
-            if isinstance(line, dict):
-                found.add(Check(**line))
-            else:
-                values = dict(zip(header["columns"], line, strict=False))
-                found.rows.append(Row(**{**values, "shape": tuple(values["shape"])}))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected a file of python -m benchmarks, got something else ({error!r})") from error
+            found.add(
+                _made(Check, line) if isinstance(line, dict) else _made(Row, dict(zip(columns, line, strict=False)))
+            )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}, line {number}: expected one of python -m benchmarks, got {error!r}") from error
     return found
+
+
+def _made(kind: Any, values: dict[str, Any]) -> Any:
+    """A row or a check. TypeError for a value of another type than it has."""
+    for name, known in _TYPES[kind].items():
+        if name in values and not _fits(values[name], known):
+            raise TypeError(f"{name} {values[name]!r}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _fits(value: Any, known: Any) -> bool:
+    kinds = get_args(known) or (known,)
+    if kinds == (int, ...):
+        return isinstance(value, list) and all(_fits(size, int) for size in value)
+    if type(value) in (int, float):
+        return (float in kinds or type(value) in kinds) and 0 <= value < math.inf
+    return type(value) in kinds
+
+
+def show(make: Callable[..., Any], *paths: Path) -> Any:
+    """What ``make`` makes of results in files. ValueError, naming them, where lines look right and make no sense."""
+    found = [load(path) for path in paths]
+    try:
+        return make(*found)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = error if isinstance(error, ValueError) else f"expected what python -m benchmarks measured, got {error!r}"
+        raise ValueError(f"{' or '.join(map(str, paths))}: {what}") from error
 
 
 def write(path: Path, results: Results) -> None:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What a run leaves behind and what is made of it, rows to pictures; and that the pages show what is committed."""
 
+import json
+import math
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,12 +94,51 @@ def test_a_run_of_something_else_does_not_go_on_there(key: str, tmp_path: Path) 
 HEADER = '{"schema": 2, "environment": {}, "columns": ["shape"]}\n'
 
 
-@pytest.mark.parametrize("text", ['{"schema": 1}', "", "# text", '["list"]', HEADER + '["cut\n[1]', HEADER + "[1]"])
-def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(text)
-    expected = "schema 2, got 1" if "1}" in text else "a file of python -m benchmarks, got"
-    with pytest.raises(ValueError, match=f"a.jsonl: expected {expected}"):
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ('{"schema": 1}', 1),
+        ("", 1),
+        ("# text", 1),
+        ('["list"]', 1),
+        ("[" * 99999, 1),
+        ("\xff", 1),
+        ('{"schema": 2, "environment": 1, "columns": []}', 1),
+        ('{"schema": 2, "environment": {}, "columns": 1}', 1),
+        (HEADER + '["cut\n[1]', 2),
+        (HEADER + "[1]", 2),
+        (HEADER + '[[1]]\n{"check": 1}\n', 2),
+        (HEADER + '{"check": "a", "status": null}', 2),
+        (HEADER + '{"check": "a", "status": "done", "seconds": Infinity}', 2),
+        (HEADER + '{"check": "a", "status": "done"}\n7\n', 3),
+    ],
+    ids=range(14),
+)
+def test_another_file_is_refused(text: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(text, encoding="latin-1")
+    expected = f"a.jsonl, line {number}: expected one of python -m benchmarks, got"
+    with pytest.raises(ValueError, match=expected):
         results.load(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("value", [None, -1, True, "x", [], {}, math.nan, math.inf], ids=repr)
+@pytest.mark.parametrize("column", results.COLUMNS)
+def test_a_file_with_a_value_that_makes_no_sense_is_named_by_every_command(
+    column: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, page = tmp_path / "good.jsonl", tmp_path / "bad.jsonl", tmp_path / "page.md"
+    results.write(good, of_gpu())
+    header, *lines = good.read_text().splitlines()
+    place, line = results.COLUMNS.index(column), json.loads(lines[0])
+    line += [None] * (len(results.COLUMNS) - len(line))
+    bad.write_text("\n".join([header, json.dumps([*line[:place], value, *line[place + 1 :]]), *lines[1:]]) + "\n")
+    page.write_text("".join(BLOCK.format(f"bad.{table}") for table in tables.BY_NAME) + "results/bad-share-light.svg")
+    shown = ["--results", str(tmp_path), "--pages", str(page)]
+    for command in (["compare", str(bad), str(good)], ["report", *shown], ["report", "--add", str(bad), *shown]):
+        with suppress(SystemExit):
+            assert main(command) == 0  # a value that is possible
+            continue
+        assert "bad.jsonl" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_rows_measured_together_are_a_group_and_the_fuller_run_counts() -> None:

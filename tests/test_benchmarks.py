@@ -174,7 +174,7 @@ WRONG = """--dtype int8: argument --dtype: invalid choice: 'int8'
 --case layer9: argument --case: expected a part of a case name in resnet50
 --threads 0: argument --threads: expected a whole number of at least 1, got '0'
 --suite tiny --json /nowhere/out.jsonl: No such file or directory: '/nowhere/out.jsonl
---suite tiny --json setup.py: setup.py: expected a file of python -m benchmarks
+--suite tiny --json setup.py: setup.py, line 1: expected one of python -m benchmarks
 compare /nowhere/old.jsonl b.jsonl: No such file or directory: '/nowhere/old.jsonl'
 compare a.jsonl: the following arguments are required: NEW.jsonl
 gpu --step nothing: argument --step: invalid choice: 'nothing'"""
