@@ -2,11 +2,13 @@
 """What valid arguments are, in one place: every message names the argument, what was expected and what came.
 
 The operators refuse whatever this file refuses, but tersely; this file then says why, so that a valid call pays
-nothing for good messages. Traced calls, which reach no kernel, are checked by the operators' fake implementations.
+nothing for good messages. Traced calls, which reach no kernel, are checked first.
 """
 
+import math
+import operator
 from collections.abc import Sequence
-from typing import NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 import torch
 from torch import Tensor
@@ -43,6 +45,36 @@ def check_options(padding_mode: object, gate: object, activation: object) -> Non
     for name, (value, allowed) in options.items():
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def integer(name: str, value: Any) -> int:
+    """``value``, if it is an integer of any library; else TypeError."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name}: expected an integer, got {value!r}")
+
+
+def number(name: str, value: Any) -> float:
+    """``value``, if it is a finite number; else TypeError or ValueError."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value``, if it is True or False; else TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def check(

@@ -13,26 +13,34 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from . import functional
+from . import checks, functional
 from .functional import Activation, Gate, PaddingMode
 
 __all__ = ["BidirectionalECA", "DynamicMultiKernelECA", "EfficientChannelAttention", "adaptive_kernel_size"]
 
 
-def adaptive_kernel_size(channels: int, b: int = 1, gamma: int = 2) -> int:
+def adaptive_kernel_size(channels: int, b: float = 1, gamma: float = 2) -> int:
     """Kernel size for a number of channels: ``t = int(abs((log2(channels) + b) / gamma))``, made odd upwards.
 
     Source: Wang et al., CVPR 2020, equation 12 and the authors' listing. Four channels or fewer give 1.
     The released ECA-ResNet-50 weights do not follow it: take the size from a weight's shape when you load one.
     """
-    _check_channels(channels)
-    t = int(abs((math.log(channels, 2) + b) / gamma))
-    return t if t % 2 else t + 1
+    if checks.number("gamma", gamma) == 0:
+        raise ValueError("gamma: expected a number other than 0, got 0")
+    t = abs((math.log(_channels("channels", channels), 2) + checks.number("b", b)) / gamma)
+    if t >= _MOST_TAPS:
+        raise ValueError(f"b, gamma: expected a kernel size below 2^28, got b={b} and gamma={gamma}")
+    return int(t) if int(t) % 2 else int(t) + 1
 
 
-def _check_channels(c: int) -> None:
+_MOST_TAPS = 2**28  # the kernels' bound, csrc/gates/gate.h
+
+
+def _channels(name: str, value: Any) -> int:
+    c = checks.integer(name, value)
     if c < 1:
-        raise ValueError(f"c: expected at least 1 channel, got {c}")
+        raise ValueError(f"{name}: expected at least 1 channel, got {c}")
+    return c
 
 
 class _ChannelAttention(nn.Module):
@@ -40,9 +48,8 @@ class _ChannelAttention(nn.Module):
 
     def __init__(self, c: int, padding_mode: PaddingMode, gate: Gate) -> None:
         super().__init__()
-        _check_channels(c)
         functional.check_options(padding_mode, gate, None)
-        self.channels = c
+        self.channels = _channels("c", c)
         self.padding_mode: PaddingMode = padding_mode
         self.gate_function: Gate = gate
 
@@ -68,6 +75,12 @@ def refreshed(layer: nn.Module) -> Any:
     return layer
 
 
+def _factory(device: Any, dtype: Optional[torch.dtype]) -> dict[str, Any]:
+    if dtype is not None and dtype not in checks.DTYPES:
+        raise TypeError(f"dtype: expected float32, float64, float16, bfloat16 or None, got {dtype!r}")
+    return {"device": device, "dtype": dtype}
+
+
 def _channel_conv(kernel_size: int, padding_mode: PaddingMode, bias: bool, factory: dict[str, Any]) -> nn.Conv1d:
     return nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, padding_mode=padding_mode, bias=bias, **factory)
 
@@ -90,8 +103,8 @@ class EfficientChannelAttention(_ChannelAttention):
     def __init__(
         self,
         c: int,
-        b: int = 1,
-        gamma: int = 2,
+        b: float = 1,
+        gamma: float = 2,
         *,
         kernel_size: Optional[int] = None,
         padding_mode: PaddingMode = "zeros",
@@ -101,10 +114,12 @@ class EfficientChannelAttention(_ChannelAttention):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__(c, padding_mode, gate)
-        k = adaptive_kernel_size(c, b, gamma) if kernel_size is None else kernel_size
-        if k < 1 or k % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd number of at least 1, got {k}")
-        self.conv1 = _channel_conv(k, padding_mode, bias, {"device": device, "dtype": dtype})
+        k = adaptive_kernel_size(c, b, gamma)
+        if kernel_size is not None:
+            k = checks.integer("kernel_size", kernel_size)
+            if k < 1 or k % 2 == 0:
+                raise ValueError(f"kernel_size: expected an odd number of at least 1, got {k}")
+        self.conv1 = _channel_conv(k, padding_mode, checks.flag("bias", bias), _factory(device, dtype))
 
     def forward(
         self,
@@ -166,12 +181,14 @@ class DynamicMultiKernelECA(_ChannelAttention):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__(c, padding_mode, gate)
+        c, factory = self.channels, _factory(device, dtype)
+        self.cross_channel = checks.flag("cross_channel", cross_channel)
         if padding_mode == "circular" and not cross_channel:
             raise ValueError("padding_mode: 'circular' needs cross_channel=True, got cross_channel=False")
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        if not isinstance(gamma_range, (tuple, list)) or len(gamma_range) != 2:
+            raise TypeError(f"gamma_range: expected two numbers, got {gamma_range!r}")
         self.gamma_min, self.gamma_max = gamma_range
         self.base_b = base_b
-        self.cross_channel = cross_channel
 
         def branch(k: int) -> nn.Conv1d:
             if cross_channel:
@@ -237,9 +254,9 @@ class BidirectionalECA(_ChannelAttention):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__(c, padding_mode, gate)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        c, factory = self.channels, _factory(device, dtype)
         self.groups = groups
-        self.final_sigmoid = final_sigmoid
+        self.final_sigmoid = checks.flag("final_sigmoid", final_sigmoid)
         self.conv_forward = _channel_conv(3, padding_mode, False, factory)
         self.conv_backward = _channel_conv(3, padding_mode, False, factory)
         hidden = c // 16

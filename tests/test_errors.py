@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Every bad argument is refused with one exact sentence, however the call is made."""
 
+import math
 from typing import Any
 
 import pytest
@@ -101,6 +102,33 @@ ONE_CHANNEL = "c: expected at least 1 channel, got "
         ("EfficientChannelAttention", (0,), {"kernel_size": 3}, ONE_CHANNEL + "0"),
         ("DynamicMultiKernelECA", (0,), {}, ONE_CHANNEL + "0"),
         ("BidirectionalECA", (0,), {}, ONE_CHANNEL + "0"),
+        ("EfficientChannelAttention", (1.5,), {}, "c: expected an integer, got 1.5"),
+        ("EfficientChannelAttention", (True,), {}, "c: expected an integer, got True"),
+        ("DynamicMultiKernelECA", ("64",), {}, "c: expected an integer, got '64'"),
+        ("BidirectionalECA", (None,), {}, "c: expected an integer, got None"),
+        ("EfficientChannelAttention", (8,), {"gamma": 0}, "gamma: expected a number other than 0, got 0"),
+        ("EfficientChannelAttention", (8,), {"gamma": "2"}, "gamma: expected a number, got '2'"),
+        ("EfficientChannelAttention", (8,), {"gamma": math.nan}, "gamma: expected a finite number, got nan"),
+        ("EfficientChannelAttention", (8,), {"b": math.inf}, "b: expected a finite number, got inf"),
+        ("EfficientChannelAttention", (8,), {"b": False}, "b: expected a number, got False"),
+        (
+            "EfficientChannelAttention",
+            (8,),
+            {"b": 2**30},
+            "b, gamma: expected a kernel size below 2^28, got b=1073741824 and gamma=2",
+        ),
+        ("EfficientChannelAttention", (8,), {"kernel_size": 3.0}, "kernel_size: expected an integer, got 3.0"),
+        ("EfficientChannelAttention", (8,), {"kernel_size": True}, "kernel_size: expected an integer, got True"),
+        ("EfficientChannelAttention", (8,), {"bias": "no"}, "bias: expected True or False, got 'no'"),
+        ("DynamicMultiKernelECA", (8,), {"cross_channel": None}, "cross_channel: expected True or False, got None"),
+        ("DynamicMultiKernelECA", (8,), {"gamma_range": 2}, "gamma_range: expected two numbers, got 2"),
+        ("BidirectionalECA", (8,), {"final_sigmoid": "yes"}, "final_sigmoid: expected True or False, got 'yes'"),
+        (
+            "BidirectionalECA",
+            (8,),
+            {"dtype": torch.int32},
+            "dtype: expected float32, float64, float16, bfloat16 or None, got torch.int32",
+        ),
         ("EfficientChannelAttention", (8,), {"kernel_size": 4}, ODD + "4"),
         ("EfficientChannelAttention", (8,), {"kernel_size": 0}, ODD + "0"),
         ("EfficientChannelAttention", (8,), {"kernel_size": -1}, ODD + "-1"),
@@ -121,7 +149,7 @@ ONE_CHANNEL = "c: expected at least 1 channel, got "
     ids=str,
 )
 def test_bad_constructor_arguments_are_refused(name, args, kwargs, message):
-    with pytest.raises(ValueError, check=lambda error: str(error) == message):
+    with pytest.raises((TypeError, ValueError), check=lambda error: str(error) == message):
         getattr(eca_cuda, name)(*args, **kwargs)
 
 

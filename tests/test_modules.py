@@ -70,6 +70,7 @@ def test_kernel_size_is_that_of_the_original(c, args):
 
 def test_kernel_sizes_on_the_channels_of_resnet50():
     assert [adaptive_kernel_size(c) for c in (256, 512, 1024, 2048)] == [5, 5, 5, 7]
+    assert adaptive_kernel_size(torch.tensor(256), 1.0, -2.0) == 5  # integers of any library; a sign that abs removes
 
 
 @pytest.mark.parametrize("c", [1, 2, 3, 4])

@@ -30,7 +30,7 @@ PYTHON_LAYERS = {
     "functional": {"autograd", "checks", "ops"},
     "eca_graph": {"checks", "ops"},
     "inductor": {"autograd", "compiling", "eca_graph", "ops"},
-    "modules": {"functional"},
+    "modules": {"checks", "functional"},
     "trial": set(),
     "recognition": {"modules", "reference", "trial"},
     "swap": set(),
