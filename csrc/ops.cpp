@@ -6,11 +6,9 @@
 #include "cpu/kernels.h"
 #include "library.h"
 #include "plan/python.h"
-#include "schemas.h"
-
-ECA_LIBRARY(ECA_NAMESPACE, m) { eca::define_operators(m); }
 
 PYBIND11_MODULE(_C, m) {
+  m.attr("IS_FIRST_COPY") = eca::is_first_copy();
   for (const eca::NamedOption& option : eca::kNamedOptions) m.attr(option.name) = static_cast<int>(option.value);
   eca::bind_plan(m);
   m.def(

@@ -3,6 +3,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,12 +25,9 @@ def _load() -> tuple[ModuleType, Any]:
         raise ImportError(f"eca_cuda needs torch >= 2.10, found {torch.__version__}: upgrade torch")
     if importlib.util.find_spec(_HUB) is not None:
         operators = importlib.import_module(_HUB).ops
-        return sys.modules[f"{__package__}.{operators.name}"], operators
-    if _NAME not in sys.modules and _another_copy_is_loaded():
-        # A second registration of the same operators would end the process.
-        raise ImportError("eca_cuda: another copy of the library is loaded in this process: import only one of them")
+        return _first_copy(sys.modules[f"{__package__}.{operators.name}"]), operators
     try:
-        return importlib.import_module(_NAME), torch.ops.eca_cuda
+        spec, module = importlib.util.find_spec(_NAME), importlib.import_module(_NAME)
     except ModuleNotFoundError as error:
         if error.name != _NAME:
             raise
@@ -42,10 +40,16 @@ def _load() -> tuple[ModuleType, Any]:
     except ImportError as error:
         message = f"eca_cuda was built for another torch or machine than torch {torch.__version__} here"
         raise ImportError(f"{message} ({error}): rebuild with {_BUILD}") from error
+    # pybind11 gives a library that is imported again the module of the first one by that name.
+    is_another = spec is not None and not os.path.samefile(str(spec.origin), str(module.__file__))
+    return _first_copy(module, is_another), torch.ops.eca_cuda
 
 
-def _another_copy_is_loaded() -> bool:
-    return hasattr(torch.ops.eca_cuda, "eca_infer")
+def _first_copy(module: ModuleType, is_another: bool = False) -> ModuleType:
+    """``module``; refused if another file has registered the operators, as torch keeps those (csrc/library.h)."""
+    if is_another or not module.IS_FIRST_COPY:
+        raise ImportError("eca_cuda: another copy of the library is loaded in this process: import only one of them")
+    return module
 
 
 _C, OPERATORS = _load()

@@ -112,6 +112,7 @@ def _fake_backward(
     return torch.empty_like(x), grad_residual, *(absent if p is None else p.new_empty(p.shape) for p in parameters)
 
 
+# Overriding what an import before this one, whose modules were dropped, has registered.
 for _name, _operators in VARIANTS.items():
     torch.library.register_fake(_operators.infer.name(), partial(_fake_infer, _name))
     torch.library.register_fake(_operators.forward.name(), partial(_fake_forward, _name))

@@ -138,10 +138,36 @@ def test_an_old_torch_says_so(tmp_path: Path) -> None:
     assert error == "ImportError: eca_cuda needs torch >= 2.10, found 2.9.1: upgrade torch"
 
 
-def test_a_second_copy_is_refused_instead_of_ending_the_process(tmp_path: Path) -> None:
+LOAD = f"torch.ops.load_library({_C.__file__!r})"
+FORGET = "[sys.modules.pop(name) for name in list(sys.modules) if name.split('.')[0] == 'eca_cuda']"
+CALL = "print(eca_cuda.EfficientChannelAttention(4, kernel_size=1)(torch.zeros(1, 4, 1)).sum().item())"
+
+
+@pytest.mark.parametrize("steps", [f"{LOAD}; {LOAD}", f"import eca_cuda; {LOAD}", f"import eca_cuda; {FORGET}"])
+def test_the_same_library_loaded_twice_is_one(steps: str) -> None:
+    """torch.ops.load_library is how AOTInductor's packages get at the operators."""
+    code = f"import sys, torch; {steps}; import eca_cuda; {CALL}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0.0\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "steps", [LOAD, f"sys.path.insert(0, {str(ROOT)!r}); import eca_cuda; {FORGET}; sys.path.pop(0)"]
+)
+def test_a_second_copy_is_refused_instead_of_ending_the_process(tmp_path: Path, steps: str) -> None:
     folder = copy_of_package(tmp_path, library=None)
-    code = f"import torch; torch.ops.load_library({_C.__file__!r}); import eca_cuda"
-    assert "another copy of the library is loaded" in import_error(folder, code)
+    shutil.copy(_C.__file__, folder / "eca_cuda")
+    error = import_error(folder, f"import torch; {steps}; import eca_cuda")
+    assert error == (
+        "ImportError: eca_cuda: another copy of the library is loaded in this process: import only one of them"
+    )
+
+
+def test_a_second_copy_that_torch_loads_changes_nothing(tmp_path: Path) -> None:
+    second = shutil.copy(_C.__file__, tmp_path)
+    code = f"import torch, eca_cuda; torch.ops.load_library({str(second)!r}); {CALL}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0.0\n"), done.stderr
 
 
 def test_a_cuda_tensor_on_a_cpu_build_is_refused_with_the_reason() -> None:

@@ -10,14 +10,9 @@
 
 #include "cpu/kernels.h"
 #include "library.h"
-#include "schemas.h"
 
 #define JOINED(a, b) a##b
 #define MODULE_INIT(name) JOINED(PyInit_, name)
-#define QUOTED(name) #name
-#define STRING(name) QUOTED(name)
-
-ECA_LIBRARY(ECA_NAMESPACE, m) { eca::define_operators(m); }
 
 namespace {
 
@@ -39,17 +34,16 @@ PyMethodDef methods[] = {{"cpu_kernels", cpu_kernels, METH_NOARGS, "Name of the 
                          {"build_info", build_info, METH_NOARGS, "What this library was built from, and what for."},
                          {nullptr, nullptr, 0, nullptr}};
 PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, STRING(TORCH_EXTENSION_NAME), nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+    PyModuleDef_HEAD_INIT, ECA_STRING(TORCH_EXTENSION_NAME), nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
 PyMODINIT_FUNC MODULE_INIT(TORCH_EXTENSION_NAME)() {
   PyObject* module = PyModule_Create(&definition);
-  for (const eca::NamedOption& option : eca::kNamedOptions) {
-    if (module && PyModule_AddIntConstant(module, option.name, static_cast<long>(option.value)) < 0) {
-      Py_DECREF(module);
-      return nullptr;
-    }
-  }
+  const auto add = [&](const char* name, int64_t value) {
+    if (module && PyModule_AddIntConstant(module, name, static_cast<long>(value)) < 0) Py_CLEAR(module);
+  };
+  for (const eca::NamedOption& option : eca::kNamedOptions) add(option.name, option.value);
+  add("IS_FIRST_COPY", eca::is_first_copy());
   return module;
 }

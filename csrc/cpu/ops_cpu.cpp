@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // L3. The operators on the CPU: check, allocate, run, for all variants; registered at the end of this file.
 #include "../library.h"
-#include "../operators.h"
 #include "pages.h"
 #include "parameters.h"
 #include "schedule.h"
@@ -132,7 +131,7 @@ struct Cpu {
   }
 };
 
-ECA_LIBRARY_IMPL(ECA_NAMESPACE, CPU, m) { implement<Cpu>(m); }
+const Registration<Cpu> registration("CPU");
 
 }  // namespace
 }  // namespace eca

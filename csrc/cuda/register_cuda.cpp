@@ -8,7 +8,7 @@
 namespace eca {
 namespace {
 
-ECA_LIBRARY_IMPL(ECA_NAMESPACE, CUDA, m) { implement<Cuda>(m); }
+const Registration<Cuda> registration("CUDA");
 
 [[maybe_unused]] const bool registered = [] {
   driver_device = [](Device* device) { return query_device(device) == cudaSuccess; };
