@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What ``torch.compile`` and ``torch.export`` make of a call: the fused operator, or plain operators that they fuse."""
 
+import threading
 from types import TracebackType
 from typing import Literal, Optional
 
@@ -14,8 +15,15 @@ Mode = Literal["auto", "fused", "inline"]
 
 MODES = ("auto", "fused", "inline")
 
-# Read while tracing, so that Dynamo guards on it: a change of mode recompiles.
-_mode: Mode = "auto"
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:  # runs in each thread; Dynamo overlooks changes of what the class has
+        self.mode: Mode = "auto"
+
+
+# Read while tracing, so that Dynamo guards on it: a change of mode recompiles. Not a ContextVar, which Dynamo can't
+# trace before torch 2.14.
+_chosen = _OfThread()
 
 
 class compile_mode:
@@ -27,54 +35,59 @@ class compile_mode:
     this package. ``"auto"``, the default, is what was measured to be faster in a residual block: inline for compiled
     inference on a CPU, fused for everything else (docs/pytorch.md). What is exported with gradients is always inline.
 
-    Like ``torch.set_grad_enabled``, a call sets the mode, and as a context manager it is restored at the end. The mode
-    counts where a compiled model is called, not where ``torch.compile`` is; a model called in both has two versions.
+    Like ``torch.set_grad_enabled``, a call sets the mode of this thread, and as a context manager what was before is
+    restored at the end; other threads keep theirs, and new ones begin with ``"auto"``. The mode counts where a compiled
+    model is called, not where ``torch.compile`` is; a model called in both has two versions.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
     """
 
     def __init__(self, mode: Mode) -> None:
-        global _mode
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
-        self._before = _mode
-        _mode = mode
+        self._mode, self._before = mode, _chosen.mode
+        _chosen.mode = mode
 
     def __enter__(self) -> None:
-        pass
+        _chosen.mode = self._mode
 
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        global _mode
-        _mode = self._before
+        _chosen.mode = self._before
 
 
 def mode() -> Mode:
     """What was chosen."""
-    return _mode
+    return _chosen.mode
 
 
 def inlines(x: Tensor, differentiated: bool) -> bool:
     """Whether this call becomes plain operators, if it is traced."""
     if is_exporting():
         # The operators have no gradients of their own, and a program holds no autograd.Function that would give them.
-        return differentiated or _mode == "inline"
-    if _mode == "auto":
+        return differentiated or _chosen.mode == "inline"
+    if _chosen.mode == "auto":
         # Other subclasses keep the operator: DTensor has rules for it.
         plain = type(x) in (Tensor, FunctionalTensor) and x.device.type == "cpu"
         return plain and not differentiated
-    return _mode == "inline"
+    return _chosen.mode == "inline"
 
 
 def shifted_conv(m: Tensor, weight: Tensor, bias: Optional[Tensor], padding_mode: str) -> Tensor:
     """``reference.channel_conv`` as a sum of shifted products, which Inductor fuses; a convolution it calls."""
-    c, k = m.shape[1], weight.shape[-1]
-    padded = F.pad(m.unsqueeze(1), (k // 2, k // 2), mode="circular" if padding_mode == "circular" else "constant")[
-        :, 0
-    ]
-    z = padded[:, :c] * weight[0, 0, 0]
-    for tap in range(1, k):
-        z = z + padded[:, tap : tap + c] * weight[0, 0, tap]
+    c, half = m.shape[1], weight.shape[-1] // 2
+    padded = F.pad(m.unsqueeze(1), (half, half), mode="circular")[:, 0] if padding_mode == "circular" else None
+
+    def product(tap: int) -> Tensor:
+        if padded is not None:
+            return padded[:, tap : tap + c] * weight[0, 0, tap]
+        # Padding is not multiplied, as in the kernels: 0 times an infinite weight would be NaN.
+        left, right = min(max(half - tap, 0), c), min(max(tap - half, 0), c)
+        return F.pad(m[:, right : c - left] * weight[0, 0, tap], (left, right))
+
+    z = product(0)
+    for tap in range(1, weight.shape[-1]):
+        z = z + product(tap)
     return z if bias is None else z + bias

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``compile_mode``: the fused operator, or plain operators that Inductor fuses with their neighbours."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -117,6 +118,45 @@ def test_the_mode_is_restored_after_an_error_too():
         assert compiling.mode() == "inline"
         raise KeyError
     assert compiling.mode() == "auto"
+
+
+def test_a_mode_is_that_of_its_thread(device):
+    """Two threads whose blocks overlap, and a compiled layer that both call: each gets its own version of it."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(eca_cuda.EfficientChannelAttention(20).to(device), backend=counter, fullgraph=True)
+    x, steps = make_x((2, 20, 3, 5), device=device), threading.Barrier(2, timeout=120)
+    seen: dict[str, list[str]] = {"fused": [], "inline": []}
+
+    def run(mode: compiling.Mode) -> None:
+        seen[mode].append(compiling.mode())
+        if mode == "inline":
+            steps.wait()
+        with torch.no_grad(), eca_cuda.compile_mode(mode):
+            compiled(x)
+            if mode == "fused":
+                steps.wait()  # the other one enters its block after this one, and leaves it later
+            seen[mode].append(compiling.mode())
+        steps.wait()
+        seen[mode].append(compiling.mode())
+
+    with eca_cuda.compile_mode("inline"):
+        threads = [threading.Thread(target=run, args=(mode,)) for mode in ("fused", "inline")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert compiling.mode() == "inline"
+    assert seen == {mode: ["auto", mode, "auto"] for mode in seen}
+    graphs = [any("eca_cuda" in str(node.target) for node in graph.graph.nodes) for graph in counter.graphs]
+    assert graphs == [True, False]
+
+
+def test_a_mode_can_be_entered_again():
+    mode = eca_cuda.compile_mode("inline")
+    for _ in range(2):
+        with mode, eca_cuda.compile_mode("fused"):
+            assert compiling.mode() == "fused"
+        assert compiling.mode() == "auto"
 
 
 def test_inline_exports_a_program_without_our_operators(device):
