@@ -86,14 +86,13 @@ def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) 
 def apply_traced(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
-    """The same for calls that a transform or a tracer sees. Tracers check by the operators' fake implementations."""
+    """The same for calls that a transform or a tracer sees."""
     parameters = _widened(x, parameters)
+    ops.check(name, x, parameters, residual, flags)
     if _functorch_is_active() or forward_ad._current_level >= 0 or torch.onnx.is_in_onnx_export():
-        ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags)
     differentiated = torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters)
     if compiling.inlines(x, differentiated):
-        ops.check(name, x, parameters, residual, flags)
         return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
     sharding.register_before_tracing()
     if differentiated:
