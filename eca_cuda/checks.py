@@ -92,7 +92,28 @@ def check(
     tensors = {key: t for key, t in named.items() if t is not None}
     _SHAPES[name](x, tensors, circular, cross_channel)
     if residual is not None:
-        _check_residual(x, residual)
+        _check_like_x("residual", residual, x)
+
+
+def check_saved(grad_y: Tensor, x: Tensor, mean: Tensor, y: Optional[Tensor], relu: bool, grad_residual: bool) -> None:
+    """Raise TypeError or ValueError unless a backward operator accepts these, with such an ``x``."""
+    _check_like_x("grad_y", grad_y, x)
+    _check_tensor("mean", mean)
+    _check_shape("mean", mean, tuple(x.shape[:2]))
+    _check_device("mean", mean, x)
+    if mean.dtype != accumulator(x.dtype):
+        raise TypeError(f"mean: expected {accumulator(x.dtype)} for x of {x.dtype}, got {mean.dtype}")
+    if not mean.is_contiguous():
+        _refuse("mean", "a contiguous tensor", f"strides {mean.stride()}")
+    if relu:
+        _check_like_x("y", y, x)
+    elif y is not None or grad_residual:
+        _refuse("flags", "RELU with y and with GRAD_RESIDUAL", "no RELU")
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of this dtype are added up in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_device(device: torch.device, cuda_toolkit: str) -> None:
@@ -159,12 +180,12 @@ _SHAPES = {
 }
 
 
-def _check_residual(x: Tensor, residual: Tensor) -> None:
-    _check_tensor("residual", residual)
-    _check_shape("residual", residual, tuple(x.shape))
-    if residual.dtype != x.dtype:
-        raise TypeError(f"residual: expected the dtype of x, {x.dtype}, got {residual.dtype}")
-    _check_device("residual", residual, x)
+def _check_like_x(name: str, value: object, x: Tensor) -> None:
+    tensor = _check_tensor(name, value)
+    _check_shape(name, tensor, tuple(x.shape))
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {tensor.dtype}")
+    _check_device(name, tensor, x)
 
 
 def _check_x(x: Tensor) -> None:
@@ -173,8 +194,6 @@ def _check_x(x: Tensor) -> None:
         _refuse("x", "shape [N, C, *spatial] with 1 to 3 spatial dimensions", f"shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
         raise TypeError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
-    if x.layout != torch.strided:
-        _refuse("x", "a dense (strided) tensor", f"layout {x.layout}")
 
 
 def _check_parameters(x: Tensor, parameters: dict[str, Optional[Tensor]]) -> None:
@@ -203,6 +222,8 @@ def _check_taps(name: str, weight: Tensor, x: Tensor, circular: bool) -> None:
 def _check_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        _refuse(name, "a dense (strided) tensor", "a nested one" if value.is_nested else f"layout {value.layout}")
     return value
 
 

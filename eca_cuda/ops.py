@@ -100,13 +100,15 @@ def _fake_infer(name: str, x: Tensor, *rest: Any) -> Tensor:
 
 def _fake_forward(name: str, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     y = _fake_infer(name, x, *rest)
-    return y, x.new_empty(x.shape[:2], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return y, x.new_empty(x.shape[:2], dtype=checks.accumulator(x.dtype))
 
 
 def _fake_backward(
     name: str, grad_y: Tensor, x: Tensor, mean: Tensor, y: Optional[Tensor], *rest: Any
 ) -> tuple[Tensor, ...]:
     *parameters, flags = rest
+    check(name, x, parameters, None, flags)
+    checks.check_saved(grad_y, x, mean, y, bool(flags & RELU), bool(flags & GRAD_RESIDUAL))
     grad_residual = torch.empty_like(x) if flags & GRAD_RESIDUAL else x.new_empty(0)
     absent = parameters[0].new_empty(0)
     return torch.empty_like(x), grad_residual, *(absent if p is None else p.new_empty(p.shape) for p in parameters)
@@ -114,6 +116,6 @@ def _fake_backward(
 
 # Overriding what an import before this one, whose modules were dropped, has registered.
 for _name, _operators in VARIANTS.items():
-    torch.library.register_fake(_operators.infer.name(), partial(_fake_infer, _name))
-    torch.library.register_fake(_operators.forward.name(), partial(_fake_forward, _name))
-    torch.library.register_fake(_operators.backward.name(), partial(_fake_backward, _name))
+    torch.library.register_fake(_operators.infer.name(), partial(_fake_infer, _name), allow_override=True)
+    torch.library.register_fake(_operators.forward.name(), partial(_fake_forward, _name), allow_override=True)
+    torch.library.register_fake(_operators.backward.name(), partial(_fake_backward, _name), allow_override=True)

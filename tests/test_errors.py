@@ -11,7 +11,8 @@ from cases import DTYPES
 from torch import Tensor
 
 import eca_cuda
-from eca_cuda.testing import ECA
+from eca_cuda import checks, ops
+from eca_cuda.testing import BIDIRECTIONAL, ECA, VARIANTS
 
 
 def refuses(bad: Bad) -> Any:
@@ -83,11 +84,93 @@ def test_tensors_on_two_devices_are_refused(name):
         eca_cuda.eca(**arguments)
 
 
-def test_sparse_x_is_refused():
-    with pytest.raises(
-        ValueError, check=lambda e: str(e) == "x: expected a dense (strided) tensor, got layout torch.sparse_coo"
-    ):
-        eca_cuda.eca(X.to_sparse(), *ECA.make_parameters(6))
+LAYOUTS = {
+    "sparse": (Tensor.to_sparse, "layout torch.sparse_coo"),
+    "mkldnn": (Tensor.to_mkldnn, "layout torch._mkldnn"),
+    "nested": (lambda t: torch.nested.nested_tensor([t, t]), "a nested one"),
+    "jagged": (lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged), "a nested one"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_other_layouts_are_refused_by_name(variant, layout):
+    """Every argument, however the call is made: with a gradient or without, and under torch.func."""
+    convert, got = LAYOUTS[layout]
+    parameters = dict(zip(checks.PARAMETERS[variant.name], variant.make_parameters(6), strict=False))
+    given = {"x": X.flatten(2), **parameters, "residual": X.flatten(2), "lengths": torch.tensor([3, 4])}
+    for name in given:
+        if layout == "mkldnn" and name == "lengths":  # there are none of integers
+            continue
+        bad = {**given, name: convert(given[name])}
+        if name != "lengths":
+            del bad["lengths"]
+        message = f"{name}: expected a dense (strided) tensor, got {got}"
+
+        def call(scale: Tensor, bad: dict[str, Tensor] = bad) -> Tensor:
+            return (variant.function(**bad) * scale).sum()
+
+        for grad, transform in ((True, None), (False, None), (True, torch.func.grad)):
+            with pytest.raises(ValueError, check=lambda e, m=message: str(e) == m), torch.set_grad_enabled(grad):
+                (transform(call) if transform else call)(torch.ones((), requires_grad=transform is None))
+            given["x"].requires_grad_(grad)
+        if variant is ECA and name in ("x", "weight"):
+            with pytest.raises(ValueError, check=lambda e, m=message: str(e) == m), torch.no_grad():
+                eca_cuda.eca_(bad["x"], bad["weight"])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("mode", ["fused", "inline"])
+@pytest.mark.parametrize(
+    "layout, name", [("jagged", "x"), ("sparse", "x"), ("sparse", "weight"), ("sparse", "residual")]
+)
+def test_other_layouts_are_refused_when_compiled(layout, name, mode):
+    torch.compiler.reset()
+    given = {"x": X, "weight": torch.ones(1, 1, 3), "residual": X}
+    convert, got = LAYOUTS[layout]
+    message = f"{name}: expected a dense (strided) tensor, got {got}"
+    errors = (ValueError, torch._dynamo.exc.TorchDynamoException)
+    with pytest.raises(errors, check=lambda error: message in str(error)), eca_cuda.compile_mode(mode):
+        torch.compile(eca_cuda.eca, backend="eager")(**{**given, name: convert(given[name])})
+
+
+def wrong(t: Tensor) -> dict[str, Tensor]:
+    """What a tensor may be instead."""
+    other = torch.float64 if t.dtype == torch.float32 else torch.float32
+    return {"shape": t[..., :0], "rank": t.unsqueeze(0), "dtype": t.to(other), "meta": t.to("meta")}
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_real_and_fake_backward_refuse_the_same(variant, relu):
+    """Nobody calls them but autograd; still none of them is to return what nobody has written."""
+    operators = ops.VARIANTS[variant.name]
+    parameters = variant.make_parameters(6, **({"hidden": 2} if variant is BIDIRECTIONAL else {}))
+    parameters += [None] * (len(checks.PARAMETERS[variant.name]) - len(parameters))
+    flags = ops.RELU * relu
+    y, mean = operators.forward(X, *parameters, None, flags)
+    good = [X, X, mean, y if relu else None, *parameters, flags]
+    bad = {f"flags {flag}": [*good[:-1], flags ^ flag] for flag in (ops.RELU, ops.GRAD_RESIDUAL * (not relu)) if flag}
+    bad["y"] = [*good[:3], None if relu else y, *good[4:]]
+    bad["transposed mean"] = [*good[:2], mean.T.contiguous().T, *good[3:]]
+    for i, t in enumerate(good):
+        if isinstance(t, Tensor):
+            bad |= {f"{i} {what}": [*good[:i], value, *good[i + 1 :]] for what, value in wrong(t).items()}
+
+    def fake(arguments: list[Any]) -> list[Any]:
+        return [t.to("meta") if isinstance(t, Tensor) else t for t in arguments]
+
+    operators.backward(*good)
+    operators.backward(*fake(good))
+    for what, arguments in bad.items():
+        with pytest.raises((TypeError, ValueError), match=r"expected|invalid argument"):
+            operators.backward(*arguments)
+            pytest.fail(f"the operator accepts {what}")
+        if "meta" not in what:
+            with pytest.raises((TypeError, ValueError), match="expected"):
+                operators.backward(*fake(arguments))
+                pytest.fail(f"its fake accepts {what}")
 
 
 ODD = "kernel_size: expected an odd number of at least 1, got "
