@@ -37,7 +37,15 @@ struct Channels {
   Value weight(int i, int64_t j, At c) const { return load(args.parameters[i] + j * count, c); }
   A* array(int i) const { return arrays + i * count; }
   void store(A* p, At c, Value value) const { write(p + c.index, value, c.lanes); }
-  Value window(const A* p, At c, int64_t j) const { return eca::load(p + c.index + j); }
+
+  // Padding is not multiplied: 0 times an infinite value would be NaN.
+  Value product(Value value, const A* padded, At c, int64_t j, int64_t half) const {
+    const Value all = value * eca::load(padded + c.index + j);
+    const int64_t first = c.index + j - half;  // the channel of lane 0
+    if (args.shape.circular() || (first >= 0 && first + kLanes <= count)) return all;
+    const Value from_first = select(from_lane<A>(lanes_in(-first)), all, Value(0));
+    return select(from_lane<A>(lanes_in(count - first)), Value(0), from_first);
+  }
 
   template <class Term>
   A sum(Term term) {
@@ -104,6 +112,9 @@ struct Channels {
     for (int i = 0; i < kLanes; ++i) out[2 * half + count + i] = A(0);
     return out;
   }
+
+ private:
+  static int lanes_in(int64_t n) { return static_cast<int>(n < 0 ? 0 : n < kLanes ? n : kLanes); }
 };
 
 }  // namespace ECA_TARGET

@@ -2,6 +2,8 @@
 // L1. The executors of the gates on a GPU (gates/gate.h says what they owe them): a channel for each thread. Every step
 // but keep ends with a barrier, so what it has stored is seen by all threads.
 #pragma once
+#include <type_traits>
+
 #include "block.cuh"
 #include "vector.cuh"
 
@@ -38,7 +40,14 @@ struct BlockChannels {
 
   __device__ A load(const A* p, Index c) const { return p[c]; }
   __device__ void store(A* p, Index c, A value) const { p[c] = value; }
-  __device__ A window(const A* p, Index c, int j) const { return p[c + j]; }
+  __device__ A product(A value, const A* padded, Index c, int j, int half) const {
+    const Index channel = c + j - half;
+    // One comparison, that of unsigned numbers: with two a kernel runs out of registers.
+    using Unsigned = std::make_unsigned_t<Index>;
+    const bool exists =
+        gate.shape.circular() || static_cast<Unsigned>(channel) < static_cast<Unsigned>(gate.shape.channels);
+    return exists ? value * padded[c + j] : A(0);
+  }
 
   template <class Body>
   __device__ void times(int count, Body body) const {

@@ -80,8 +80,8 @@ struct BidirectionalGate {
   template <class X>
   ECA_HD void record(X& x, const Record<A>& to) {
     const int k = shape.kernel_size, hidden = shape.hidden;
-    x.keep_sums(k, to.block, [&](int j, auto c) { return x.load(ahead, c) * x.window(m, c, j); });
-    x.keep_sums(k, to.block + k, [&](int j, auto c) { return x.load(back, c) * x.window(m, c, k - 1 - j); });
+    x.keep_sums(k, to.block, [&](int j, auto c) { return x.product(x.load(ahead, c), m, c, j, k / 2); });
+    x.keep_sums(k, to.block + k, [&](int j, auto c) { return x.product(x.load(back, c), m, c, k - 1 - j, k / 2); });
     x.keep(2, to.sample, [&](int i) { return i == 0 ? dl : -dl; });
     x.keep(2 * hidden, to.sample + 2,
            [&](int j) { return j < hidden ? dl * rectified(x, j) : -dl * rectified(x, j - hidden); });

@@ -44,7 +44,7 @@ struct EcaGate {
   template <class X>
   ECA_HD void record(X& x, const Record<A>& to) {
     const int k = shape.kernel_size;
-    x.keep_sums(k, to.block, [&](int j, auto c) { return x.load(dz, c) * x.window(m, c, j); });
+    x.keep_sums(k, to.block, [&](int j, auto c) { return x.product(x.load(dz, c), m, c, j, shape.half()); });
     x.keep_sums(1, to.block + k, [&](int, auto c) { return x.load(dz, c); });
   }
 

@@ -15,8 +15,9 @@
 //   sums(count, out, f)          out[j] = sum of f(j, c) over the channels; out is scratch that no other sums writes
 //   array(i)                     a number for each channel, i < arrays
 //   scratch                      `scratch` numbers to use freely
-//   pad(p, half, circular)       array p with `half` neighbours on each side, for window(padded, c, j) = padded[c + j]
+//   pad(p, half, circular)       array p with `half` neighbours on each side: padded[c + j] is channel c + j - half
 //   pad_means(mean, half, ...)   the same of the means. Both together at most `pads` times
+//   product(v, padded, c, j, half)  v * padded[c + j], and 0 beyond the first and last channel, whatever v is
 //   numbers(i)                   parameter i, if it is a few numbers; null where optional and absent
 //   weight(i, j, c)              element [j, c] of parameter i, if it has rows of C
 //   add_rows(i, count, f, out)   out[c] += sum over the rows j < count of f(j) * weight(i, j, c)
@@ -76,17 +77,20 @@ struct GateNeeds {
 // z[c] = sum_j w[j] * m[c + j - half] for the channels of c; `padded` comes from x.pad.
 template <class X, class A, class C>
 ECA_HD auto convolve(X& x, const A* w, int kernel_size, const A* padded, C c) {
-  auto z = x.window(padded, c, 0) * typename X::Value(w[0]);
-  ECA_ROLLED for (int j = 1; j < kernel_size; ++j) z = z + x.window(padded, c, j) * typename X::Value(w[j]);
+  using V = typename X::Value;
+  const int half = kernel_size / 2;
+  V z = x.product(V(w[0]), padded, c, 0, half);
+  ECA_ROLLED for (int j = 1; j < kernel_size; ++j) z = z + x.product(V(w[j]), padded, c, j, half);
   return z;
 }
 
 // The transpose: dm[c] = sum_j w[j] * dz[c - j + half].
 template <class X, class A, class C>
 ECA_HD auto convolve_transposed(X& x, const A* w, int kernel_size, const A* padded, C c) {
-  auto dm = x.window(padded, c, kernel_size - 1) * typename X::Value(w[0]);
-  ECA_ROLLED for (int j = 1; j < kernel_size; ++j) dm =
-      dm + x.window(padded, c, kernel_size - 1 - j) * typename X::Value(w[j]);
+  using V = typename X::Value;
+  const int last = kernel_size - 1, half = kernel_size / 2;
+  V dm = x.product(V(w[0]), padded, c, last, half);
+  ECA_ROLLED for (int j = 1; j < kernel_size; ++j) dm = dm + x.product(V(w[j]), padded, c, last - j, half);
   return dm;
 }
 

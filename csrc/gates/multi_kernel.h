@@ -72,9 +72,11 @@ struct MultiKernelGate {
   ECA_HD void record(X& x, const Record<A>& to) {
     if (cross(shape)) {
       for (int i = 0, at = 0; i < 3; at += taps(i), ++i) {
-        const int first = kHalf - taps(i) / 2;
-        x.keep_sums(taps(i), to.block + at,
-                    [&](int j, auto c) { return typename X::Value(p[i]) * x.load(dz, c) * x.window(m, c, first + j); });
+        const int half = taps(i) / 2;
+        const A* const padded = m + kHalf - half;
+        x.keep_sums(taps(i), to.block + at, [&](int j, auto c) {
+          return x.product(typename X::Value(p[i]) * x.load(dz, c), padded, c, j, half);
+        });
       }
     } else {
       x.keep_each(to.field, [&](auto c) { return x.load(dz, c) * x.load(m, c); });  // da_i[c] = sum_n p_i dz m
