@@ -29,17 +29,22 @@ void require_saved(const Tensor& mean, const Tensor& x, const OptionalTensor& y,
   require(y.has_value() == relu && (relu || !(flags & kGradResidual)), "y");
 }
 
+// A size that kernels count with int.
+inline int count_of(const char* argument, int64_t size) {
+  if (size < kMostRows) return static_cast<int>(size);
+  throw std::invalid_argument(std::string(argument) + ": expected a size below 2^28, got " + std::to_string(size));
+}
+
 // Checks the parameters' shapes against C channels and the options.
 inline GateShape gate_shape(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
-  constexpr int64_t kMostRows = int64_t{1} << 30;  // kernels count them with int
   const auto is_taps = [&](const Tensor& t) {
-    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1 && t.size(2) < kMostRows;
+    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1;
   };
   GateShape shape{c, 0, 0, flags};
   if (variant == Variant::kEca) {
     require(is_taps(*p[0]), "weight");
     require(!p[1] || has_sizes(*p[1], {1}), "bias");
-    shape.kernel_size = static_cast<int>(p[0]->size(2));
+    shape.kernel_size = count_of("weight", p[0]->size(2));
   } else if (variant == Variant::kMultiKernel) {
     const int64_t rows = (flags & kCrossChannel) ? 1 : c;
     for (int i = 0; i < 3; ++i) require(has_sizes(*p[i], {rows, 1, 3 + 2 * i}), "weight");
@@ -48,9 +53,9 @@ inline GateShape gate_shape(Variant variant, const ParameterList& p, int64_t c, 
     shape.kernel_size = 7;
   } else {
     require(is_taps(*p[0]) && same_sizes(*p[0], *p[1]), "weight_forward");
-    require(p[2]->dim() == 2 && p[2]->size(0) < kMostRows && p[2]->size(1) == c, "hidden_weight");
-    shape.kernel_size = static_cast<int>(p[0]->size(2));
-    shape.hidden = static_cast<int>(p[2]->size(0));
+    require(p[2]->dim() == 2 && p[2]->size(1) == c, "hidden_weight");
+    shape.kernel_size = count_of("weight_forward", p[0]->size(2));
+    shape.hidden = count_of("hidden_weight", p[2]->size(0));
     require(has_sizes(*p[3], {shape.hidden}), "hidden_bias");
     require(has_sizes(*p[4], {2, shape.hidden}) && has_sizes(*p[5], {2}), "mix_weight");
   }
@@ -83,8 +88,12 @@ inline Tensor empty_gradient(const Tensor& t) {
   return empty_strided(t, t.dim(), t.sizes().data(), strides, raw_dtype(t));
 }
 
-inline Problem problem_of(const FeatureMaps& maps, DType dtype, Variant variant, int64_t flags) {
-  return {maps.shape.n(), maps.shape.c(), maps.shape.s, dtype, maps.layout, variant, flags};
+// Without channels there is nothing to compute, and gradients are sums over no samples.
+inline Problem problem_of(const FeatureMaps& maps, DType dtype, Variant variant, int64_t flags,
+                          const GateFacts& facts) {
+  const int64_t n = maps.shape.n(), c = maps.shape.c();
+  require_countable("x and its parameters", "numbers for the gates of all samples", {n, c + facts.size()});
+  return {c == 0 ? 0 : n, c, maps.shape.s, dtype, maps.layout, variant, flags};
 }
 
 }  // namespace eca

@@ -34,23 +34,23 @@ class FeatureMaps {
     out_shape_.emplace(out_);
   }
 
-  Batch x() { return batch(x_, MapShape(x_)); }
-  Batch out() { return batch(out_, *out_shape_); }
+  Batch x() { return input(x_, MapShape(x_)); }
+  Batch out() { return output(out_); }
 
   // Another map of the same sizes, by way of one dense copy if it does not lie like the output.
   Batch another(const Tensor& map) {
     const MapShape its(map);
-    if (its.fits(layout) && its.walks_like(*out_shape_)) return batch(map, its);
+    if (its.fits(layout) && its.walks_like(*out_shape_)) return input(map, its);
     Tensor copy = empty_as(out_);
     torch::stable::copy_(copy, map);
     copies_.push_back(copy);
-    return batch(copy, *out_shape_);
+    return input(copy, *out_shape_);
   }
 
   // One more output.
   Batch another_out(Tensor* made) {
     *made = allocate_(out_);
-    return batch(*made, *out_shape_);
+    return output(*made);
   }
 
   // An output as the caller gets it: with the strides of torch.empty_like(x).
@@ -66,9 +66,12 @@ class FeatureMaps {
   Layout layout = Layout::kPlanes;
 
  private:
-  Batch batch(const Tensor& t, const MapShape& its) const {
-    return {t.data_ptr(), its.sample_stride(), its.run_stride(layout)};
+  Batch batch(const void* data, const MapShape& its) const {
+    return {const_cast<void*>(data), its.sample_stride(), its.run_stride(layout)};
   }
+  // Asking for a pointer to write to would copy a tensor that is copied on write.
+  Batch input(const Tensor& t, const MapShape& its) const { return batch(t.const_data_ptr(), its); }
+  Batch output(const Tensor& t) const { return batch(t.mutable_data_ptr(), *out_shape_); }
 
   Allocate allocate_;
   Tensor x_, out_, result_;

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "options.h"
+#include "sizes.h"
 
 namespace eca {
 
@@ -68,6 +69,7 @@ class MapShape {
  public:
   explicit MapShape(const Tensor& x) : sizes_(x.sizes()), strides_(x.strides()) {
     require(sizes_.size() >= 3 && sizes_.size() <= 5, "x");
+    require_countable("x", "elements", sizes_);
     for (size_t d = 2; d < sizes_.size(); ++d) s *= sizes_[d];
     collapse_spatial();
   }

@@ -357,8 +357,8 @@ def test_a_rule_that_does_not_fit_is_ignored(wish: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": -1}, "n: expected a size from 0 to 2^40, got -1"),
-        ({"c": 2**20, "s": 2**30}, "n * c * s: expected at most 2^40 elements, got more"),
+        ({"n": -1}, "n: expected an integer from 0 to 281474976710656, got -1"),
+        ({"c": 2**20, "s": 2**30}, "n, c, s: expected at most 2^48 elements, a size of 0 counting as 1, got "),
         ({"dtype": "half"}, "dtype: expected one of float32, float64, float16, bfloat16, got 'half'"),
         ({"layout": "NHWC"}, "layout: expected one of contiguous, channels_last, got 'NHWC'"),
         ({"variant": "gct"}, "variant: expected one of eca, multi_kernel_eca, bidirectional_eca, got 'gct'"),
@@ -366,9 +366,15 @@ def test_a_rule_that_does_not_fit_is_ignored(wish: dict[str, int]) -> None:
         ({"device": "h1000"}, "device: expected one of a10, a100, b200, h100, h100-mig-1g, "),
         ({"device": 7}, "device: expected a name or a dict, got 7"),
         ({"device": {"capability": 90}}, "device: expected a dict with 'multiprocessors', got one without"),
-        ({"device": {**DEVICES["h100"], "max_threads": 16}}, "device: expected max_threads >= 32, got 16"),
-        ({"device": {**DEVICES["h100"], "l2": "50 MB"}}, "device: expected l2 >= 0, got '50 MB'"),
-        ({"kernel_size": 4}, "kernel_size: expected a positive odd number, got 4"),
+        (
+            {"device": {**DEVICES["h100"], "max_threads": 16}},
+            "device: max_threads: expected an integer from 32 to 65536, got 16",
+        ),
+        (
+            {"device": {**DEVICES["h100"], "l2": "50 MB"}},
+            "device: l2: expected an integer from 0 to 281474976710656, got '50 MB'",
+        ),
+        ({"kernel_size": 4}, "kernel_size: expected an odd number, got 4"),
     ],
 )
 def test_errors_name_the_argument(arguments: dict[str, Any], message: str) -> None:

@@ -95,7 +95,7 @@ def test_the_reports_errors(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (("--plan", "1", "2", "x", "4", "float32"), "H: expected an integer from 0 on, got 'x'"),
         (("--plan", "1", "-2", "3", "4", "float32"), "C: expected an integer from 0 on, got '-2'"),
-        (("--plan", str(2**70), "2", "3", "4", "float32"), f"at most 2^40 elements, got {2**70} x 2 x 3 x 4"),
+        (("--plan", str(2**70), "2", "3", "4", "float32"), f"n: expected an integer from 0 to {2**48}, got {2**70}"),
         (
             ("--plan", "1", "2", "3", "4", "fp32"),
             "dtype: expected one of float32, float64, float16, bfloat16, got 'fp32'",

@@ -65,3 +65,14 @@ def test_nothing_is_kept_without_a_gradient(case, device):
     with torch.no_grad():
         y, saved = saved_by(lambda: case.variant.function(x.requires_grad_(), *parameters, **case.options))
     assert not saved and not y.requires_grad
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_copied_on_write_is_not_copied(case, device):
+    """The operators only read what they are given."""
+    x, parameters = case.inputs(SHAPE, device=device)
+    given = [torch._lazy_clone(t) for t in (x, *parameters, *(make_x(SHAPE, seed=s, device=device) for s in (2, 3)))]
+    *arguments, residual, grad_y = (t.requires_grad_() for t in given)
+    case.variant.function(*arguments, residual=residual, activation="relu", **case.options).backward(grad_y)
+    assert all(t.grad is not None for t in given[:-1])
+    assert all(torch._C._is_cow_tensor(t) for t in given)

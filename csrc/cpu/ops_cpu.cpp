@@ -17,7 +17,7 @@ Parallel threads() {
 
 Tensor output_as(const Tensor& dense) {
   const Tensor output = empty_as(dense);
-  prefer_huge_pages(output.data_ptr(), output.numel() * item_size(dtype_of(output)));
+  prefer_huge_pages(output.mutable_data_ptr(), output.numel() * item_size(dtype_of(output)));
   return output;
 }
 
@@ -46,7 +46,9 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
     *mean = empty_matrix(x, maps.shape.n(), maps.shape.c(), dtype_of_accumulator<A>());
     call.mean = (*mean)->mutable_data_ptr();
   }
-  run_forward(problem_of(maps, dtype_of(x), variant, flags), gate_call(parameters, false), call, threads());
+  Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
+  if (p.s == 0 && !mean) p.n = 0;  // nobody wants anything of them
+  run_forward(p, gate_call(parameters, false), call, threads());
   return maps.finish();
 }
 
@@ -70,7 +72,7 @@ Tensor parameter_gradient(int i, const Problem& p, const BackwardCall& call, con
   const auto rows = [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) combine(record + r, record_size, values, p.c, p.n, 0, p.c, out + r * p.c);
   };
-  const bool small = parameter.count * p.c * p.n < 32768;
+  const bool small = tensor.numel() < 32768 / std::max<int64_t>(p.n, 1);
   small ? rows(0, parameter.count) : torch::stable::parallel_for(0, parameter.count, 1, rows);
   return output.tensor();
 }
@@ -79,16 +81,15 @@ template <class A>
 Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, const Tensor& mean,
                       const OptionalTensor& y, const ParameterList& tensors, int64_t flags) {
   FeatureMaps maps = maps_of(x);
-  const int64_t n = maps.shape.n(), c = maps.shape.c();
   const bool grad_residual = (flags & kGradResidual) != 0;
-  const Parameters<A> parameters(variant, tensors, x, c, flags);
+  const Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags);
   require_like(grad_y, x, "grad_y");
   require_saved<A>(mean, x, y, flags);
 
+  const Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
   const int64_t of_sample = parameters.facts.sample_record, of_block = parameters.facts.block_record;
-  const std::unique_ptr<A[]> memory(new A[n * (of_sample + of_block + c) + 1]);
-  if (c == 0) std::fill_n(memory.get(), n * (of_sample + of_block), A(0));  // nobody will write the records
-  A *const blocks = memory.get() + n * of_sample, *const field = blocks + n * of_block;
+  const std::unique_ptr<A[]> memory(new A[p.n * (of_sample + of_block + p.c) + 1]);
+  A *const blocks = memory.get() + p.n * of_sample, *const field = blocks + p.n * of_block;
   BackwardCall call{maps.another(grad_y),
                     maps.x(),
                     {},
@@ -107,7 +108,6 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
     gradients[1] = empty_vector(x, 0, raw_dtype(x));
   }
 
-  const Problem p = problem_of(maps, dtype_of(x), variant, flags);
   run_backward(p, gate_call(parameters, true), call, threads());
   gradients[0] = maps.finish();
   if (grad_residual) gradients[1] = maps.finish(gradients[1]);

@@ -36,7 +36,19 @@ class Workspace {
 
 ParameterView view_of(const Tensor& t, int64_t centre) {
   const int64_t step = centre < 0 ? 1 : t.size(2);
-  return {t.data_ptr(), dtype_of(t), t.numel() / step, step, std::max<int64_t>(centre, 0)};
+  return {nullptr, dtype_of(t), t.numel() / step, step, std::max<int64_t>(centre, 0)};
+}
+
+ParameterView input(const Tensor& t, int64_t centre) {
+  ParameterView view = view_of(t, centre);
+  view.data = const_cast<void*>(t.const_data_ptr());
+  return view;
+}
+
+ParameterView output(const Tensor& t, int64_t centre) {
+  ParameterView view = view_of(t, centre);
+  view.data = t.mutable_data_ptr();
+  return view;
 }
 
 // The parameters as the kernels read them: in place, in their own dtypes.
@@ -54,7 +66,7 @@ struct Parameters {
       if (i >= facts.parameters || !tensors[i]) continue;
       const Tensor* t = tensors[i];
       if (!t->is_contiguous()) t = &copies.emplace_back(torch::stable::contiguous(*t));
-      gate.views[i] = view_of(*t, centre_tap(variant, flags, *tensors[i], i));
+      gate.views[i] = input(*t, centre_tap(variant, flags, *tensors[i], i));
     }
   }
 
@@ -187,7 +199,8 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
     *mean = empty_matrix(x, maps.shape.n(), maps.shape.c(), dtype_of_accumulator<A>());
     call.mean = (*mean)->mutable_data_ptr();
   }
-  const Problem p = problem_of(maps, dtype_of(x), variant, flags);
+  Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
+  if (p.s == 0 && !mean) p.n = 0;  // nobody wants anything of them
   Launch<A, ForwardCall> launch(device,
                                 request_for(p, Direction::kForward, residual.has_value(), parameters.facts,
                                             parameters.gate, call.x, call.residual, call.y),
@@ -221,7 +234,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
     gradients[1] = empty_vector(x, 0, raw_dtype(x));
   }
 
-  const Problem p = problem_of(maps, dtype_of(x), variant, flags);
+  const Problem p = problem_of(maps, dtype_of(x), variant, flags, facts);
   Launch<A, BackwardCall> launch(device,
                                  request_for(p, Direction::kBackward, grad_residual, facts, parameters.gate,
                                              call.grad_y, call.x, call.y, call.grad_x, call.grad_residual),
@@ -237,14 +250,13 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
                   facts.sample_record, facts.block_record};
   launch.run(call, workspace);
 
-  const int64_t samples = launch.plan.path == Path::kNothing ? 0 : p.n;
-  GradientArgs combine{{}, {}, samples, launch.blocks(), p.c, call.mean, call.records};
+  GradientArgs combine{{}, {}, p.n, launch.blocks(), p.c, call.mean, call.records};
   gradients[0] = maps.finish();
   if (grad_residual) gradients[1] = maps.finish(gradients[1]);
   for (int i = 0; i < facts.parameters; ++i) {
     combine.parameters[i] = facts.parameter[i];
     gradients.push_back(tensors[i] ? empty_gradient(*tensors[i]) : empty_vector(x, 0, raw_dtype(*tensors[0])));
-    if (tensors[i]) combine.to[i] = view_of(gradients.back(), centre_tap(variant, flags, *tensors[i], i));
+    if (tensors[i]) combine.to[i] = output(gradients.back(), centre_tap(variant, flags, *tensors[i], i));
   }
   // Programmatic where the code that runs is compiled for 9.0, which a cluster or a bulk copy has shown.
   const int threads = std::clamp(device.device().max_threads / 32 * 32, 32, 512);

@@ -19,7 +19,7 @@ struct BidirectionalGate {
 
   // A sample's record: dl [2], dW2 [2, hidden], dh [hidden]. A block's: dwf [k], dwb [k].
   static int parameters(const GateShape& s, Parameter* out) {
-    const int k = s.kernel_size, hidden = s.hidden;
+    const int64_t k = s.kernel_size, hidden = s.hidden;
     out[kForward] = {Combine::kBlocks, 0, k};
     out[kBackward] = {Combine::kBlocks, k, k};
     out[kHidden] = {Combine::kMean, 2 + 2 * hidden, hidden};
@@ -29,7 +29,7 @@ struct BidirectionalGate {
     return 6;
   }
   static GateNeeds needs(const GateShape& s, bool backward) {
-    const int64_t scratch = s.kernel_size + s.hidden;
+    const int64_t scratch = int64_t{s.kernel_size} + s.hidden;
     return backward ? GateNeeds{2, 3, {s.hidden, 1}, scratch + s.hidden + 1} : GateNeeds{0, 1, {s.hidden, 0}, scratch};
   }
 

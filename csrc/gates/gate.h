@@ -36,10 +36,13 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
+// Kernels count a few times kernel_size and hidden with int.
+constexpr int64_t kMostRows = int64_t{1} << 28;
+
 // What the sizes of a gate's memory and parameters follow from.
 struct GateShape {
   int64_t channels;
-  int kernel_size, hidden;
+  int kernel_size, hidden;  // below kMostRows
   int64_t flags;
 
   ECA_HD bool circular() const { return (flags & kCircular) != 0; }

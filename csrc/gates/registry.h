@@ -33,6 +33,9 @@ struct GateFacts {
   GateNeeds needs[2];                   // forward, backward
   int64_t sample_record, block_record;  // sizes of what `record` leaves
   int64_t numbers;                      // of the parameters that are a few numbers
+
+  // Whatever is there for each sample and does not grow with the channels is a small multiple of this.
+  int64_t size() const { return sample_record + block_record + needs[1].scratch + numbers; }
 };
 
 template <int V = 0>

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "../gates/registry.h"
+#include "../sizes.h"
 #include "plan.h"
 
 namespace eca {
@@ -19,6 +20,7 @@ namespace py = pybind11;
 // Public figures of some GPUs, for which plans can be shown and tested on any machine, in alphabetical order.
 constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
 constexpr int64_t kShared = 48 * kKB;
+constexpr int kMostCount = 1 << 16;  // of what no device has so many of, so that nothing overflows
 
 constexpr Device kDevices[] = {
     {"a10", 86, 72, 1024, 1536, 1, kShared, 100 * kKB, 99 * kKB, 6 * kMB},
@@ -33,10 +35,17 @@ constexpr Device kDevices[] = {
     {"t4", 75, 40, 1024, 1024, 1, kShared, 64 * kKB, 64 * kKB, 4 * kMB},
 };
 
-constexpr int64_t kMostElements = int64_t{1} << 40;  // of a map, far beyond any device, so that nothing overflows
-
 [[noreturn]] void refuse(const std::string& argument, const std::string& expected, const std::string& got) {
   throw py::value_error(argument + ": expected " + expected + ", got " + got);
+}
+
+int64_t integer(const std::string& argument, const py::object& given, int64_t least, int64_t most) {
+  try {
+    const auto value = given.cast<int64_t>();
+    if (value >= least && value <= most) return value;
+  } catch (const py::cast_error&) {
+  }
+  refuse(argument, "an integer from " + std::to_string(least) + " to " + std::to_string(most), py::repr(given));
 }
 
 struct Name {
@@ -78,27 +87,21 @@ py::dict to_dict(const Device& d) {
 
 // The entries of a dict that was given as the argument of that name.
 struct Entries {
-  const char* argument;
+  std::string argument;
   const py::dict& dict;
 
   py::object at(const char* key) const {
     if (!dict.contains(key)) refuse(argument, std::string("a dict with '") + key + "'", "one without");
     return dict[key];
   }
-  template <class T>
-  T number(const char* key, T least) const {
-    const std::string expected = std::string(key) + " >= " + std::to_string(static_cast<int64_t>(least));
-    try {
-      const T value = at(key).cast<T>();
-      if (value >= least) return value;
-    } catch (const py::cast_error&) {
-    }
-    refuse(argument, expected, py::repr(at(key)));
+  int64_t number(const char* key, int64_t least, int64_t most) const {
+    return integer(argument + ": " + key, at(key), least, most);
   }
+  int count(const char* key, int least, int most) const { return static_cast<int>(number(key, least, most)); }
   template <class E, size_t Count>
   E name(const char* key, const Name (&names)[Count]) const {
     const py::object value = at(key);
-    const std::string argument_and_key = std::string(argument) + ": " + key;
+    const std::string argument_and_key = argument + ": " + key;
     if (!py::isinstance<py::str>(value)) refuse(argument_and_key, "a name", py::repr(value));
     return named<E>(argument_and_key, value.cast<std::string>(), names);
   }
@@ -107,15 +110,15 @@ struct Entries {
 Device from_dict(const py::dict& d) {
   const Entries device{"device", d};
   return {"",
-          device.number("capability", 0),
-          device.number("multiprocessors", 1),
-          device.number("max_threads", 32),
-          device.number("threads_per_multiprocessor", 32),
-          device.number("most_blocks", 1),
-          device.number<int64_t>("shared_per_block", 4 << 10),
-          device.number<int64_t>("shared_per_multiprocessor", 4 << 10),
-          device.number<int64_t>("shared_opt_in", 4 << 10),
-          device.number<int64_t>("l2", 0)};
+          device.count("capability", 0, 1000),
+          device.count("multiprocessors", 1, kMostCount),
+          device.count("max_threads", 32, kMostCount),
+          device.count("threads_per_multiprocessor", 32, kMostCount),
+          device.count("most_blocks", 1, kMostCount),
+          device.number("shared_per_block", 4 * kKB, 1024 * kMB),
+          device.number("shared_per_multiprocessor", 4 * kKB, 1024 * kMB),
+          device.number("shared_opt_in", 4 * kKB, 1024 * kMB),
+          device.number("l2", 0, kMostNumbers)};
 }
 
 Device device_of(const py::object& given) {
@@ -177,16 +180,16 @@ py::dict to_dict(const Plan& p, Layout layout) {
   return made;
 }
 
-py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const std::string& layout,
-              const std::string& variant, const std::string& direction, const py::object& device, bool relu,
-              bool residual, int kernel_size, int hidden, bool cross_channel, bool gaps) {
-  const std::pair<const char*, int64_t> sizes[] = {{"n", n}, {"c", c}, {"s", s}, {"hidden", hidden}};
-  for (const auto& [name, size] : sizes)
-    if (size < 0 || size > kMostElements) refuse(name, "a size from 0 to 2^40", std::to_string(size));
-  if (static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s) > static_cast<double>(kMostElements))
-    refuse("n * c * s", "at most 2^40 elements", "more");
-  if (kernel_size < 1 || kernel_size % 2 == 0)
-    refuse("kernel_size", "a positive odd number", std::to_string(kernel_size));
+py::dict plan(const py::object& n_, const py::object& c_, const py::object& s_, const std::string& dtype,
+              const std::string& layout, const std::string& variant, const std::string& direction,
+              const py::object& device, bool relu, bool residual, const py::object& kernel_size_,
+              const py::object& hidden_, bool cross_channel, bool gaps) {
+  const int64_t n = integer("n", n_, 0, kMostNumbers), c = integer("c", c_, 0, kMostNumbers),
+                s = integer("s", s_, 0, kMostNumbers);
+  const auto kernel_size = static_cast<int>(integer("kernel_size", kernel_size_, 1, kMostRows - 1)),
+             hidden = static_cast<int>(integer("hidden", hidden_, 0, kMostRows - 1));
+  if (kernel_size % 2 == 0) refuse("kernel_size", "an odd number", std::to_string(kernel_size));
+  require_countable("n, c, s", "elements", {n, c, s});
 
   Problem p{n,
             c,
@@ -198,6 +201,7 @@ py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const s
   p.layout = walked(named<Layout>("layout", layout, kLayoutNames), c, s);
   const Batch whole{reinterpret_cast<void*>(256), c * s, p.layout == Layout::kRows ? c : s};
   const GateFacts facts = gate_facts(p.variant, {c, kernel_size, hidden, p.flags});
+  require_countable("n, c and the gate", "numbers for the gates of all samples", {n, c + facts.size()});
   Request request{p, named<Direction>("direction", direction, kDirectionNames), residual};
   request.aligned = is_aligned(p, whole);
   request.dense = !gaps && is_dense(p, whole);
@@ -210,22 +214,24 @@ py::dict plan(int64_t n, int64_t c, int64_t s, const std::string& dtype, const s
 }
 
 // One rule, as described at set_tuning.
-Rule rule_of(const py::handle& given) {
-  if (!py::isinstance<py::dict>(given)) refuse("rules", "dicts", py::repr(given));
+Rule rule_of(const py::handle& given, size_t index) {
+  const std::string argument = "rules[" + std::to_string(index) + "]";
+  if (!py::isinstance<py::dict>(given)) refuse(argument, "a dict", py::repr(given));
   const auto d = py::reinterpret_borrow<py::dict>(given);
-  const Entries rule{"rules", d};
-  const int threads = rule.number("threads", 0);
-  if (threads != 0 && (threads & (threads - 1) || threads < 32 || threads > kOnePassThreads))
-    refuse("rules", "threads: 0 or a power of two from 32 to " + std::to_string(kOnePassThreads),
+  const Entries rule{argument, d};
+  const int threads = rule.count("threads", 0, kOnePassThreads);
+  if (threads != 0 && (threads & (threads - 1) || threads < 32))
+    refuse(argument + ": threads", "0 or a power of two from 32 to " + std::to_string(kOnePassThreads),
            std::to_string(threads));
-  return {rule.name<Direction>("direction", kDirectionNames),
-          rule.name<DType>("dtype", kDTypeNames),
-          rule.name<Layout>("layout", kWalkNames),
-          d.contains("variant") ? static_cast<int>(rule.name<Variant>("variant", kVariantNames)) : -1,
-          rule.number<int64_t>("n", 0),
-          rule.number<int64_t>("c", 1),
-          rule.number<int64_t>("s", 1),
-          {rule.number("blocks", -1), d.contains("parts") ? rule.number("parts", 0) : 0, threads}};
+  return {
+      rule.name<Direction>("direction", kDirectionNames),
+      rule.name<DType>("dtype", kDTypeNames),
+      rule.name<Layout>("layout", kWalkNames),
+      d.contains("variant") ? static_cast<int>(rule.name<Variant>("variant", kVariantNames)) : -1,
+      rule.number("n", 0, kMostNumbers),
+      rule.number("c", 1, kMostNumbers),
+      rule.number("s", 1, kMostNumbers),
+      {rule.count("blocks", -1, kMostCount), d.contains("parts") ? rule.count("parts", 0, kMostCount) : 0, threads}};
 }
 
 }  // namespace
@@ -244,8 +250,8 @@ void bind_plan(py::module_& m) {
       "The devices that plan knows by name, with the figures that a plan depends on.");
   m.def(
       "plan", plan, "n"_a, "c"_a, "s"_a, "dtype"_a, "layout"_a, "variant"_a, "direction"_a, "device"_a, py::kw_only(),
-      "relu"_a = false, "residual"_a = false, "kernel_size"_a = 3, "hidden"_a = 0, "cross_channel"_a = false,
-      "gaps"_a = false,
+      "relu"_a = false, "residual"_a = false, "kernel_size"_a = py::int_(3), "hidden"_a = py::int_(0),
+      "cross_channel"_a = false, "gaps"_a = false,
       "How the CUDA kernels would do a call with maps [n, c, s]: csrc/plan/plan.h as a dict. device: a name, or a dict "
       "like those of devices(). gaps: the maps are slices of larger ones.");
   m.def(
@@ -261,7 +267,7 @@ void bind_plan(py::module_& m) {
       "set_tuning",
       [](const py::list& rules) {
         std::vector<Rule> all;
-        for (const auto& rule : rules) all.push_back(rule_of(rule));
+        for (const auto& rule : rules) all.push_back(rule_of(rule, all.size()));
         set_tuning(std::move(all));
       },
       "rules"_a,
