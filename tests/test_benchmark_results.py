@@ -121,7 +121,7 @@ def test_another_file_is_refused(text: str, number: int, tmp_path: Path) -> None
         results.load(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize("value", [None, -1, True, "x", [], {}, math.nan, math.inf], ids=repr)
+@pytest.mark.parametrize("value", [None, -1, "x", [], math.inf], ids=repr)
 @pytest.mark.parametrize("column", results.COLUMNS)
 def test_a_file_with_a_value_that_makes_no_sense_is_named_by_every_command(
     column: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

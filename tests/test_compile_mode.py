@@ -154,8 +154,10 @@ def test_a_mode_is_that_of_its_thread(device):
 def test_a_mode_can_be_entered_again():
     mode = eca_cuda.compile_mode("inline")
     for _ in range(2):
-        with mode, eca_cuda.compile_mode("fused"):
-            assert compiling.mode() == "fused"
+        with mode:
+            with eca_cuda.compile_mode("fused"):
+                assert compiling.mode() == "fused"
+            assert compiling.mode() == "inline"
         assert compiling.mode() == "auto"
 
 
