@@ -42,9 +42,8 @@ struct Channels {
   Value product(Value value, const A* padded, At c, int64_t j, int64_t half) const {
     const Value all = value * eca::load(padded + c.index + j);
     const int64_t first = c.index + j - half;  // the channel of lane 0
-    if (args.shape.circular() || (first >= 0 && first + kLanes <= count)) return all;
-    const Value from_first = select(from_lane<A>(lanes_in(-first)), all, Value(0));
-    return select(from_lane<A>(lanes_in(count - first)), Value(0), from_first);
+    const bool inside = args.shape.circular() || (first >= 0 && first + kLanes <= count);
+    return __builtin_expect(inside, 1) ? all : without_padding(all, first);
   }
 
   template <class Term>
@@ -114,6 +113,11 @@ struct Channels {
   }
 
  private:
+  // Rare, and out of the way of the loops over taps.
+  __attribute__((noinline)) Value without_padding(Value all, int64_t first) const {
+    const Value from_first = select(from_lane<A>(lanes_in(-first)), all, Value(0));
+    return select(from_lane<A>(lanes_in(count - first)), Value(0), from_first);
+  }
   static int lanes_in(int64_t n) { return static_cast<int>(n < 0 ? 0 : n < kLanes ? n : kLanes); }
 };
 
