@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: MIT
-// L1. With ECA_CUDA_HUGE_PAGES=1, asks Linux to back a large output by huge pages before its first touch.
+// L1. What the system knows of an output's memory, and how it is best written.
 //
+// With ECA_CUDA_HUGE_PAGES=1, Linux is asked to back a large output by huge pages before its first touch.
 // A fresh tensor's pages are made one by one as they are first written, 4 KB at a time: that, not the memory, bounds
 // every operation whose output glibc takes fresh from the system (above 32 MB). An output is about to be written from
 // end to end, so nothing is wasted. It is an option because the first touch of a huge page may be slow where a virtual
-// machine's host makes the memory behind it on demand. Measurements: docs/decisions.md.
+// machine's host makes the memory behind it on demand.
+//
+// Stores past the caches pay off for an output that is too large to stay in them, unless its pages are fresh: the
+// system then writes zeros to each as it is first touched, and finds a place in the caches for it. Measurements of
+// both: docs/decisions.md.
 #pragma once
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace eca {
@@ -31,6 +39,45 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
   (void)data;
   (void)bytes;
 #endif
+}
+
+// The last-level cache that a core shares with others, in bytes; 32 MiB where the system does not say.
+inline int64_t last_level_cache() {
+  static const int64_t found = [] {
+    int64_t kilobytes = 0;
+    for (int index = 0; index < 8; ++index) {  // the caches of the first core, the last level last
+      char path[64];
+      std::snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
+      std::FILE* file = std::fopen(path, "r");
+      if (!file) break;
+      long long size = 0;
+      if (std::fscanf(file, "%lldK", &size) == 1) kilobytes = size;
+      std::fclose(file);
+    }
+    return kilobytes > 0 ? kilobytes << 10 : int64_t{32} << 20;
+  }();
+  return found;
+}
+
+// Whether memory that nobody has written yet is among these bytes, by the pages in the middle and at the end: a
+// large output is either all fresh from the system or has been used before.
+inline bool has_fresh_pages(const void* data, int64_t bytes) {
+#ifdef __linux__
+  static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (const int64_t byte : {bytes / 2, bytes - 1}) {
+    const uintptr_t address = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(byte)) / page * page;
+    unsigned char resident = 1;
+    if (mincore(reinterpret_cast<void*>(address), page, &resident) == 0 && !(resident & 1)) return true;
+  }
+#else
+  (void)data;
+  (void)bytes;
+#endif
+  return false;
+}
+
+inline bool goes_past_caches(const void* output, int64_t bytes) {
+  return bytes >= last_level_cache() / 4 && !has_fresh_pages(output, bytes);
 }
 
 }  // namespace eca

@@ -11,12 +11,13 @@
 #include <algorithm>
 #include <memory>
 
+#include "pages.h"
+
 namespace eca {
 namespace {
 
 constexpr int64_t kSerialBelow = 32768;  // elements: less work than this is not worth waking a thread
 constexpr int64_t kTileElements = 32768;
-constexpr int64_t kStreamedBytes = int64_t{8} << 20;  // outputs from this size on go past the caches
 constexpr int64_t kRowsAtOnce = 8;  // a tile of rows is a multiple of what cpu/reduce.h adds up in registers
 
 Tiling tiling_of(const Problem& p) {
@@ -87,7 +88,9 @@ Map sample(const Batch& batch, const Problem& p, int64_t n) {
   return {static_cast<char*>(batch.data) + n * batch.sample_stride * item_size(p.dtype), batch.run_stride};
 }
 
-bool is_streamed(const Problem& p) { return p.n * p.c * p.s * item_size(p.dtype) >= kStreamedBytes; }
+bool is_streamed(const Batch& output, const Problem& p) {
+  return goes_past_caches(output.data, p.n * p.c * p.s * item_size(p.dtype));
+}
 
 template <class A>
 struct PassBase {
@@ -101,6 +104,7 @@ template <class A>
 struct ForwardPass : PassBase<A> {
   const ForwardCall& call;
   using PassBase<A>::p;
+  const bool streaming = is_streamed(call.y, p);
 
   // After the partial sums: gate [C], then the gate's memory.
   int64_t work_size() const { return p.c + this->gate_call.memory; }
@@ -112,7 +116,7 @@ struct ForwardPass : PassBase<A> {
   }
   void apply(int64_t n, Tile tile, A* work) const {
     this->maps.rescale({sample(call.x, p, n), sample(call.residual, p, n), sample(call.y, p, n), work,
-                        (p.flags & kRelu) != 0, is_streamed(p)},
+                        (p.flags & kRelu) != 0, streaming},
                        tile);
   }
 };
@@ -121,6 +125,7 @@ template <class A>
 struct BackwardPass : PassBase<A> {
   const BackwardCall& call;
   using PassBase<A>::p;
+  const bool streaming = is_streamed(call.grad_x, p);
 
   // After the partial sums: gate [C], gradient of the means [C], then the gate's memory.
   int64_t work_size() const { return 2 * p.c + this->gate_call.memory; }
@@ -138,7 +143,7 @@ struct BackwardPass : PassBase<A> {
   }
   void apply(int64_t n, Tile tile, A* work) const {
     this->maps.gradient({sample(call.grad_y, p, n), sample(call.y, p, n), sample(call.grad_x, p, n),
-                         sample(call.grad_residual, p, n), work, work + p.c, is_streamed(p)},
+                         sample(call.grad_residual, p, n), work, work + p.c, streaming},
                         tile);
   }
 };
