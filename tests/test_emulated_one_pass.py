@@ -337,9 +337,10 @@ def test_ways_are_clean(name, activation, check):
 
 
 @pytest.mark.sanitized
-def test_a_cut_that_windows_overreach_is_not_taken(check):
-    """13 channels for 3 blocks: the last one would have 3, and its neighbour's window reaches for 4."""
-    way = Way((2, 13, 4, 8), {"blocks": 3}, case=BY_NAME["eca-k9"])
+@pytest.mark.parametrize(("c", "case"), [(13, "eca-k9"), (7, "eca-circular-hard")])
+def test_a_cut_that_windows_overreach_is_not_taken(c, case, check):
+    """For 3 blocks: the last one would have 3 or 1 channels, and its neighbour's window reaches for 4 or 2."""
+    way = Way((2, c, 4, 8), {"blocks": 3}, case=BY_NAME[case])
     with on(way.device, way.rules), emulated.emulated():
         check(way.case.variant, **inputs(way.case, way.shape, torch.float32, way.memory))
 
