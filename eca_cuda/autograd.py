@@ -4,9 +4,10 @@
 infer      no gradient is wanted: the operator that saves nothing
 Fused      reverse mode, eager or compiled: the forward and the backward operator
 composite  the reference, plain torch operators: under torch.func transforms and forward-mode AD, which would
-           otherwise need extra Functions that cost every ordinary call; under torch.onnx.export(dynamo=True), which
-           then needs no custom translation; under torch.export with gradients, as programs hold no Functions;
-           compiled under compile_mode("inline"); and as the definition that second and higher derivatives come from
+           otherwise need extra Functions that cost every ordinary call; under torch.onnx.export, which then needs no
+           custom translation; under torch.jit.trace, and torch.export with gradients, as programs hold no Functions;
+           compiled under compile_mode("inline"); where parameters are tensor subclasses that have no rule for the
+           operators; and as the definition that second and higher derivatives come from
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -22,13 +23,19 @@ from ._compat import has_autocast
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
 
 _functorch_is_active = torch._C._are_functorch_transforms_active
+_jit_trace = torch._C._get_tracing_state  # None but under torch.jit.trace
 
 
 def apply(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """``y = activation(x * gate + residual)`` by the variant called ``name``."""
-    if _functorch_is_active() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
+    if (
+        _functorch_is_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or _jit_trace() is not None
+    ):
         return apply_traced(name, x, parameters, residual, flags)
     try:
         if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
@@ -40,6 +47,8 @@ def apply(
             return apply(name, x, widened, residual, flags)
         ops.check(name, x, parameters, residual, flags, error)
         sharding.check(name, x, parameters)
+        if any(map(_is_foreign, parameters)):
+            return composite(name, x, parameters, residual, flags)
         raise
 
 
@@ -58,7 +67,7 @@ def apply_to_lengths(
     if not is_traced:
         sharding.check_composite(x)
     # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
-    has_values = type(lengths) is Tensor and not (_functorch_is_active() or is_traced)
+    has_values = type(lengths) is Tensor and not (_functorch_is_active() or is_traced or _jit_trace() is not None)
     checks.check_lengths(lengths, x, has_values)
     is_shifted = compiling.mode() == "inline" if is_traced else sharding.is_dtensor(x)
     conv = compiling.shifted_conv if is_shifted else reference.channel_conv
@@ -89,15 +98,27 @@ def apply_traced(
     """The same for calls that a transform or a tracer sees."""
     parameters = _widened(x, parameters)
     ops.check(name, x, parameters, residual, flags)
-    if _functorch_is_active() or forward_ad._current_level >= 0 or torch.onnx.is_in_onnx_export():
+    if (
+        _functorch_is_active()
+        or forward_ad._current_level >= 0
+        or torch.onnx.is_in_onnx_export()
+        or _jit_trace() is not None
+    ):
         return composite(name, x, parameters, residual, flags)
     differentiated = torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters)
-    if compiling.inlines(x, differentiated):
+    if compiling.inlines(x, differentiated) or any(map(_is_foreign, parameters)):
         return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
     sharding.register_before_tracing()
     if differentiated:
         return _Fused.apply(name, flags, *_distinct(x, residual, *parameters))  # type: ignore[no-any-return]
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
+
+
+def _is_foreign(parameter: Any) -> bool:
+    """Whether this is a subclass that may know plain operators only, such as torchao's quantised weights."""
+    if parameter is None:
+        return False
+    return hasattr(type(parameter), "__tensor_flatten__") and not sharding.is_dtensor(parameter)
 
 
 def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, ...]:
@@ -161,27 +182,35 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, name: str, flags: int, x: Tensor, residual: Optional[Tensor], *parameters: Any) -> Tensor:
         y: Tensor
         y, mean = ops.VARIANTS[name].forward(x, *parameters, residual, flags)
-        ctx.name, ctx.flags = name, flags
-        ctx.save_for_backward(x, mean, y if flags & ops.RELU else None, *parameters)
+        ctx.variant, ctx.flags = name, flags  # not ctx.name, which is the node's own method
+        saved = (x, mean, y if flags & ops.RELU else None, *parameters)
+        ctx.there = [t is not None for t in saved]
+        ctx.save_for_backward(*[t for t in saved if t is not None])  # torchviz shows each of saved_tensors
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, grad_y)
-        x, mean, y, *parameters = ctx.saved_tensors
+        x, mean, y, *parameters = _saved(ctx)
         flags, wants_residual = ctx.flags, ctx.needs_input_grad[3]
         if wants_residual and y is not None:
             flags |= ops.GRAD_RESIDUAL
-        grads = ops.VARIANTS[ctx.name].backward(grad_y, x, mean, y, *parameters, flags)
+        grads = ops.VARIANTS[ctx.variant].backward(grad_y, x, mean, y, *parameters, flags)
         grad_residual = (grad_y if y is None else grads[1]) if wants_residual else None
         wanted = (grad if needed else None for grad, needed in zip(grads[2:], ctx.needs_input_grad[4:], strict=True))
         return None, None, grads[0] if ctx.needs_input_grad[2] else None, grad_residual, *wanted
 
 
+def _saved(ctx: Any) -> list[Any]:
+    """What was saved, with None for what was not there."""
+    tensors = list(ctx.saved_tensors)
+    return [tensors.pop(0) if there else None for there in ctx.there]
+
+
 def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
     """The same gradients as a graph, for create_graph=True: the composite, differentiated by torch itself."""
-    x, _, y, *parameters = ctx.saved_tensors
+    x, _, y, *parameters = _saved(ctx)
     sharding.check_composite(x)
     grad_sum = grad_y if y is None else grad_y.masked_fill(y <= 0, 0)
     with torch.enable_grad():
@@ -190,7 +219,7 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
         parameters = [None if t is None else t.view_as(t) for t in parameters]
         # Of convolutions on DTensors, torch 2.14 gets second derivatives by the weight wrong, without a word.
         conv = compiling.shifted_conv if sharding.is_dtensor(x) else reference.channel_conv
-        out = composite(ctx.name, x, tuple(parameters), None, ctx.flags & ~ops.RELU, conv)
+        out = composite(ctx.variant, x, tuple(parameters), None, ctx.flags & ~ops.RELU, conv)
         needed = (ctx.needs_input_grad[2], *ctx.needs_input_grad[4:])
         wanted = [t for t, need in zip((x, *parameters), needed, strict=True) if need and t is not None]
         grads = iter(torch.autograd.grad(out, wanted, grad_sum, create_graph=True) if wanted else ())

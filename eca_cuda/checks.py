@@ -5,10 +5,11 @@ The operators refuse whatever this file refuses, but tersely; this file then say
 nothing for good messages. Traced calls, which reach no kernel, are checked first.
 """
 
+import functools
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, NoReturn, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Optional, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 PADDING_MODES = ("zeros", "circular")
 GATES = ("sigmoid", "hard_sigmoid")
 ACTIVATIONS = (None, "relu")
+CHANNELS_DIMS = (1, -1)
 LENGTH_DTYPES = (torch.int32, torch.int64)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -34,17 +36,37 @@ PARAMETERS = {
 }
 OPTIONAL = ("bias",)
 
+_torch: Any = torch._C
+_Check = TypeVar("_Check", bound=Callable[..., None])
+
+
+def _untraced(check: _Check) -> _Check:
+    """Pauses torch.jit.trace, which makes tensors of sizes and warns where they are compared."""
+
+    @functools.wraps(check)
+    def checked(*arguments: object) -> None:
+        trace = _torch._get_tracing_state()
+        if trace is None:
+            return check(*arguments)
+        _torch._set_tracing_state(None)
+        try:
+            return check(*arguments)
+        finally:
+            _torch._set_tracing_state(trace)
+
+    return checked  # type: ignore[return-value]  # mypy: wraps() forgets
+
 
 def check_options(padding_mode: object, gate: object, activation: object) -> None:
     """Raise ValueError unless the three options have known values."""
-    options = {
-        "padding_mode": (padding_mode, PADDING_MODES),
-        "gate": (gate, GATES),
-        "activation": (activation, ACTIVATIONS),
-    }
-    for name, (value, allowed) in options.items():
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    _check_option("padding_mode", padding_mode, PADDING_MODES)
+    _check_option("gate", gate, GATES)
+    _check_option("activation", activation, ACTIVATIONS)
+
+
+def check_channels_dim(channels_dim: object) -> None:
+    """Raise ValueError unless it is one of the two that there are."""
+    _check_option("channels_dim", channels_dim, CHANNELS_DIMS)
 
 
 def integer(name: str, value: Any) -> int:
@@ -77,6 +99,7 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+@_untraced
 def check(
     name: str,
     x: Tensor,
@@ -86,11 +109,17 @@ def check(
     cross_channel: bool,
 ) -> None:
     """Raise TypeError or ValueError unless the variant called ``name`` accepts these tensors."""
-    _check_x(x)
+    check_maps(x, residual)
     named = dict(zip(PARAMETERS[name], parameters, strict=True))
     _check_parameters(x, named)
     tensors = {key: t for key, t in named.items() if t is not None}
     _SHAPES[name](x, tensors, circular, cross_channel)
+
+
+@_untraced
+def check_maps(x: Tensor, residual: Optional[Tensor]) -> None:
+    """Raise TypeError or ValueError unless ``x``, and ``residual`` with it, are what every variant accepts."""
+    _check_x(x)
     if residual is not None:
         _check_like_x("residual", residual, x)
 
@@ -116,6 +145,18 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def check_channels_last(
+    channels_dim: object, x: Tensor, residual: Optional[Tensor] = None, lengths: Optional[Tensor] = None
+) -> None:
+    """Raise ValueError or TypeError for what can't be said any more once the channels are moved to dimension 1."""
+    check_channels_dim(channels_dim)
+    _check_x(x, "[N, *spatial, C]")
+    if residual is not None:
+        _check_like_x("residual", residual, x)
+    if lengths is not None and x.dim() != 3:
+        _refuse("lengths", "x of shape [N, L, C]", f"x of shape {tuple(x.shape)}")
+
+
 def check_device(device: torch.device, cuda_toolkit: str) -> None:
     """Raise ValueError for a device that this build has no kernels for."""
     if device.type == "cuda" and not cuda_toolkit:
@@ -127,6 +168,7 @@ def check_device(device: torch.device, cuda_toolkit: str) -> None:
         raise ValueError(f"x: expected a CPU or CUDA tensor, got {device}")
 
 
+@_untraced
 def check_lengths(lengths: object, x: Tensor, has_values: bool) -> None:
     """Raise TypeError or ValueError unless these are lengths of the samples of ``x``."""
     lengths = _check_tensor("lengths", lengths)
@@ -188,10 +230,10 @@ def _check_like_x(name: str, value: object, x: Tensor) -> None:
     _check_device(name, tensor, x)
 
 
-def _check_x(x: Tensor) -> None:
+def _check_x(x: Tensor, dimensions: str = "[N, C, *spatial]") -> None:
     _check_tensor("x", x)
     if not 3 <= x.dim() <= 5:
-        _refuse("x", "shape [N, C, *spatial] with 1 to 3 spatial dimensions", f"shape {tuple(x.shape)}")
+        _refuse("x", f"shape {dimensions} with 1 to 3 spatial dimensions", f"shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
         raise TypeError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
 
@@ -217,6 +259,11 @@ def _check_taps(name: str, weight: Tensor, x: Tensor, circular: bool) -> None:
         _refuse(name, "shape (1, 1, k) with k odd", f"shape {tuple(weight.shape)}")
     if circular and weight.shape[2] // 2 > x.shape[1]:
         _refuse(name, f"k // 2 <= {x.shape[1]} channels for circular padding", f"k = {weight.shape[2]}")
+
+
+def _check_option(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _check_tensor(name: str, value: object) -> Tensor:

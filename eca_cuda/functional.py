@@ -2,8 +2,9 @@
 """The three operations as functions of tensors: ``y = activation(x * gate(mean(x)) + residual)``.
 
 In all of them ``x`` is ``[N, C, *spatial]`` with one to three spatial dimensions, in float32, float64, float16 or
-bfloat16, contiguous or channels_last without a copy (other strides through one copy). Parameters have the dtype of
-``x``, or float32 while ``x`` is half. ``y`` has the shape, dtype and memory format of ``x``.
+bfloat16, contiguous or channels_last without a copy (other strides through one copy). With ``channels_dim=-1`` it is
+``[N, *spatial, C]``, as the tokens of transformers are, without a copy either. Parameters have the dtype of ``x``, or
+float32 while ``x`` is half. ``y`` has the shape, dtype and memory format of ``x``.
 
 Sums run in float32 (float64 for float64) in an order that depends on shape and layout only: the same input gives the
 same bits for any number of threads. Saved for backward: ``x``, the parameters, the means ``[N, C]`` and, with an
@@ -15,7 +16,7 @@ from typing import Literal, Optional
 import torch.fx
 from torch import Tensor
 
-from . import autograd, ops
+from . import autograd, checks, ops
 from .checks import PARAMETERS, check_options
 
 __all__ = ["Activation", "Gate", "PaddingMode", "bidirectional_eca", "check_options", "eca", "eca_", "multi_kernel_eca"]
@@ -39,6 +40,7 @@ def eca(
     residual: Optional[Tensor] = None,
     activation: Activation = None,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
 ) -> Tensor:
     """Efficient Channel Attention: scale every channel by a gate computed from its neighbouring channels.
 
@@ -55,6 +57,8 @@ def eca(
         lengths: ``[N]`` integers, for ``x [N, C, L]``: the mean of a sample is that of its first ``lengths[n]``
             positions; the gate applies to all. Plain PyTorch operators, at eager's speed. A length of 0 gives NaN, as
             the mean of nothing does; on the CPU, lengths that are not in [0, L] are refused.
+        channels_dim: 1, or -1 for ``x [N, *spatial, C]``, and ``residual`` likewise: computed on a view, so that it
+            costs what channels_last does. ``lengths`` are then those of ``x [N, L, C]``.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -63,8 +67,8 @@ def eca(
     section 3.2.
     """
     flags = _flags(padding_mode, gate, activation)
-    if lengths is not None:
-        return autograd.apply_to_lengths("eca", x, (weight, bias), residual, flags, lengths)
+    if lengths is not None or channels_dim != 1:
+        return _apply("eca", x, (weight, bias), residual, flags, lengths, channels_dim)
     return autograd.apply("eca", x, (weight, bias), residual, flags)
 
 
@@ -76,6 +80,7 @@ def eca_(
     padding_mode: PaddingMode = "zeros",
     gate: Gate = "sigmoid",
     activation: Activation = None,
+    channels_dim: int = 1,
 ) -> Tensor:
     """:func:`eca` for inference that overwrites ``x`` and returns it, so that no second feature map is needed.
 
@@ -83,12 +88,17 @@ def eca_(
 
     Args:
         x: ``[N, C, *spatial]``, overwritten.
-        weight, bias, padding_mode, gate, activation: as in :func:`eca`.
+        weight, bias, padding_mode, gate, activation, channels_dim: as in :func:`eca`.
 
     Raises:
         TypeError, ValueError: as :func:`eca`, and if a gradient is wanted: backward would need the ``x`` that is gone.
     """
-    return autograd.eca_in_place(x, weight, bias, _flags(padding_mode, gate, activation))
+    flags = _flags(padding_mode, gate, activation)
+    if channels_dim != 1:
+        checks.check_channels_last(channels_dim, x)
+        autograd.eca_in_place(x.movedim(-1, 1), weight, bias, flags)
+        return x
+    return autograd.eca_in_place(x, weight, bias, flags)
 
 
 def multi_kernel_eca(
@@ -105,6 +115,7 @@ def multi_kernel_eca(
     residual: Optional[Tensor] = None,
     activation: Activation = None,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
 ) -> Tensor:
     """Channel attention by three kernels that a softmax over the channel means mixes per sample.
 
@@ -118,15 +129,15 @@ def multi_kernel_eca(
         cross_channel: convolve across channels. Without it only the centre taps act, as in the original module, and
             the other taps get a gradient of exactly zero.
         padding_mode: ``"circular"`` needs ``cross_channel``.
-        gate, residual, activation, lengths: as in :func:`eca`.
+        gate, residual, activation, lengths, channels_dim: as in :func:`eca`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     flags = _flags(padding_mode, gate, activation) + ops.CROSS_CHANNEL * bool(cross_channel)
     parameters = (weight3, weight5, weight7, mix_weight, mix_bias)
-    if lengths is not None:
-        return autograd.apply_to_lengths("multi_kernel_eca", x, parameters, residual, flags, lengths)
+    if lengths is not None or channels_dim != 1:
+        return _apply("multi_kernel_eca", x, parameters, residual, flags, lengths, channels_dim)
     return autograd.apply("multi_kernel_eca", x, parameters, residual, flags)
 
 
@@ -145,6 +156,7 @@ def bidirectional_eca(
     residual: Optional[Tensor] = None,
     activation: Activation = None,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
 ) -> Tensor:
     """Channel attention by two convolutions, one over the reversed channels, that a small network mixes per sample.
 
@@ -157,16 +169,35 @@ def bidirectional_eca(
         hidden_weight, hidden_bias: ``[hidden, C]`` and ``[hidden]``; hidden may be 0.
         mix_weight, mix_bias: ``[2, hidden]`` and ``[2]``.
         final_sigmoid: False leaves the outer ``gate(u)`` out, so that gates reach (0, 1) instead of (0.5, 0.731).
-        padding_mode, gate, residual, activation, lengths: as in :func:`eca`.
+        padding_mode, gate, residual, activation, lengths, channels_dim: as in :func:`eca`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
     flags = _flags(padding_mode, gate, activation) + ops.SINGLE_SIGMOID * (not final_sigmoid)
     parameters = (weight_forward, weight_backward, hidden_weight, hidden_bias, mix_weight, mix_bias)
-    if lengths is not None:
-        return autograd.apply_to_lengths("bidirectional_eca", x, parameters, residual, flags, lengths)
+    if lengths is not None or channels_dim != 1:
+        return _apply("bidirectional_eca", x, parameters, residual, flags, lengths, channels_dim)
     return autograd.apply("bidirectional_eca", x, parameters, residual, flags)
+
+
+def _apply(
+    name: str,
+    x: Tensor,
+    parameters: tuple[Optional[Tensor], ...],
+    residual: Optional[Tensor],
+    flags: int,
+    lengths: Optional[Tensor],
+    channels_dim: int,
+) -> Tensor:
+    """``autograd.apply`` for every value of the two options that most calls do without."""
+    if channels_dim != 1:
+        checks.check_channels_last(channels_dim, x, residual, lengths)
+        moved = None if residual is None else residual.movedim(-1, 1)
+        return _apply(name, x.movedim(-1, 1), parameters, moved, flags, lengths, 1).movedim(1, -1)
+    if lengths is None:
+        return autograd.apply(name, x, parameters, residual, flags)
+    return autograd.apply_to_lengths(name, x, parameters, residual, flags, lengths)
 
 
 def _flags(padding_mode: PaddingMode, gate: Gate, activation: Activation) -> int:

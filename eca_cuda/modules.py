@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: MIT
 """The three layers as ``nn.Module``: the originals' constructors, submodules and state-dict keys, fused execution.
 
-The submodules (``conv1``, ``weight_net`` and so on) only hold parameters; their own ``forward`` is never called.
+One kernel does the work of the submodules (``conv1``, ``weight_net`` and so on) with their parameters, also where
+``torch.nn.utils`` recomputes these: pruning, parametrizations, weight and spectral norm. Where a submodule is not what
+the layer made, the layer calls them all, in plain PyTorch at eager's speed: where one was replaced, as by adapters and
+quantisation, given hooks, or a ``forward`` of its own. After ``torch.compile``, torch itself overlooks new hooks.
 """
 
 import math
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from . import checks, functional
+from . import checks, functional, reference, submodules
+from ._compat import constant_while_tracing
 from .functional import Activation, Gate, PaddingMode
+from .submodules import are_plain, are_plain_convs, refreshed
 
 __all__ = ["BidirectionalECA", "DynamicMultiKernelECA", "EfficientChannelAttention", "adaptive_kernel_size"]
 
@@ -43,36 +45,67 @@ def _channels(name: str, value: Any) -> int:
     return c
 
 
-class _ChannelAttention(nn.Module):
-    """What the three layers share: the options, and parameters that ``torch.nn.utils`` may recompute."""
+_GATES: dict[Gate, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid}
 
-    def __init__(self, c: int, padding_mode: PaddingMode, gate: Gate) -> None:
+
+class _ChannelAttention(nn.Module):
+    """What the three layers share: the options, and the choice between one kernel and calls of the submodules."""
+
+    def __init__(self, c: int, padding_mode: PaddingMode, gate: Gate, channels_dim: int = 1) -> None:
         super().__init__()
         functional.check_options(padding_mode, gate, None)
+        if channels_dim not in (1, -1):
+            raise ValueError(f"channels_dim: expected 1 or -1, got {channels_dim!r}")
         self.channels = _channels("c", c)
         self.padding_mode: PaddingMode = padding_mode
         self.gate_function: Gate = gate
+        self.channels_dim = channels_dim
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Optional[Tensor] = None,
+        activation: Activation = None,
+        lengths: Optional[Tensor] = None,
+    ) -> Tensor:
+        if self.channels_dim != 1:
+            x, residual = submodules.channels_second(x), submodules.channels_second(residual)
+        if self._is_plain():
+            y = self._fused(x, residual, activation, lengths)
+        else:
+            m = submodules.pool(x, residual, lengths, next(filter(torch.is_floating_point, self.parameters()), None))
+            y = submodules.rescale(x, self._gates(m), residual, activation)
+        return y if self.channels_dim == 1 else y.movedim(1, -1)
+
+    def _is_plain(self) -> bool:
+        """Whether calls of the submodules would compute what ``_fused`` does."""
+        raise NotImplementedError
+
+    def _fused(
+        self, x: Tensor, residual: Optional[Tensor], activation: Activation, lengths: Optional[Tensor]
+    ) -> Tensor:
+        """The layer as one function."""
+        raise NotImplementedError
+
+    def _gates(self, m: Tensor) -> Tensor:
+        """What the submodules, called, make of the means ``[N, C]``."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
-        options = {"padding_mode": (self.padding_mode, "zeros"), "gate": (self.gate_function, "sigmoid")}
+        options = {
+            "padding_mode": (self.padding_mode, "zeros"),
+            "gate": (self.gate_function, "sigmoid"),
+            "channels_dim": (self.channels_dim, 1),
+        }
         shown = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
         return ", ".join([str(self.channels), *shown])
 
-
-def recomputes_weights(hook: Any) -> bool:
-    """Whether a forward pre-hook is one of torch's own that compute a weight: pruning, old weight and spectral norm."""
-    return isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm))
-
-
-def refreshed(layer: nn.Module) -> Any:
-    """``layer`` after the hooks that recompute its weights before a forward.
-
-    Other hooks of the submodules never fire, since their ``forward`` is never called.
-    """
-    for hook in layer._forward_pre_hooks.values():
-        if recomputes_weights(hook):
-            hook(layer, ())
-    return layer
+    def __prepare_scriptable__(self) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(
+            f"torch.jit.script: expected a module that TorchScript can read, got {kind}: use torch.export, or "
+            "torch.jit.trace, which records plain operators"
+        )
 
 
 def _factory(device: Any, dtype: Optional[torch.dtype]) -> dict[str, Any]:
@@ -95,6 +128,7 @@ class EfficientChannelAttention(_ChannelAttention):
         padding_mode: ``"zeros"``, or ``"circular"`` (channels have no edges; timm's ``CecaModule``).
         gate: ``"sigmoid"`` or ``"hard_sigmoid"``.
         bias: give the convolution a bias.
+        channels_dim: 1, or -1 for ``x [N, *spatial, C]``; residuals and ``lengths`` go with it.
 
     State dict: ``conv1.weight [1, 1, k]`` (and ``conv1.bias [1]``). ``conv.weight``, the name that timm and the
     official code use, is accepted too.
@@ -110,27 +144,32 @@ class EfficientChannelAttention(_ChannelAttention):
         padding_mode: PaddingMode = "zeros",
         gate: Gate = "sigmoid",
         bias: bool = False,
+        channels_dim: int = 1,
         device: Any = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        super().__init__(c, padding_mode, gate)
+        super().__init__(c, padding_mode, gate, channels_dim)
         k = adaptive_kernel_size(c, b, gamma)
         if kernel_size is not None:
             k = checks.integer("kernel_size", kernel_size)
             if k < 1 or k % 2 == 0:
                 raise ValueError(f"kernel_size: expected an odd number of at least 1, got {k}")
         self.conv1 = _channel_conv(k, padding_mode, checks.flag("bias", bias), _factory(device, dtype))
+        self.sigmoid = _GATES[gate]()
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Optional[Tensor] = None,
-        activation: Activation = None,
-        lengths: Optional[Tensor] = None,
+    @constant_while_tracing  # Dynamo overlooks hooks, and a forward that was replaced on the instance
+    def _is_plain(self) -> bool:
+        m: Any = self._modules
+        conv, gate = m["conv1"], m["sigmoid"]
+        return are_plain((conv, gate), (nn.Conv1d, _GATES[self.gate_function])) and are_plain_convs(
+            (conv,), self.padding_mode, True
+        )
+
+    def _fused(
+        self, x: Tensor, residual: Optional[Tensor], activation: Activation, lengths: Optional[Tensor]
     ) -> Tensor:
-        conv = self.conv1
-        if conv._forward_pre_hooks:
-            refreshed(conv)
+        modules: Any = self._modules
+        conv = refreshed(modules["conv1"])
         return functional.eca(
             x,
             conv.weight,
@@ -141,6 +180,10 @@ class EfficientChannelAttention(_ChannelAttention):
             activation=activation,
             lengths=lengths,
         )
+
+    def _gates(self, m: Tensor) -> Tensor:
+        g: Tensor = self.sigmoid(self.conv1(m.unsqueeze(1)).squeeze(1))
+        return g
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name in ("weight", "bias"):
@@ -163,6 +206,7 @@ class DynamicMultiKernelECA(_ChannelAttention):
         cross_channel: convolve across channels. The state dict then has ``conv3.weight [1, 1, 3]`` and so on.
         padding_mode: ``"zeros"`` or ``"circular"``, the latter with ``cross_channel`` only.
         gate: ``"sigmoid"`` or ``"hard_sigmoid"``.
+        channels_dim: as in :class:`EfficientChannelAttention`.
 
     State dict: ``conv3.weight [C, 1, 3]``, ``conv5.weight``, ``conv7.weight``, ``weight_net.0.weight [3, C]``,
     ``weight_net.0.bias [3]``.
@@ -177,10 +221,11 @@ class DynamicMultiKernelECA(_ChannelAttention):
         cross_channel: bool = False,
         padding_mode: PaddingMode = "zeros",
         gate: Gate = "sigmoid",
+        channels_dim: int = 1,
         device: Any = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        super().__init__(c, padding_mode, gate)
+        super().__init__(c, padding_mode, gate, channels_dim)
         c, factory = self.channels, _factory(device, dtype)
         self.cross_channel = checks.flag("cross_channel", cross_channel)
         if padding_mode == "circular" and not cross_channel:
@@ -197,20 +242,31 @@ class DynamicMultiKernelECA(_ChannelAttention):
 
         self.conv3, self.conv5, self.conv7 = branch(3), branch(5), branch(7)
         self.weight_net = nn.Sequential(nn.Linear(c, 3, **factory), nn.Softmax(dim=1))
+        self.sigmoid = _GATES[gate]()
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Optional[Tensor] = None,
-        activation: Activation = None,
-        lengths: Optional[Tensor] = None,
+    @constant_while_tracing  # Dynamo overlooks hooks, and a forward that was replaced on the instance
+    def _is_plain(self) -> bool:
+        m: Any = self._modules
+        convs, network = (m["conv3"], m["conv5"], m["conv7"]), m["weight_net"]
+        return (
+            are_plain(
+                (*convs, m["sigmoid"], network, *network._modules.values()),
+                (*(nn.Conv1d,) * 3, _GATES[self.gate_function], nn.Sequential, nn.Linear, nn.Softmax),
+            )
+            and network[1].dim in (1, -1)
+            and are_plain_convs(convs, self.padding_mode)
+        )
+
+    def _fused(
+        self, x: Tensor, residual: Optional[Tensor], activation: Activation, lengths: Optional[Tensor]
     ) -> Tensor:
-        mix = refreshed(self.weight_net[0])
+        modules: Any = self._modules
+        mix = refreshed(modules["weight_net"]._modules["0"])
         return functional.multi_kernel_eca(
             x,
-            refreshed(self.conv3).weight,
-            refreshed(self.conv5).weight,
-            refreshed(self.conv7).weight,
+            refreshed(modules["conv3"]).weight,
+            refreshed(modules["conv5"]).weight,
+            refreshed(modules["conv7"]).weight,
             mix.weight,
             mix.bias,
             cross_channel=self.cross_channel,
@@ -220,6 +276,14 @@ class DynamicMultiKernelECA(_ChannelAttention):
             activation=activation,
             lengths=lengths,
         )
+
+    def _gates(self, m: Tensor) -> Tensor:
+        p = self.weight_net(m)
+        channels = 2 if self.cross_channel else 1  # the dimension of the convolutions' input that the means run along
+        sequence = m.unsqueeze(3 - channels)
+        branches = [conv(sequence).squeeze(3 - channels) for conv in (self.conv3, self.conv5, self.conv7)]
+        g: Tensor = self.sigmoid(p[:, :1] * branches[0] + p[:, 1:2] * branches[1] + p[:, 2:3] * branches[2])
+        return g
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", cross_channel=True" if self.cross_channel else "")
@@ -237,6 +301,7 @@ class BidirectionalECA(_ChannelAttention):
         final_sigmoid: apply the gate function once more to the mixture, as the original does.
         padding_mode: ``"zeros"`` or ``"circular"``.
         gate: ``"sigmoid"`` or ``"hard_sigmoid"``, wherever the original has a sigmoid.
+        channels_dim: as in :class:`EfficientChannelAttention`.
 
     State dict: ``conv_forward.weight [1, 1, 3]``, ``conv_backward.weight``, ``gate.0.weight [c // 16, c]``,
     ``gate.0.bias``, ``gate.2.weight [2, c // 16]``, ``gate.2.bias``.
@@ -250,10 +315,11 @@ class BidirectionalECA(_ChannelAttention):
         final_sigmoid: bool = True,
         padding_mode: PaddingMode = "zeros",
         gate: Gate = "sigmoid",
+        channels_dim: int = 1,
         device: Any = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        super().__init__(c, padding_mode, gate)
+        super().__init__(c, padding_mode, gate, channels_dim)
         c, factory = self.channels, _factory(device, dtype)
         self.groups = groups
         self.final_sigmoid = checks.flag("final_sigmoid", final_sigmoid)
@@ -263,19 +329,32 @@ class BidirectionalECA(_ChannelAttention):
         self.gate = nn.Sequential(
             nn.Linear(c, hidden, **factory), nn.ReLU(), nn.Linear(hidden, 2, **factory), nn.Softmax(dim=1)
         )
+        self.sigmoid = _GATES[gate]() if final_sigmoid else nn.Identity()
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Optional[Tensor] = None,
-        activation: Activation = None,
-        lengths: Optional[Tensor] = None,
+    @constant_while_tracing  # Dynamo overlooks hooks, and a forward that was replaced on the instance
+    def _is_plain(self) -> bool:
+        m: Any = self._modules
+        convs, network = (m["conv_forward"], m["conv_backward"]), m["gate"]
+        gate = _GATES[self.gate_function] if self.final_sigmoid else nn.Identity
+        return (
+            are_plain(
+                (*convs, m["sigmoid"], network, *network._modules.values()),
+                (nn.Conv1d, nn.Conv1d, gate, nn.Sequential, nn.Linear, nn.ReLU, nn.Linear, nn.Softmax),
+            )
+            and network[3].dim in (1, -1)
+            and are_plain_convs(convs, self.padding_mode)
+        )
+
+    def _fused(
+        self, x: Tensor, residual: Optional[Tensor], activation: Activation, lengths: Optional[Tensor]
     ) -> Tensor:
-        hidden, mix = refreshed(self.gate[0]), refreshed(self.gate[2])
+        modules: Any = self._modules
+        gate = modules["gate"]._modules
+        hidden, mix = refreshed(gate["0"]), refreshed(gate["2"])
         return functional.bidirectional_eca(
             x,
-            refreshed(self.conv_forward).weight,
-            refreshed(self.conv_backward).weight,
+            refreshed(modules["conv_forward"]).weight,
+            refreshed(modules["conv_backward"]).weight,
             hidden.weight,
             hidden.bias,
             mix.weight,
@@ -287,6 +366,13 @@ class BidirectionalECA(_ChannelAttention):
             activation=activation,
             lengths=lengths,
         )
+
+    def _gates(self, m: Tensor) -> Tensor:
+        p, sequence = self.gate(m), m.unsqueeze(1)
+        ahead = reference.squash(self.conv_forward(sequence).squeeze(1), self.gate_function)
+        back = reference.squash(self.conv_backward(sequence.flip(-1)).flip(-1).squeeze(1), self.gate_function)
+        g: Tensor = self.sigmoid(p[:, :1] * ahead + p[:, 1:] * back)
+        return g
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.final_sigmoid else ", final_sigmoid=False")

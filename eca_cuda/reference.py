@@ -9,7 +9,8 @@ Each is pool -> gate -> rescale. ``x`` is ``[N, C, *spatial]`` with one to three
 
 The gate is computed in the wider of the dtypes of ``x`` and of the parameters, ``y`` has the dtype of ``x``.
 With ``lengths [N]``, for ``x [N, C, L]`` only, the mean of a sample is that of its first ``lengths[n]`` positions; the
-gate applies to all. ``conv`` is how the convolution across channels is computed, for code that needs another form.
+gate applies to all. With ``channels_dim=-1`` the channels come last, ``x [N, *spatial, C]``, and nothing else
+differs. ``conv`` is how the convolution across channels is computed, for code that needs another form.
 This file imports nothing of ours, runs on every device and is differentiable to any order.
 """
 
@@ -42,11 +43,12 @@ def eca(
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
     conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """ECA (Wang et al., CVPR 2020, section 3.2): ``g = gate(conv1d_k(m))`` across channels; weight ``[1, 1, k]``."""
-    g = eca_gate(x, weight, bias, padding_mode, gate, lengths, conv)
-    return _rescale(x, g, residual, activation)
+    g = eca_gate(x, weight, bias, padding_mode, gate, lengths, channels_dim, conv)
+    return rescale(x, g, residual, activation, channels_dim)
 
 
 def eca_gate(
@@ -56,10 +58,11 @@ def eca_gate(
     padding_mode: str,
     gate: str,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
     conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """What ``eca`` multiplies with, ``[N, C]``."""
-    return _squash(conv(_pool(x, weight, lengths), weight, bias, padding_mode), gate)
+    return squash(conv(pool(x, weight, lengths, channels_dim), weight, bias, padding_mode), gate)
 
 
 def multi_kernel_eca(
@@ -76,6 +79,7 @@ def multi_kernel_eca(
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
     conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """Three kernels mixed by ``p = softmax(mix_weight m + mix_bias)``, ``mix_weight [3, C]``.
@@ -84,7 +88,7 @@ def multi_kernel_eca(
     ``g = gate(m * (p0 a3 + p1 a5 + p2 a7))``. With ``cross_channel`` the weights are ``[1, 1, k]`` and convolve
     across channels: ``g = gate(p0 conv3(m) + p1 conv5(m) + p2 conv7(m))``.
     """
-    m = _pool(x, weight3, lengths)
+    m = pool(x, weight3, lengths, channels_dim)
     p = torch.softmax(F.linear(m, mix_weight, mix_bias), dim=1)
     weights = (weight3, weight5, weight7)
     if cross_channel:
@@ -92,7 +96,7 @@ def multi_kernel_eca(
     else:
         branches = [m * w[:, 0, w.shape[-1] // 2] for w in weights]
     z = p[:, 0:1] * branches[0] + p[:, 1:2] * branches[1] + p[:, 2:3] * branches[2]
-    return _rescale(x, _squash(z, gate), residual, activation)
+    return rescale(x, squash(z, gate), residual, activation, channels_dim)
 
 
 def bidirectional_eca(
@@ -110,6 +114,7 @@ def bidirectional_eca(
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
     conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """Two convolutions, one of them over the reversed channels, mixed by a small network.
@@ -118,12 +123,12 @@ def bidirectional_eca(
     ``u = p0 gate(conv(m; weight_forward)) + p1 gate(conv(m; flip(weight_backward)))`` and ``g = gate(u)``;
     with ``final_sigmoid=False``, ``g = u``. Weights ``[1, 1, k]``, ``[hidden, C]`` and ``[2, hidden]``.
     """
-    m = _pool(x, weight_forward, lengths)
+    m = pool(x, weight_forward, lengths, channels_dim)
     p = torch.softmax(F.linear(F.relu(F.linear(m, hidden_weight, hidden_bias)), mix_weight, mix_bias), dim=1)
-    ahead = _squash(conv(m, weight_forward, None, padding_mode), gate)
-    back = _squash(conv(m, weight_backward.flip(-1), None, padding_mode), gate)
+    ahead = squash(conv(m, weight_forward, None, padding_mode), gate)
+    back = squash(conv(m, weight_backward.flip(-1), None, padding_mode), gate)
     u = p[:, :1] * ahead + p[:, 1:] * back
-    return _rescale(x, _squash(u, gate) if final_sigmoid else u, residual, activation)
+    return rescale(x, squash(u, gate) if final_sigmoid else u, residual, activation, channels_dim)
 
 
 def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
@@ -131,10 +136,13 @@ def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return a if a == b else torch.float64 if torch.float64 in (a, b) else torch.float32
 
 
-def _pool(x: Tensor, weight: Tensor, lengths: Optional[Tensor]) -> Tensor:
+def pool(x: Tensor, weight: Tensor, lengths: Optional[Tensor], channels_dim: int = 1) -> Tensor:
     dtype = _promoted(x.dtype, weight.dtype)
     if lengths is None:
-        return x.mean(dim=tuple(range(2, x.dim())), dtype=dtype)
+        spatial = range(2, x.dim()) if channels_dim == 1 else range(1, x.dim() - 1)
+        return x.mean(dim=tuple(spatial), dtype=dtype)
+    if channels_dim != 1:
+        x = x.transpose(1, 2)
     counted_from_one = lengths.new_ones(x.shape[2]).cumsum(0)  # where lengths is a DTensor, torch.arange is none
     padding = counted_from_one > lengths.unsqueeze(1)
     # In float32 at least, as mean does it: a sum of halves soon leaves their range.
@@ -142,14 +150,17 @@ def _pool(x: Tensor, weight: Tensor, lengths: Optional[Tensor]) -> Tensor:
     return (total / lengths.unsqueeze(1)).to(dtype)
 
 
-def _squash(z: Tensor, gate: str) -> Tensor:
+def squash(z: Tensor, gate: str) -> Tensor:
     # Not F.hardsigmoid, whose float64 gradient multiplies by a float32 1/6 on the CPU (torch 2.14), an error of 1e-8;
     # nor F.relu6, whose gradient of NaN depends on the element's position.
     return (z + 3).clamp(0, 6) / 6 if gate == "hard_sigmoid" else torch.sigmoid(z)
 
 
-def _rescale(x: Tensor, g: Tensor, residual: Optional[Tensor], activation: Optional[str]) -> Tensor:
-    y = x * g.reshape(g.shape + (1,) * (x.dim() - 2))
+def rescale(
+    x: Tensor, g: Tensor, residual: Optional[Tensor], activation: Optional[str], channels_dim: int = 1
+) -> Tensor:
+    ones = (None,) * (x.dim() - 2)
+    y = x * g[(..., *ones) if channels_dim == 1 else (slice(None), *ones)]
     if residual is not None:
         y = y + residual
     if activation == "relu":

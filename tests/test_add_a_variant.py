@@ -50,12 +50,13 @@ def contrast_eca(
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
     lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
     conv: ChannelConv = channel_conv,
 ) -> Tensor:
     """``g = gate(scale (m - mean of m over the channels) + shift)``; scale and shift ``[1]``."""
-    m = _pool(x, scale, lengths)
+    m = pool(x, scale, lengths, channels_dim)
     z = scale * (m - m.mean(1, keepdim=True)) + shift
-    return _rescale(x, _squash(z, gate), residual, activation)
+    return rescale(x, squash(z, gate), residual, activation, channels_dim)
 
 '''
 
@@ -238,7 +239,7 @@ CONTRAST = Variant(
 CASE = """    Case("contrast-hard", CONTRAST, {}, {"gate": "hard_sigmoid"}),\n"""
 
 STEPS: dict[int, list[Edit]] = {
-    1: [Edit("eca_cuda/reference.py", "    return _rescale(x, g, residual, activation)\n\n", REFERENCE)],
+    1: [Edit("eca_cuda/reference.py", "    return rescale(x, g, residual, activation, channels_dim)\n\n", REFERENCE)],
     2: [Edit("csrc/gates/contrast.h", "", GATE)],
     3: [
         Edit("csrc/options.h", "kMultiKernel, kBidirectional", ", kContrast"),

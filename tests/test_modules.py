@@ -190,5 +190,6 @@ def test_repr_in_full():
         "EfficientChannelAttention(\n"
         "  64\n"
         "  (conv1): Conv1d(1, 1, kernel_size=(3,), stride=(1,), padding=(1,), bias=False)\n"
+        "  (sigmoid): Sigmoid()\n"
         ")"
     )

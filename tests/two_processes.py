@@ -81,18 +81,43 @@ def check_data_parallel(x: Tensor, mesh: Any) -> None:
             torch.testing.assert_close(grads, [p.grad for p in one.parameters()])
 
 
-def check_that_a_sharded_convolution_is_refused(mesh: Any) -> None:
-    """FSDP2 gathers in a module's forward, and that of ``conv1`` is never called."""
+def check_a_sharded_convolution(mesh: Any) -> None:
+    """FSDP2 gathers in a module's forward, and so the layer calls ``conv1``; as a function it can't."""
     from torch.distributed.fsdp import fully_shard
 
-    layer = eca_cuda.EfficientChannelAttention(20)
+    torch.manual_seed(0)
+    layer, x = eca_cuda.EfficientChannelAttention(20), make_x(SHAPE)
+    expected = layer(x)
     fully_shard(layer.conv1, mesh=mesh)
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    assert layer.conv1.weight.grad is not None
+    layer.conv1.reshard()
     try:
-        layer(make_x(SHAPE))
+        eca_cuda.eca(x, layer.conv1.weight)
     except TypeError as error:
         assert "apply fully_shard to the layer" in str(error), error
     else:
         raise AssertionError("not refused")
+
+
+def check_channels_last(mesh: Any) -> None:
+    """Tokens stay sharded, compiled too: moving the channels gathers nothing."""
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+
+    for case in DEFAULTS:
+        x, parameters = case.inputs(SHAPE, torch.float64)
+        maps = [t.movedim(1, -1).contiguous() for t in (x, make_x(SHAPE, torch.float64, seed=2))]
+        one = partial(case.variant.function, channels_dim=-1)
+        wanted = results(one, *maps, parameters)
+        sharded = [distribute_tensor(t, mesh, [Shard(0)]) for t in maps]
+        whole = [distribute_tensor(t, mesh, [Replicate()]) for t in parameters]
+        for function in (one, compiled(one)):
+            found = results(function, *sharded, whole)
+            assert {t.placements for t in found[:3]} == {(Shard(0),)}
+            assert {t.placements for t in found[3:]} == {(Partial(),)}
+            torch.testing.assert_close([t.full_tensor() for t in found], wanted)
 
 
 def check_lengths(mesh: Any) -> None:
@@ -174,8 +199,9 @@ def main() -> None:
                 found = second_derivatives(function, *maps, whole)
                 wanted = second_derivatives(function, x, residual, parameters)
                 torch.testing.assert_close([t.full_tensor() for t in found], wanted)
+    check_channels_last(mesh)
     check_data_parallel(x, mesh)
-    check_that_a_sharded_convolution_is_refused(mesh)
+    check_a_sharded_convolution(mesh)
     (check_lengths if PADS else check_that_what_pads_is_refused)(mesh)
     dist.destroy_process_group()
     print("every case is right")

@@ -30,7 +30,8 @@ def functions(x: Tensor, weight: Tensor, lengths: Tensor) -> None:
     assert_type(eca(x, weight), Tensor)
     assert_type(eca(x, weight, None, padding_mode="zeros", gate="sigmoid", residual=x, activation=None), Tensor)
     assert_type(eca(x, weight, lengths=lengths), Tensor)
-    assert_type(eca_(x, weight), Tensor)
+    assert_type(eca(x, weight, residual=x, channels_dim=-1), Tensor)
+    assert_type(eca_(x, weight, channels_dim=-1), Tensor)
     assert_type(eca_cuda.reference.eca(x, weight), Tensor)
     assert_type(EfficientChannelAttention(64).forward(x, x, "relu"), Tensor)
     assert_type(eca_cuda.inductor.enable(), None)
@@ -44,6 +45,7 @@ def mistakes(x: Tensor, weight: Tensor) -> None:
     eca(x, weight, padding_mode="reflect")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     eca(x, weight, activation="gelu")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     eca(x, weight, kernel_size=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    eca(x, weight, channels_dim="last")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EfficientChannelAttention(64, gate="tanh")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     compile_mode("fast")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     eca_(x, weight, residual=x)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
