@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Finds ECA in a graph of torch calls, by the values that Dynamo traced and not by how the shapes are spelled."""
+"""Finds ECA in a graph of torch calls, by the values that Dynamo traced and not by how the shapes are spelled.
+
+From x to the gate, calls are followed with the *axes* of what they return: for each of its dimensions, the dimensions
+of x that run through it, outermost first. Those of size 1 run through none. Views move axes about, means take them
+away, and what is left of them says which dimension holds the channels.
+"""
 
 import inspect
 import operator
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
@@ -15,21 +21,41 @@ from torch.fx import Node
 
 from . import checks, ops
 
-_GATES: dict[Any, str] = {torch.sigmoid: "sigmoid", F.sigmoid: "sigmoid", "sigmoid": "sigmoid"}
+_GATES: dict[Any, str] = dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", torch.sigmoid_, "sigmoid_"), "sigmoid")
 _GATES[F.hardsigmoid] = "hard_sigmoid"
-_ADAPTIVE_POOLS: tuple[Any, ...] = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+# With the number of dimensions, the last ones, that they pool.
+_ADAPTIVE_POOLS: dict[Any, int] = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}
+_POOLS: dict[Any, int] = _ADAPTIVE_POOLS | {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}
 _MEANS: tuple[Any, ...] = ("mean", torch.mean)
 _PADS: tuple[Any, ...] = (F.pad, torch._C._nn.pad)
-_EXPANDS: tuple[Any, ...] = ("expand_as", "expand")
-_PRODUCTS: tuple[Any, ...] = (operator.mul, torch.mul, "mul")
+_EXPANDS: tuple[Any, ...] = ("expand_as", "expand", "broadcast_to", torch.broadcast_to)
+_PRODUCTS: tuple[Any, ...] = (operator.mul, torch.mul, "mul", torch.multiply, "multiply")
 _SUMS: tuple[Any, ...] = (operator.add, torch.add, "add", operator.iadd, "add_")
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", torch.relu_, "relu_")
-# These never change the order of the elements; transpositions do not where they move dimensions of size 1 only.
-_RESHAPES: tuple[Any, ...] = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous")
-_RESHAPES += (torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze)
-_TRANSPOSES: tuple[Any, ...] = ("transpose", torch.transpose)
-_PERMUTES: tuple[Any, ...] = ("permute", torch.permute)
-_MODE_CHANGES = ("_set_grad_enabled", "_enter_autocast", "_exit_autocast")
+# These keep the elements in their order where they keep their number.
+_RESHAPES: tuple[Any, ...] = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "to")
+_RESHAPES += ("view_as", "reshape_as", "type_as", operator.getitem)
+_RESHAPES += (torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze)
+_MOVES = ("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims")
+# x.mT is torch.ops.aten.mT(x) from torch 2.14 on, and getattr(x, "mT") before.
+_PERMUTES: tuple[Any, ...] = (*_MOVES, *(getattr(torch, name) for name in _MOVES), torch.ops.aten.mT, getattr)
+_MODE_CHANGES = {"_set_grad_enabled", "_enter_autocast", "_exit_autocast"}
+_MODE_CHANGES |= {"_enter_inference_mode", "_exit_inference_mode"}
+
+# What calls do, a letter each, and in what order they make a gate of x.
+_LETTERS: dict[Any, str] = {}
+for _letter, _targets in {
+    "v": (*_RESHAPES, *_PERMUTES),
+    "m": (*_MEANS, *_POOLS),
+    "p": _PADS,
+    "c": (F.conv1d,),
+    "s": (*_GATES,),
+    "e": _EXPANDS,
+}.items():
+    _LETTERS |= dict.fromkeys(_targets, _letter)
+_ORDER = re.compile("v*(mv*)+p?cv*sv*e*")
+
+_Axes = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -64,41 +90,51 @@ def find(product: Node) -> Optional[Match]:
 def _match(product: Node, x: Any, gate: Any) -> Match:
     value = _value(x)
     _require(3 <= value.dim() <= 5 and _value(product).dtype == value.dtype)
-    _require(_has_shape(product, tuple(value.shape)))
-    n, c = value.shape[:2]
-    nodes = [product]
+    _require(_has_shape(product, value.shape))
+    calls = _calls(x, gate)
+    letters = "".join(_LETTERS[call.target] for call in calls)
+    _require(_ORDER.fullmatch(letters) is not None)
+    # Nothing else may use what they return, but for views of x, which cost nothing.
+    _require(all(len(call.users) == 1 for call in calls[letters.index("m") :]))
 
-    def step(node: Node) -> Any:
-        """From a call to its first argument; nothing else may use what the call returns."""
-        _require(len(node.users) == 1)
-        nodes.append(node)
-        return node.args[0]
+    axes: _Axes = [() if _same(size, 1) else (d,) for d, size in enumerate(value.shape)]
+    of_x = axes
+    conv, squash = calls[letters.index("c")], calls[letters.index("s")]
+    options: dict[str, Any] = {"gate": _gate(squash)}
+    for call, letter in zip(calls, letters, strict=True):
+        if letter == "v":
+            axes = _viewed(call, axes, value.shape)
+        elif letter == "m":
+            axes = _pooled(call, axes)
+        elif call is conv:
+            weight, bias, padding = _conv_arguments(conv)
+            half = _value(weight).shape[-1] // 2
+            is_circular = "p" in letters
+            _require(padding == (0 if is_circular else half))
+            _require(not is_circular or _is_circular_pad(conv.args[0], half))
+            options["channels_dim"] = channels_dim = _channels_dim(axes, of_x)
+            options["padding_mode"] = "circular" if is_circular else "zeros"
+    _require(list(axes) == [dims if d in (0, channels_dim % value.dim()) else () for d, dims in enumerate(of_x)])
+    return Match((product, *reversed(calls)), x, weight, bias, options)
 
-    def back(node: Any) -> Node:
-        """From ``node`` to what it was before calls that keep the elements in their order."""
-        while isinstance(node, Node) and _keeps_order(node):
-            node = step(node)
-        _require(isinstance(node, Node))
-        return node  # type: ignore[no-any-return]
 
-    while isinstance(gate, Node) and gate.target in _EXPANDS:
-        gate = step(gate)
-    _require(_has_shape(gate, (n, c, *(1,) * (value.dim() - 2))))
-    squash = back(gate)
-    _require(squash.target in _GATES and not any(squash.args[1:]) and not any(squash.kwargs.values()))
-    conv = back(step(squash))
-    sequence, weight, bias, padding = _conv_arguments(conv)
-    half = _value(weight).shape[-1] // 2
-    step(conv)
-    is_circular = sequence.target in _PADS and sequence.args[1:3] == ((half, half), "circular")
-    _require(padding == (0 if is_circular else half))
-    if is_circular:
-        sequence = step(sequence)
-    _require(_has_shape(sequence, (n, 1, c)))
-    pool = back(sequence)
-    _require(_is_pool(pool, value.dim()) and step(pool) is x)
-    options = {"padding_mode": "circular" if is_circular else "zeros", "gate": _GATES[squash.target]}
-    return Match(tuple(nodes), x, weight, bias, options)
+def _calls(x: Any, gate: Any) -> list[Node]:
+    """The known calls that lead from ``x`` to ``gate``, each with what the one before returns, the first first."""
+    found: list[Node] = []
+    node = gate
+    while node is not x:
+        _require(isinstance(node, Node) and node.target in _LETTERS and len(node.args) > 0)
+        found.append(node)
+        node = node.args[0]
+    return found[::-1]
+
+
+def _channels_dim(axes: _Axes, of_x: _Axes) -> int:
+    """The dimension of x that is last in a sequence ``[N, 1, C]`` with these axes: 1 or -1."""
+    for d in (1, -1):
+        if list(axes) == [of_x[0], (), of_x[d]]:
+            return d
+    raise _Other
 
 
 def _with_epilogue(match: Match) -> Iterator[Match]:
@@ -123,11 +159,15 @@ def _with_epilogue(match: Match) -> Iterator[Match]:
 
 def _is_valid(match: Match) -> bool:
     """Whether the operator takes these tensors."""
-    x, residual = _value(match.x), match.options.get("residual")
+
+    def as_map(node: Node) -> Tensor:
+        return _value(node).movedim(match.options["channels_dim"], 1)
+
+    x, residual = as_map(match.x), match.options.get("residual")
     parameters = [_value(match.weight), None if match.bias is None else _value(match.bias)]
     circular = match.options["padding_mode"] == "circular"
     try:
-        checks.check("eca", x, parameters, None if residual is None else _value(residual), circular, False)
+        checks.check("eca", x, parameters, None if residual is None else as_map(residual), circular, False)
         checks.check_device(x.device, ops.cuda_toolkit())
     except (TypeError, ValueError):
         return False
@@ -169,57 +209,102 @@ def _writes(node: Node) -> bool:
         return True
 
 
-def _conv_arguments(conv: Node) -> tuple[Node, Node, Optional[Node], int]:
-    """Input, weight, bias and padding of a convolution of one channel with one filter and odd k."""
-    _require(conv.target is F.conv1d)
+def _arguments(node: Node, *names: str, **defaults: Any) -> dict[str, Any]:
+    """What a call is given, by name; refused if there is more than is named here."""
+    _require(len(node.args) <= len(names))
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    _require(given.keys() <= set(names))
+    return defaults | given
+
+
+def _gate(squash: Node) -> str:
+    _arguments(squash, "input", "inplace")
+    return _GATES[squash.target]
+
+
+def _conv_arguments(conv: Node) -> tuple[Node, Optional[Node], int]:
+    """Weight, bias and padding of a convolution without strides, gaps and groups; ``_is_valid`` judges the weight."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    given |= dict(zip(names, conv.args, strict=False)) | conv.kwargs
+    given = _arguments(conv, *names, bias=None, stride=1, padding=0, dilation=1, groups=1)
     weight, padding = given["weight"], _one(given["padding"])
-    shape = _value(weight).shape
-    _require(len(shape) == 3 and tuple(shape[:2]) == (1, 1) and isinstance(padding, int))
+    half = _value(weight).shape[-1] // 2
     _require((_one(given["stride"]), _one(given["dilation"]), given["groups"]) == (1, 1, 1))
-    return given["input"], weight, given["bias"], padding
+    return weight, given["bias"], half if padding == "same" else padding
 
 
-def _is_pool(node: Node, rank: int) -> bool:
-    """Whether it takes the mean over all positions of a map with ``rank`` dimensions."""
-    args: tuple[Any, ...] = node.args
-    if node.target in _ADAPTIVE_POOLS:
-        size = args[1] if len(args) == 2 else None
-        sizes = size if isinstance(size, (tuple, list)) else [size]
-        return node.target is _ADAPTIVE_POOLS[rank - 3] and all(s == 1 for s in sizes) and not node.kwargs
-    if node.target not in _MEANS or len(args) > 3 or not {"dim", "keepdim"} >= node.kwargs.keys():
-        return False
-    dims: Any = args[1] if len(args) > 1 else node.kwargs.get("dim")
-    dims = dims if isinstance(dims, (tuple, list)) else [dims]
-    return all(isinstance(d, int) for d in dims) and {d % rank for d in dims} == set(range(2, rank))
+def _is_circular_pad(pad: Any, half: int) -> bool:
+    given = _arguments(pad, "input", "pad", "mode", "value", mode="constant")
+    return (tuple(given["pad"]), given["mode"]) == ((half, half), "circular")
 
 
-def _keeps_order(node: Node) -> bool:
-    if node.target in _RESHAPES:
-        return True
-    args: tuple[Any, ...] = node.args
-    source = args[0] if args else None
-    if node.kwargs or not isinstance(source, Node) or not isinstance(source.meta.get("example_value"), Tensor):
-        return False
-    shape = _value(source).shape
-    order = list(range(len(shape)))
-    if node.target in _TRANSPOSES:
-        a, b = args[1:]
-        order[a], order[b] = order[b], order[a]
-    elif node.target in _PERMUTES:
-        given = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
-        order = [d % len(shape) for d in given]
+def _pooled(pool: Node, axes: _Axes) -> _Axes:
+    """The axes of means over whole dimensions."""
+    rank, after = len(axes), _value(pool)
+    if pool.target in _MEANS:
+        given = _arguments(pool, "input", "dim", "keepdim", "axis", dim=None, axis=None)
+        dims = given["dim"] if given["axis"] is None else given["axis"]
+        dims = dims if isinstance(dims, (tuple, list)) else [dims]
+        _require(len(dims) > 0 and all(isinstance(d, int) for d in dims))
+        means = {d % rank for d in dims}
     else:
-        return False
-    moved = [d for d in order if not _same(shape[d], 1)]
-    return moved == sorted(moved)
+        means = _pooled_dims(pool, rank)
+    if after.dim() < rank:
+        return [dims for d, dims in enumerate(axes) if d not in means]
+    return [() if d in means else dims for d, dims in enumerate(axes)]
+
+
+def _pooled_dims(pool: Node, rank: int) -> set[int]:
+    """The dimensions that an average pool with one window takes the mean over."""
+    count = _POOLS[pool.target]
+    _require(all(_same(size, 1) for size in _value(pool).shape[-count:]))
+    if pool.target in _ADAPTIVE_POOLS:
+        return set(range(rank - count, rank))
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    given = _arguments(pool, *names, padding=0, divisor_override=None)
+    _require(given["divisor_override"] is None and all(_same(p, 0) for p in _several(given["padding"], count)))
+    _require(all(map(_same, _several(given["kernel_size"], count), _value(pool.args[0]).shape[-count:])))
+    return set(range(rank - count, rank))
+
+
+def _viewed(view: Node, axes: _Axes, sizes: Sequence[Any]) -> _Axes:
+    """The axes behind a call that rearranges dimensions of x with these sizes, if it does nothing else."""
+    before, after = _value(view.args[0]), _value(view)
+    _require((before.dtype, before.device) == (after.dtype, after.device))
+    if view.target in _PERMUTES:
+        return [axes[d] for d in _permutation(view, len(axes))]
+    _require(view.target is not operator.getitem or _is_basic(view.args[1]))
+    left = [d for dims in axes for d in dims]
+    grouped = []
+    for size in after.shape:
+        dims: tuple[int, ...] = ()
+        elements: Any = 1
+        while not _same(elements, size):
+            _require(len(left) > 0)
+            dims += (left.pop(0),)
+            elements = elements * sizes[dims[-1]]
+        grouped.append(dims)
+    _require(not left)  # slices that take a part end here
+    return grouped
+
+
+def _permutation(view: Node, rank: int) -> Sequence[int]:
+    """The dimension that each one of the result was: what becomes of the sizes 0, 1, 2 and so on."""
+    _require(view.all_input_nodes == [view.args[0]])
+    _require(view.target is not getattr or view.args[1] in ("mT",))
+    probe = torch.empty(tuple(range(rank)), device="meta")
+    function = getattr(Tensor, view.target) if isinstance(view.target, str) else view.target
+    return tuple(function(probe, *view.args[1:], **view.kwargs).shape)
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether it is one of slices, numbers, None and the ellipsis, which keep elements in their order."""
+    items = index if isinstance(index, tuple) else (index,)
+    return all(item is None or item is Ellipsis or type(item) in (slice, int) for item in items)
 
 
 def _value(node: Any) -> Tensor:
     """What Dynamo saw there."""
-    value = node.meta.get("example_value") if isinstance(node, Node) else None
+    value = _traced(node)
     if not isinstance(value, Tensor):
         raise _Other
     return value
@@ -238,6 +323,20 @@ def _same(a: Any, b: Any) -> bool:
 def _one(value: Any) -> Any:
     """``value``, or what is in a sequence of one."""
     return value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+
+
+def _several(value: Any, count: int) -> Sequence[Any]:
+    """``count`` sizes, from a sequence of them or from one, or from calls that return them."""
+    value = _traced(value)
+    sizes = value if isinstance(value, (tuple, list)) else [value]
+    sizes = sizes if len(sizes) == count else [*sizes] * count
+    _require(len(sizes) == count)
+    return [_traced(size) for size in sizes]
+
+
+def _traced(value: Any) -> Any:
+    """What Dynamo saw if it is a call, else itself."""
+    return value.meta.get("example_value") if isinstance(value, Node) else value
 
 
 def _require(condition: bool) -> None:

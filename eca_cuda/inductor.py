@@ -5,8 +5,8 @@ A pass over the graph that Dynamo hands to Inductor rewrites
 
     pool over all positions -> convolution across channels -> (hard) sigmoid -> * x   (-> + residual (-> relu))
 
-into one call of ``eca_cuda.eca``, however the shapes are juggled in between. What it does not know for certain to be
-that stays as it was. Off by default.
+of maps or tokens into one call of ``eca_cuda.eca``, however the shapes are juggled in between. What it does not know
+for certain to be that stays as it was. Off by default.
 """
 
 from pathlib import Path
@@ -65,12 +65,15 @@ def traced_eca(
     *,
     padding_mode: str,
     gate: str,
+    channels_dim: int,
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
 ) -> Tensor:
     """``eca`` where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
     flags = ops.FLAGS[padding_mode, gate, activation]
-    return autograd.apply_traced("eca", x, (weight, bias), residual, flags)
+    moved = None if residual is None else residual.movedim(channels_dim, 1)
+    y = autograd.apply_traced("eca", x.movedim(channels_dim, 1), (weight, bias), moved, flags)
+    return y.movedim(1, channels_dim)
 
 
 def rewrite(graph: Graph) -> None:
@@ -85,5 +88,6 @@ def rewrite(graph: Graph) -> None:
         fused.meta = dict(last.meta)
         last.replace_all_uses_with(fused)
         for old in match.nodes:
-            graph.erase_node(old)
+            if not old.users:  # views of x may have others
+                graph.erase_node(old)
         counters["inductor"]["eca_cuda"] += 1

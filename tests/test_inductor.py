@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``eca_cuda.inductor.enable()`` rewrites ECA in models as others write them, and nothing that only looks like it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import originals
 import pytest
 import torch
 import torch.nn.functional as F
+from rewriting import calls, enabled, graph_after_the_pass  # noqa: F401 - a fixture that every test uses
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch._inductor.utils import fresh_cache, run_and_get_code, run_fw_bw_and_get_code
+from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
 from torch.utils.checkpoint import checkpoint
 
 import eca_cuda
@@ -19,40 +20,6 @@ from eca_cuda import inductor
 from eca_cuda.testing import channels_last, make_x
 
 SHAPE = (2, 8, 5, 5)
-
-
-@pytest.fixture(autouse=True)
-def enabled() -> Iterator[None]:
-    torch.compiler.reset()
-    counters.clear()
-    inductor.enable()
-    with fresh_cache():  # what an earlier run has compiled would hide the pass
-        yield
-    inductor.disable()
-    torch.compiler.reset()
-
-
-def graph_after_the_pass(
-    model: Callable[..., Any], *args: Tensor, dynamic: bool = False, tolerance: float = 1e-5
-) -> torch.fx.GraphModule:
-    """What Inductor goes on with; run as it is, it must give what ``model`` gives."""
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
-        inductor.rewrite(graph.graph)
-        graph.recompile()
-        graphs.append(graph)
-        return graph.forward
-
-    expected = model(*(t.clone() for t in args))
-    results = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*(t.clone() for t in args))
-    torch.testing.assert_close(results, expected, rtol=tolerance, atol=tolerance)
-    return graphs[0]
-
-
-def calls(graph: torch.fx.GraphModule) -> list[str]:
-    nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
-    return [node.target if isinstance(node.target, str) else node.target.__name__ for node in nodes]
 
 
 class Official(nn.Module):
@@ -137,6 +104,12 @@ def without_gradient(x: Tensor, w: Tensor) -> Tensor:
     return x * g
 
 
+def in_inference_mode(x: Tensor, w: Tensor) -> Tensor:
+    with torch.inference_mode():
+        g = gate(x, w)
+    return x * g
+
+
 def written_to_in_between(x: Tensor, w: Tensor) -> Tensor:
     g = gate(x, w)
     x.view(-1).add_(1)
@@ -213,7 +186,7 @@ LOOK_ALIKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "another tensor is scaled": lambda x, w: (x + 1) * gate(x, w),
     "maximum": lambda x, w: x * gated(x.amax((2, 3))[:, None], w, 2, 8, 1, 1),
     "pool over height": lambda x, w: x * gated(x.mean(2).flatten(1)[:, None], w, 2, 8, 1, 5),
-    "pool over channels": lambda x, w: x * gated(x.mean((1, 2)).unsqueeze(1), w, 2, 1, 1, 5),
+    "channels in the middle": lambda x, w: x * gated(x.mean((1, 3)).unsqueeze(1), w, 2, 1, 5, 1),
     "pool to 5": lambda x, w: x * gated(F.adaptive_avg_pool2d(x, 5).mean((2, 3)).unsqueeze(1), w, 2, 8, 1, 1),
     "no padding": lambda x, w: x[:, 1:-1] * gate(x, w, padding=0),
     "dilated": lambda x, w: x * gate(x, w, padding=2, dilation=2),
@@ -225,6 +198,7 @@ LOOK_ALIKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "over the batch": lambda x, w: x * gated(x.mean((2, 3)).view(1, 1, -1), w, 2, 8, 1, 1),
     "channels mixed up": channels_mixed_up,
     "gate without gradient": without_gradient,
+    "gate in inference mode": in_inference_mode,
     "x written to in between": written_to_in_between,
     "gate used twice": gate_used_twice,
     "gate spread over more pixels": gate_spread_over_more_pixels,
@@ -333,6 +307,17 @@ def test_autocast_regions_are_rewritten_and_half_maps_stay_half():
             return model.attention(model.conv(x))
 
     assert "traced_eca" in calls(graph_after_the_pass(run, x, tolerance=2e-2))
+
+
+def test_a_product_that_autocast_makes_wider_stays_as_it_is():
+    """The gate is of the other half, so that eager's product is float32; the operator's would not be."""
+    model, x = Official(), make_x(SHAPE, torch.bfloat16)
+
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            return model(x)
+
+    assert "traced_eca" not in calls(graph_after_the_pass(run, x))
 
 
 def test_inductor_trains_with_the_fused_operator():

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""What the tests of the Inductor pass share: the pass switched on, and what it makes of a model's graph."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
+
+from eca_cuda import inductor
+
+
+@pytest.fixture(autouse=True)
+def enabled() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    inductor.enable()
+    with fresh_cache():  # what an earlier run has compiled would hide the pass
+        yield
+    inductor.disable()
+    torch.compiler.reset()
+
+
+def graph_after_the_pass(
+    model: Callable[..., Any], *args: Tensor, dynamic: bool = False, tolerance: float = 1e-5
+) -> torch.fx.GraphModule:
+    """What Inductor goes on with; run as it is, it must give what ``model`` gives."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
+        inductor.rewrite(graph.graph)
+        graph.recompile()
+        graphs.append(graph)
+        return graph.forward
+
+    expected = model(*(t.clone() for t in args))
+    results = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*(t.clone() for t in args))
+    torch.testing.assert_close(results, expected, rtol=tolerance, atol=tolerance)
+    return graphs[0]
+
+
+def calls(graph: torch.fx.GraphModule) -> list[str]:
+    nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
+    return [node.target if isinstance(node.target, str) else node.target.__name__ for node in nodes]
