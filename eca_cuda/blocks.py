@@ -10,20 +10,25 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .basis import Basis, Conversion, has_hooks
 from .functional import Activation
+from .fused_attention import FusedAttention
+from .notes import Notes
 from .recognition import Unsupported
-from .swap import Source, Swapped
-from .trial import LeftAlone, copied, generators_kept, without_side_effects
+from .swap import Source, Swapped, own_class
+from .trial import LeftAlone, copied, isolated, without_side_effects
 
 _ADD = {operator.add, torch.add, "add"}
 _ADD_IN_PLACE = {operator.iadd, "add_"}
 _RELU = {torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}
+_LISTS = (nn.ModuleList, nn.ModuleDict)  # which have no forward
 _DROP_PATHS = {"DropPath": "drop_prob", "StochasticDepth": "p"}  # class name -> its probability
 
 
@@ -34,66 +39,97 @@ def attend(layer: Any, x: Tensor, residual: Tensor, activation: Activation, in_p
     """
     y: Tensor
     if isinstance(x, fx.Proxy) or (residual.dtype == x.dtype and residual.shape == x.shape):
-        y = layer(x, residual, activation)
+        if isinstance(layer, FusedAttention):
+            y = layer(x, eca_cuda_residual=residual, eca_cuda_activation=activation)
+        else:
+            y = layer(x, residual, activation)
         return y
     y = layer(x)
     y = y.add_(residual) if in_place else y + residual
     return torch.relu(y) if activation else y
 
 
-class FusedBlock(Swapped):
-    """A residual block whose attention adds the shortcut.
-
-    Its own forward runs while a drop-path is active, and once a module that is no longer called, or in another way, was
-    replaced, reverted or given hooks.
-    """
-
-    _eca_cuda_forward: Any
-    _eca_cuda: tuple[tuple[str, str], ...]  # path and class name of those modules
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        for path, name in self._eca_cuda:
-            module = self.get_submodule(path)
-            if type(module).__name__ != name or _has_hooks(module) or _drops(module):
-                return super().forward(*args, **kwargs)
-        return self._eca_cuda_forward(*args, **kwargs)
-
-
 class Fusable(NamedTuple):
-    """The arguments for ``swap``."""
+    """The forward of a block with the shortcut fused, and what that rests on."""
 
-    modules: tuple[tuple[str, str], ...]
+    modules: tuple[
+        tuple[str, type, bool], ...
+    ]  # that are no longer called, or in another way: path, class, if converted
+    basis: Basis
     source: Source
 
 
+class FusedBlock(Swapped):
+    """A residual block whose attention adds the shortcut.
+
+    Its own forward runs while a drop-path is active, once a module that is no longer called, or in another way, was
+    replaced, reverted or given hooks, and while an attribute that it read is another.
+    """
+
+    _eca_cuda_forward: Any
+    _eca_cuda: Conversion[Fusable]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        for path, kind, converted in self._eca_cuda.found.modules:
+            module = self.get_submodule(path)
+            if not _is(module, kind, converted) or _is_disturbed(module) or _drops(module):
+                return super().forward(*args, **kwargs)
+        if not self._eca_cuda.holds_for(self):
+            return super().forward(*args, **kwargs)
+        return self._eca_cuda_forward(*args, **kwargs)
+
+
+def change_of(block: FusedBlock) -> Optional[str]:
+    """What is not as it was when the block was fused; a drop-path does not count, which comes and goes."""
+    for path, kind, converted in block._eca_cuda.found.modules:
+        module = block.get_submodule(path)
+        if not _is(module, kind, converted):
+            return f"{path} was replaced or reverted"
+        if _is_disturbed(module):
+            return f"{path} has hooks, or a forward of its own"
+    return block._eca_cuda.change(block)
+
+
+def _is(module: nn.Module, kind: type, converted: bool) -> bool:
+    return isinstance(module, FusedAttention) == converted and own_class(module) is kind
+
+
+def _is_disturbed(module: nn.Module) -> bool:
+    return has_hooks(module) or "forward" in module.__dict__
+
+
 def attention_of(block: nn.Module, is_attention: Any) -> list[str]:
-    """Paths of the attention that ``block`` calls itself or through an ``nn.Sequential``."""
+    """Paths of the attention that ``block`` calls itself, through an ``nn.Sequential`` or from a list of modules."""
+    if _is_transparent(block) or type(block) in _LISTS:
+        return []
+    return _attention_in(block, is_attention)
+
+
+def _attention_in(module: nn.Module, is_attention: Any) -> list[str]:
     found = []
-    for name, child in () if _is_transparent(block) else block.named_children():
+    for name, child in module.named_children():
         if is_attention(child):
             found.append(name)
-        elif _is_transparent(child):
-            found += [f"{name}.{i}" for i, m in child.named_children() if is_attention(m)]
+        elif _is_transparent(child) or type(child) in _LISTS:
+            found += [f"{name}.{path}" for path in _attention_in(child, is_attention)]
     return found
 
 
 def _is_transparent(module: nn.Module) -> bool:
-    return type(module) is nn.Sequential and not _has_hooks(module)
-
-
-def _has_hooks(m: nn.Module) -> bool:
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+    return type(module) is nn.Sequential and not has_hooks(module)
 
 
 def fuse(block: nn.Module, attention: list[str]) -> Union[Fusable, Unsupported]:
     """The forward of ``block`` with the shortcut added by the attention at these paths, or why there is none."""
     try:
-        graph = _trace(block, attention)
+        graph, basis = _trace(block, attention)
         paths = [p for path in attention for p in _rewrite(graph, block, path)]
         graph.lint()
         code = graph.python_code("self")
-        modules = tuple((path, type(block.get_submodule(path)).__name__) for path in paths)
-        return Fusable(modules, Source.of(code.src.strip(), code.globals))
+        modules = tuple((path, own_class(m), isinstance(m, FusedAttention)) for path, m in _named(block, paths))
+        functions = {(kind, "forward") for _, kind, converted in modules if not converted}
+        basis = replace(basis, functions=tuple({*basis.functions, *functions}))
+        return Fusable(modules, basis, Source.of(code.src.strip(), code.globals))
     except LeftAlone as reason:
         return Unsupported(str(reason))
     except Exception as error:  # whatever a forward that torch.fx cannot follow may raise
@@ -129,7 +165,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, attention: list[str]) -> None:
         super().__init__()
-        self.inside = {path.rpartition(".")[0] for path in attention}
+        self.inside = {outer for path in attention for outer in _around(path)}
         self.modes = _modes()
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -149,18 +185,43 @@ def _modes() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
-def _trace(block: nn.Module, attention: list[str]) -> fx.Graph:
+def _named(block: nn.Module, paths: list[str]) -> list[tuple[str, nn.Module]]:
+    return [(path, block.get_submodule(path)) for path in paths]
+
+
+def _trace(block: nn.Module, attention: list[str]) -> tuple[fx.Graph, Basis]:
     """The graph of the forward, if it is always the same and the forward does nothing else."""
     if "forward" in vars(block):
         raise LeftAlone("its forward was replaced on the instance")
     arguments = inspect.signature(type(block).forward).parameters.values()
     if any(a.default is not a.empty or a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments):
         raise LeftAlone("its forward has optional arguments")
-    traced = copy.copy(block)
-    vars(traced).update(copied(vars(block)))
-    traced.__class__ = type(type(block).__name__, (type(block),), {"training": property(_refuse_to_say)})
-    with generators_kept(), without_side_effects(traced):
-        return _Tracer(attention).trace(traced)
+    notes = Notes(block, may_ask_for_types=False)
+    traced = _shadow(block, notes)
+    with isolated(), without_side_effects(traced), notes.taken():
+        graph = _Tracer(attention).trace(traced)
+    if notes.objection:
+        raise notes.objection
+    calls = {"forward"}  # which are in the graph
+    inside = [(path, m) for path, m in block.named_modules() if path]
+    read = [path for path, m in inside if notes.names.get(path, calls) != calls or type(m) in _LISTS]
+    return graph, notes.basis(block, ["", *read])
+
+
+def _shadow(block: nn.Module, notes: Notes) -> nn.Module:
+    """A copy whose modules, which will not run, and itself note what is read of them."""
+    shadows: dict[int, nn.Module] = {}
+
+    def shadow(m: nn.Module, path: str) -> nn.Module:
+        if id(m) not in shadows:
+            made = shadows[id(m)] = object.__new__(type(m))
+            object.__setattr__(made, "__dict__", copied(vars(m)) if m is block else dict(vars(m)))
+            children = m._modules.items()
+            made._modules = {n: c and shadow(c, f"{path}.{n}" if path else n) for n, c in children}
+            notes.take(made, path, **({} if path else {"training": property(_refuse_to_say)}))
+        return shadows[id(m)]
+
+    return shadow(block, "")
 
 
 def _refuse_to_say(_: nn.Module) -> bool:
@@ -212,8 +273,14 @@ def _rewrite(graph: fx.Graph, block: nn.Module, path: str) -> list[str]:
     end.replace_all_uses_with(fused)
     for node in reversed(skipped):
         graph.erase_node(node)
-    paths = [path.rpartition(".")[0], *(str(node.target) for node in skipped if node.op == "call_module")]
-    return [path for path in paths if path]
+    paths = [*_around(path), *(str(node.target) for node in skipped if node.op == "call_module")]
+    return paths
+
+
+def _around(path: str) -> list[str]:
+    """The paths of what the module at ``path`` is in."""
+    names = path.split(".")
+    return [".".join(names[:i]) for i in range(1, len(names))]
 
 
 def _only_user(node: fx.Node) -> fx.Node:
@@ -238,7 +305,16 @@ def _is_drop_path(block: nn.Module, node: fx.Node) -> bool:
     """Whether ``node`` calls a drop-path, whose probability is known, on one argument."""
     module = _module(block, node)
     probability = getattr(module, _DROP_PATHS.get(type(module).__name__, ""), None)
-    return isinstance(probability, (int, float)) and len(node.args) == 1 and not node.kwargs
+    is_called_so = isinstance(probability, (int, float)) and len(node.args) == 1 and not node.kwargs
+    return is_called_so and module is not None and _passes(module)
+
+
+def _passes(drop_path: nn.Module) -> bool:
+    """Whether it returns what it is given while it is not active."""
+    off = copy.deepcopy(drop_path).eval()
+    x = torch.arange(1.0, 25.0).view(2, 3, 2, 2)
+    with torch.no_grad():
+        return torch.equal(off(x.clone()), x)
 
 
 def _drops(module: nn.Module) -> bool:
@@ -252,7 +328,7 @@ def _is_relu(block: nn.Module, node: fx.Node) -> bool:
 
 def _check_hooks(block: nn.Module, node: fx.Node) -> None:
     module = _module(block, node)
-    if module is not None and _has_hooks(module):
+    if module is not None and has_hooks(module):
         raise LeftAlone(f"{node.target} has hooks that see a value which the fused pass does not make")
 
 

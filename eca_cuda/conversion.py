@@ -3,54 +3,22 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar, cast
 
-import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
-from . import functional
-from .blocks import Fusable, FusedBlock, attention_of, fuse
-from .functional import Activation
-from .modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
-from .recognition import Recipe, Unsupported, recognise
-from .swap import Swapped, is_wrapped, restore, swap
+from .basis import Conversion
+from .blocks import Fusable, FusedBlock, attention_of, change_of, fuse
+from .fused_attention import FusedAttention
+from .recipe import Recipe
+from .recognition import OWN_LAYERS, Answer, Unsupported, gates_in_blocks, recognise_all
+from .swap import Swapped, is_wrapped, own_class, restore, swap
 
 __all__ = ["ConversionReport", "Finding", "conversion_report", "convert", "revert"]
 
 Model = TypeVar("Model", bound=nn.Module)
-_OURS = (EfficientChannelAttention, DynamicMultiKernelECA, BidirectionalECA)
-
-
-class FusedAttention(Swapped):
-    """The forward of a converted attention module.
-
-    Its own forward runs where x has a rank that this was not tried on (torch.fx traces without ranks), or comes by
-    another name.
-    """
-
-    _eca_cuda: Recipe
-
-    def forward(
-        self,
-        x: Optional[Tensor] = None,
-        residual: Optional[Tensor] = None,
-        activation: Activation = None,
-        **by_its_name: Tensor,
-    ) -> Tensor:
-        recipe = self._eca_cuda
-        y: Tensor
-        if x is None:
-            y = super().forward(**by_its_name)
-            return y
-        if not (isinstance(x, fx.Proxy) or x.dim() in recipe.ranks):
-            y = super().forward(x)
-            y = y if residual is None else y + residual
-            return torch.relu(y) if activation else y
-        parameters = recipe.parameters(self)
-        function = getattr(functional, recipe.variant)
-        y = function(x, *parameters, residual=residual, activation=activation, **recipe.options)
-        return y
 
 
 def convert(model: Model, *, fuse_residual: bool = False) -> Model:
@@ -61,11 +29,13 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
     parameters, state-dict keys, hooks, mode, device and dtype; optimizers, checkpoints and wrappers do not notice.
     ``conversion_report`` says what was converted, what was not, and why. Convert before ``torch.compile``.
 
+    Where something that a forward rests on is changed later (a module in it, its hooks or attributes), the module's own
+    forward runs from then on, until it is changed back. An error on the way leaves the model as it was.
+
     Args:
         model: any module; attention is searched for in all of it.
         fuse_residual: also let the attention of a residual block add the shortcut and apply the ReLU, in the same pass,
-            where torch.fx shows that it is safe. The structure and attributes of the block are then as they were at
-            conversion; where the attention or the ReLU are replaced or given hooks later, its own forward runs again.
+            where torch.fx shows that it is safe.
 
     Returns:
         ``model``. Converting again changes nothing; :func:`revert` undoes it.
@@ -74,16 +44,29 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
         TypeError: if ``model`` is not an ``nn.Module``.
     """
     _check_model(model)
-    for module, answer in [(module, answer) for _, module, answer in _attention(model)]:
-        if isinstance(answer, Recipe) and not _is_fused(module):
-            swap(module, FusedAttention, answer)
-    if fuse_residual:
-        for block, answer in [(block, answer) for _, block, answer in _blocks(model)]:
-            if isinstance(answer, Fusable):
-                swap(block, FusedBlock, answer.modules, answer.source)
-    if not any(map(_is_fused, model.modules())):
+    with ExitStack() as undo:  # in the case of an error
+        attention = recognise_all(model)
+        for module, answer in attention.values():
+            if isinstance(answer, Recipe):
+                _convert(module, answer, undo)
+        if fuse_residual:
+            for _, block, verdict in list(_blocks(model, attention)):
+                if isinstance(verdict, Fusable):
+                    swap(block, FusedBlock, Conversion(verdict), verdict.source)
+                    undo.callback(restore, cast(Swapped, block))
+        undo.pop_all()
+    if not any(_is_fused(module) for module in model.modules()):
         warnings.warn("convert: no attention in the model could be fused, see conversion_report(model)", stacklevel=2)
     return model
+
+
+def _convert(module: nn.Module, recipe: Recipe, undo: ExitStack) -> None:
+    if not isinstance(module, FusedAttention):
+        swap(module, FusedAttention, Conversion(recipe))
+        undo.callback(restore, cast(Swapped, module))
+    elif module._eca_cuda.found is not recipe:  # it changed since it was converted
+        undo.callback(setattr, module, "_eca_cuda", module._eca_cuda)
+        module._eca_cuda = Conversion(recipe)
 
 
 def revert(model: Model) -> Model:
@@ -130,13 +113,21 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     The residual blocks are those around attention that is fused already or could be.
     """
     _check_model(model)
-    attention = []
-    for path, module, answer in _attention(model):
-        possible = "fused" if _is_fused(module) else "could be fused"
-        attention.append(_finding(path, module, answer, possible))
+    found = recognise_all(model)
+    attention = [_attention(path, module, answer) for path, (module, answer) in found.items()]
+    attention += [Finding(path, kind, "left alone", reason) for path, kind, reason in gates_in_blocks(model, found)]
     residual = []
-    for path, block, verdict in _blocks(model):
-        residual.append(_finding(path, block, verdict, "fused" if isinstance(block, FusedBlock) else "could be fused"))
+    for path, block, verdict in _blocks(model, found):
+        if isinstance(block, FusedBlock):
+            change = change_of(block)
+            detail = f"its own forward runs, as {change} since it was converted"
+            fused = Finding(path, _kind(block), "fused", "the shortcut is added by the attention")
+            residual.append(Finding(path, _kind(block), "left alone", detail) if change else fused)
+        elif isinstance(verdict, Fusable):
+            detail = "the shortcut can be added by the attention"
+            residual.append(Finding(path, _kind(block), "could be fused", detail))
+        else:
+            residual.append(Finding(path, _kind(block), "left alone", verdict.reason))
     return ConversionReport(tuple(attention), tuple(residual))
 
 
@@ -146,39 +137,35 @@ def _check_model(model: Any) -> None:
 
 
 def _is_fused(module: nn.Module) -> bool:
-    return isinstance(module, (FusedAttention, *_OURS))
+    if isinstance(module, FusedAttention):
+        return module._eca_cuda.holds_for(module)
+    return isinstance(module, OWN_LAYERS)
 
 
-def _attention(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
-    """Path, module and what it computes, of all that is or looks like attention."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, FusedAttention):
-            yield path, module, module._eca_cuda
-        elif isinstance(module, _OURS):
-            yield path, module, "one of eca_cuda's layers"
-        elif (answer := recognise(module)) is not None:
-            yield path, module, answer
-
-
-def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
+def _blocks(model: nn.Module, attention: dict[str, tuple[nn.Module, Answer]]) -> Iterator[tuple[str, nn.Module, Any]]:
     """Path, module and what ``fuse`` says, of all that calls attention."""
-    attention = {module for _, module, answer in _attention(model) if not isinstance(answer, Unsupported)}
+    fusable = {module for module, answer in attention.values() if not isinstance(answer, Unsupported)}
     for path, module in list(model.named_modules()):
         if isinstance(module, FusedBlock):
-            yield path, module, "the shortcut is added by the attention"
-        elif module not in attention and (names := attention_of(module, attention.__contains__)):
+            yield path, module, None
+        elif module not in fusable and (names := attention_of(module, fusable.__contains__)):
             yield path, module, fuse(module, names)
 
 
-def _finding(path: str, module: nn.Module, answer: Any, possible: str) -> Finding:
-    kind = type(module)._eca_cuda_identity[1] if isinstance(module, Swapped) else type(module)
+def _attention(path: str, module: nn.Module, answer: Answer) -> Finding:
+    change = module._eca_cuda.change(module) if isinstance(module, FusedAttention) else None
+    changed = f"its own forward runs, as {change} since it was converted; now " if change else ""
     if isinstance(answer, Unsupported):
-        return Finding(path, kind.__name__, "left alone", answer.reason)
+        return Finding(path, _kind(module), "left alone", changed + answer.reason)
+    status = "fused" if _is_fused(module) else "could be fused"
     if isinstance(answer, Recipe):
         options = ", ".join(f"{name}={value!r}" for name, value in answer.options.items())
         answer = f"{answer.variant}({options})"
-    detail = "the shortcut can be added by the attention" if isinstance(answer, Fusable) else answer
-    return Finding(path, kind.__name__, possible, detail)
+    return Finding(path, _kind(module), status, changed + answer)
+
+
+def _kind(module: nn.Module) -> str:
+    return own_class(module).__name__
 
 
 def _summary(what: str, findings: tuple[Finding, ...]) -> list[str]:

@@ -10,10 +10,11 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Optional
+from weakref import WeakValueDictionary
 
 from torch import nn
 
-_STATE = "_eca_cuda"  # the one entry in a swapped module's __dict__
+STATE = "_eca_cuda"  # the one entry in a swapped module's __dict__
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Swapped(nn.Module):
     _eca_cuda: Any
     _eca_cuda_identity: ClassVar[tuple[type, type, Optional[Source]]]
 
+    def __init_subclass__(cls) -> None:
+        """Classes that register or refuse their subclasses do not hear of those that are made here."""
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError("torch.jit.script: can't read converted modules: call eca_cuda.revert(model) first")
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         make, arguments, *rest = reduced
@@ -62,30 +69,43 @@ class Swapped(nn.Module):
 
 
 def _rebuild(identity: tuple[type, type, Optional[Source]], make: Any, *arguments: Any) -> Any:
-    return make(_derived(*identity), *arguments)
+    return make(derived(*identity), *arguments)
 
 
-@functools.cache
-def _derived(mixin: type, own: type, source: Optional[Source]) -> type:
-    scope: dict[str, Any] = {"__module__": own.__module__, "__doc__": own.__doc__}
-    scope["_eca_cuda_identity"] = (mixin, own, source)
-    if source is not None:
-        scope["_eca_cuda_forward"] = source.compile()
-    return type(f"Fused{own.__name__}", (mixin, own), scope)
+# As long as a module has such a class: nothing here keeps a class, or what it comes from, alive.
+_classes: WeakValueDictionary[tuple[type, type, Optional[Source]], type] = WeakValueDictionary()
+
+
+def derived(mixin: type, own: type, source: Optional[Source] = None) -> type:
+    """The class with the ``forward`` of ``mixin``; the same for the same arguments. Changes nothing."""
+    identity = (mixin, own, source)
+    made = _classes.get(identity)
+    if made is None:
+        scope: dict[str, Any] = {"__module__": own.__module__, "__doc__": own.__doc__, "_eca_cuda_identity": identity}
+        if source is not None:
+            scope["_eca_cuda_forward"] = source.compile()
+        made = _classes[identity] = type(f"Fused{own.__name__}", (mixin, own), scope)
+    return made
 
 
 def swap(module: nn.Module, mixin: type[Swapped], state: Any, source: Optional[Source] = None) -> None:
     """Give ``module`` the ``forward`` of ``mixin``, which finds ``state`` in ``_eca_cuda``."""
-    module.__dict__[_STATE] = state
-    module.__class__ = _derived(mixin, type(module), source)  # type: ignore[arg-type]  # mypy: no Hashable
+    module.__class__ = derived(mixin, type(module), source)
+    module.__dict__[STATE] = state
 
 
 def restore(module: Swapped) -> None:
     """Undo ``swap``."""
     module.__class__ = module._eca_cuda_identity[1]
-    del module.__dict__[_STATE]
+    del module.__dict__[STATE]
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of ``module``, or the one that it had before it was swapped."""
+    own: type[nn.Module] = type(module)._eca_cuda_identity[1] if isinstance(module, Swapped) else type(module)
+    return own
 
 
 def is_wrapped(module: Swapped) -> bool:
     """Whether the class was exchanged again after ``swap``, as ``fully_shard`` does: then it cannot be undone."""
-    return type(module) is not _derived(*module._eca_cuda_identity)
+    return type(module) is not derived(*module._eca_cuda_identity)

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Running a stranger's ``forward`` to see what it does, with nothing left of it afterwards.
-
-``convert`` may replace a forward only by one that does the same, so anything that it does besides returning a value is
-a reason to leave it alone.
-"""
+"""Running a stranger's ``forward`` to see what it does, apart from what surrounds the caller."""
 
 import copy
-import pickle
-import random
-import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import _pop_mode_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class LeftAlone(Exception):
@@ -22,40 +19,51 @@ class LeftAlone(Exception):
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """What is drawn inside leaves the CPU's generators of torch, random and numpy as they were."""
-    of_random, numpy = random.getstate(), sys.modules.get("numpy")
-    of_numpy = numpy.random.get_state() if numpy else None
-    try:
-        with torch.random.fork_rng(devices=[]):
+def isolated() -> Iterator[None]:
+    """A place of its own for strangers: on the CPU, in one thread, with gradients, under none of the caller's modes."""
+    threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        for _ in range(torch._C._len_torch_function_stack()):
+            stack.enter_context(_pop_mode_temporarily())
+        for context in (
+            _disable_current_modes(),  # such as a FakeTensorMode
+            saved_tensors_hooks(lambda t: t, lambda t: t),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.device("cpu"),
+            warnings.catch_warnings(),
+        ):
+            stack.enter_context(context)
+        warnings.simplefilter("ignore")  # torch's own: code that warns is not run
+        torch.set_num_threads(1)  # what is tried is small: waiting for threads would take most of the time
+        try:
             yield
-    finally:
-        random.setstate(of_random)
-        if numpy:
-            numpy.random.set_state(of_numpy)
+        finally:
+            torch.set_num_threads(threads)
 
 
 @contextmanager
 def without_side_effects(*modules: nn.Module) -> Iterator[None]:
-    """Raises LeftAlone if what ran inside changed an attribute of these modules or drew random numbers."""
-    attributes, generators = [_fingerprint(vars(m)) for m in modules], _generators()
+    """Raises LeftAlone if what ran inside changed an attribute, buffer or parameter of these modules."""
+    before = [_fingerprint(vars(m)) for m in modules]
     yield
-    if [_fingerprint(vars(m)) for m in modules] != attributes:
+    if [_fingerprint(vars(m)) for m in modules] != before:
         raise LeftAlone("its forward sets attributes")
-    if _generators() != generators:
-        raise LeftAlone("its forward draws random numbers")
 
 
 def copied(value: Any) -> Any:
-    """``value`` with its own tensors, lists, dicts and sets, so that changing them does not reach the original's."""
+    """``value`` with its own tensors, lists, dicts, sets, so that changing them does not reach the original's."""
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().clone(), value.requires_grad)
     if isinstance(value, Tensor):
-        return copy.deepcopy(value)
+        return value.detach().clone()
     if isinstance(value, dict):
         new = copy.copy(value)
         new.update({key: copied(element) for key, element in value.items()})
         return new
-    if isinstance(value, list):
-        return [copied(element) for element in value]
+    if type(value) in (list, tuple):
+        return type(value)(copied(element) for element in value)
     return copy.copy(value) if isinstance(value, set) else value
 
 
@@ -65,12 +73,6 @@ def _fingerprint(value: Any) -> Any:
         return id(value), value.is_inference() or value._version
     if isinstance(value, dict):
         return {key: _fingerprint(element) for key, element in value.items()}
-    if isinstance(value, (list, set)):
+    if isinstance(value, (list, set, tuple)):
         return [_fingerprint(element) for element in value]
     return id(value)
-
-
-def _generators() -> bytes:
-    numpy = sys.modules.get("numpy")
-    of_numpy = numpy.random.get_state() if numpy else None
-    return pickle.dumps((torch.get_rng_state().tolist(), random.getstate(), of_numpy))  # arrays do not compare

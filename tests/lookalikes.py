@@ -162,7 +162,7 @@ class Pair(eca_layer):
 
 class Masked(eca_layer):
     def forward(self, x, mask=None):
-        return x * super().forward(torch.ones_like(x) if mask is None else mask)
+        return super().forward(x if mask is None else x * mask)
 
 
 class AnyNumber(eca_layer):
@@ -172,8 +172,8 @@ class AnyNumber(eca_layer):
 
 class KeepsItsGate(eca_layer):
     def forward(self, x):
-        self.last = super().forward(torch.ones_like(x))
-        return super().forward(x)
+        self.last = y = super().forward(x)
+        return y
 
 
 class CountsInside(eca_layer):
@@ -276,7 +276,7 @@ OTHER = {
     "adds the input": (lambda: WithShortcut(64), "something else"),
     "maximum": (lambda: MaxPooled(64), "AdaptiveMaxPool2d"),
     "another gate": (lambda: Tanh(64), "Tanh"),
-    "dropout in training": (lambda: DropsOutInTraining(64), "something else"),
+    "dropout in training": (lambda: DropsOutInTraining(64), "uses F.dropout"),
     "returns the gate": (lambda: GateOnly(64), "shape of its input"),
     "two inputs": (lambda: Pair(64), "takes (x, y), expected one argument"),
     "an optional input": (lambda: Masked(64), "takes (x, mask=None), expected one argument"),
@@ -285,7 +285,7 @@ OTHER = {
     "no forward": (OnlyHolds, "it has no forward"),
     "keeps its gate": (lambda: KeepsItsGate(64), "sets attributes"),
     "counts inside": (lambda: CountsInside(64), "sets attributes"),
-    "sometimes skipped": (lambda: SometimesSkipped(64), "draws random numbers"),
+    "sometimes skipped": (lambda: SometimesSkipped(64), "uses random, a module"),
     "by Conv2d": (ECAByConv2d, "not those of ECA: conv Conv2d(1, 1, kernel_size=(3, 1)"),
     "by a parameter": (EcaByParameter, "of its own: weight"),
     "weights per channel": (lambda: EcaNS(), "Conv1d(64, 64"),

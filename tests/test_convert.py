@@ -18,7 +18,8 @@ from torch.nn.utils import parametrizations, prune
 
 import eca_cuda
 from eca_cuda import conversion_report, convert, revert
-from eca_cuda.conversion import FusedAttention
+from eca_cuda.blocks import attend
+from eca_cuda.fused_attention import FusedAttention
 from eca_cuda.testing import make_x, used_budget
 
 
@@ -125,7 +126,7 @@ def test_an_input_of_another_rank_gets_what_the_module_does_with_it(activation):
     expected = layer(x)
     convert(layer)
     assert torch.equal(layer(x), expected)
-    y = layer(x, residual, activation)
+    y = attend(layer, x, residual, activation, in_place=False)
     assert torch.equal(y, (expected + residual).relu() if activation else expected + residual)
 
 

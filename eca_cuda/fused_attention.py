@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""The forward of a converted attention module."""
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, fx
+
+from . import functional
+from .basis import Conversion
+from .functional import Activation
+from .recipe import Recipe
+from .swap import Swapped
+
+
+class FusedAttention(Swapped):
+    """The forward of a converted attention module.
+
+    Its own forward runs where x has a rank or number of channels that this was not tried with (torch.fx traces without
+    them), where arguments came that it does not take, and while what it rests on is not there.
+    """
+
+    _eca_cuda: Conversion[Recipe]
+
+    def forward(
+        self,
+        x: Optional[Tensor] = None,
+        *others: Any,
+        eca_cuda_residual: Optional[Tensor] = None,
+        eca_cuda_activation: Activation = None,
+        **by_name: Any,
+    ) -> Tensor:
+        recipe = self._eca_cuda.found
+        given = by_name.get(recipe.argument) if x is None else x
+        y: Tensor
+        if isinstance(given, fx.Proxy) or _is_as_tried(self, given, others, by_name):
+            function = getattr(functional, recipe.variant)
+            epilogue = {"residual": eca_cuda_residual, "activation": eca_cuda_activation}
+            try:
+                y = function(given, *recipe.parameters(self), **epilogue, **recipe.options)
+                return y
+            except (TypeError, ValueError):  # a dtype or device that ours does not take: its own forward may
+                if torch.compiler.is_compiling():
+                    raise
+        y = super().forward(**by_name) if x is None else super().forward(x, *others, **by_name)
+        y = y if eca_cuda_residual is None else y + eca_cuda_residual
+        return torch.relu(y) if eca_cuda_activation else y
+
+
+def _is_as_tried(module: FusedAttention, x: Any, others: tuple[Any, ...], by_name: dict[str, Any]) -> bool:
+    recipe = module._eca_cuda.found
+    if not isinstance(x, Tensor) or x.dim() not in recipe.ranks:
+        return False
+    if recipe.channels is not None and x.shape[recipe.options.get("channels_dim", 1)] != recipe.channels:
+        return False
+    if len(others) > len(recipe.unused) or (by_name and by_name.keys() - {recipe.argument, *recipe.unused}):
+        return False
+    return module._eca_cuda.holds_for(module)

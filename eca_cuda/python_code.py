@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""What the Python code of a forward may use: known operations on tensors, and values that can be compared later.
+
+A trial shows what code computes for a few inputs. What else it may do, print, ask for a mode of torch, read a setting
+of the user's, is found by reading the code of each function before it runs the first time.
+"""
+
+import _operator
+import builtins
+import dis
+import enum
+import math
+import operator
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import torch
+from torch import nn
+
+from .basis import Place
+from .swap import own_class
+from .trial import copied
+
+# Of torch and of tensors, with or without a trailing underscore: all that they do shows in numbers.
+OPERATIONS = set(
+    """
+    T abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d add amax amin avg_pool1d avg_pool2d avg_pool3d bfloat16 bmm broadcast_to cat clamp clone
+    concat contiguous conv1d detach div dot double einsum eq exp expand expand_as flatten flip float floordiv ge
+    getitem gt half hardsigmoid hardtanh iadd imul isub itruediv le linear logical_and lt mT matmul max maximum
+    mean min minimum movedim mul multiply mv nan_to_num ne neg norm normalize pad permute pow prod radd relu
+    relu6 repeat reshape reshape_as rmul rpow rsub rtruediv select sigmoid silu softmax softplus softsign sqrt
+    square squeeze stack std sub sum swapaxes swapdims tanh to transpose true_divide truediv type type_as unbind
+    unflatten unsqueeze var view view_as weight_norm where
+    """.split()  # noqa: SIM905
+)
+_BUILTINS = set(
+    """
+    AssertionError Exception IndexError NotImplementedError RuntimeError TypeError ValueError abs all any bool
+    dict enumerate float getattr int isinstance len list map max min range reversed slice sorted sum super tuple
+    zip
+    """.split()  # noqa: SIM905
+)
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, type(...))
+_MODULE = types.ModuleType
+_TORCH_CLASSES = (nn.Module, torch.autocast, torch.no_grad, torch.enable_grad)
+
+
+def is_constant(value: Any) -> bool:
+    """Whether comparing it with what it was tells all that can have changed."""
+    if isinstance(value, dict):
+        return all(map(is_constant, value.values()))
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(map(is_constant, value))
+    return isinstance(value, _CONSTANTS)
+
+
+def _is_mutable(value: Any) -> bool:
+    return isinstance(value, (list, dict, set)) or (isinstance(value, tuple) and any(map(_is_mutable, value)))
+
+
+def is_operation(value: Any) -> bool:
+    """Whether it is a function of torch or of Python's math that does nothing but compute."""
+    owner = getattr(value, "__self__", None)
+    if owner in (math, _operator):
+        return True
+    module = getattr(value, "__module__", None) or getattr(
+        owner, "__name__" if type(owner) is _MODULE else "__module__", ""
+    )
+    is_of_torch = str(module).startswith("torch") or type(value).__module__.startswith("torch")
+    return is_of_torch and not isinstance(value, type) and str(getattr(value, "__name__", "")).strip("_") in OPERATIONS
+
+
+class Code:
+    """The functions of a user's that ran, where they are found again, and the globals that they read.
+
+    Args:
+        model: functions of the packages that its classes come from are read; those of other packages are trusted.
+        refuse: called with what is wrong with a function.
+        may_ask_for_types: whether ``isinstance`` is harmless, as there are no modules that may be exchanged.
+    """
+
+    def __init__(self, model: nn.Module, refuse: Callable[[str], Any], may_ask_for_types: bool) -> None:
+        self.refuse = refuse
+        self.builtins = _BUILTINS if may_ask_for_types else _BUILTINS - {"isinstance"}
+        self.kinds = {base for m in model.modules() for base in own_class(m).__mro__ if _is_foreign(base.__module__)}
+        self.packages = {kind.__module__.partition(".")[0] for kind in self.kinds}
+        self.functions: set[Place] = set()
+        self.globals: dict[Place, Any] = {}
+        self.cells: dict[tuple[Place, str], Any] = {}
+        self._known: dict[types.CodeType, tuple[Place, types.FunctionType]] = {}
+        self._read: set[types.CodeType] = set()
+        for kind in self.kinds:
+            for name, value in vars(kind).items():
+                value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                while value is not None:  # what a decorator wraps, too
+                    self._know((kind, name), value)
+                    value = getattr(value, "__wrapped__", None)
+        for m in model.modules():
+            for value in vars(m).values():
+                if isinstance(value, types.FunctionType):
+                    self._know((type(m), ""), value)
+
+    def _know(self, place: Place, function: Any) -> None:
+        if isinstance(function, types.FunctionType):
+            self._known.setdefault(function.__code__, (place, function))
+            if _is_foreign(function.__module__):
+                self.packages.add(str(function.__module__).partition(".")[0])
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Read every function before it runs inside."""
+
+        def look(frame: types.FrameType, event: str, _: Any) -> None:
+            code = frame.f_code
+            package = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if event != "call" or package not in self.packages or code in self._read:
+                return
+            is_inner = any(code in outer.co_consts for outer in self._read)
+            self._read.add(code)
+            place, function = self._known.get(code, (None, None))
+            if function is None and not is_inner:
+                raise self.refuse(
+                    f"calls {code.co_qualname if sys.version_info >= (3, 11) else code.co_name}, "
+                    "which is not found among its classes and globals"
+                )
+            self._read_function(code, frame.f_globals, place, function)
+
+        before = sys.getprofile()
+        sys.setprofile(look)
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
+
+    def _read_function(
+        self, code: types.CodeType, namespace: dict[str, Any], place: Optional[Place], function: Any
+    ) -> None:
+        enclosed: dict[str, Any] = {}
+        if place is not None:
+            if place[1]:
+                self.functions.add(place)
+            for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+                self._check(value, "a default argument")
+            for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+                if name != "__class__":
+                    enclosed[name] = self._check(cell.cell_contents, name)
+                    if place[1]:
+                        self.cells[place, name] = copied(cell.cell_contents)
+                    self._know((place[0], ""), cell.cell_contents)
+        steps = list(dis.get_instructions(code))
+        for i, step in enumerate(steps):
+            if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
+                step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in enclosed
+            ):
+                raise self.refuse(f"sets {step.argval}, which is not its own")
+            if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
+                raise self.refuse(f"sets attributes: {step.argval}")
+            if step.opname in ("IMPORT_NAME", "LOAD_BUILD_CLASS"):
+                raise self.refuse("imports a module" if step.opname == "IMPORT_NAME" else "makes a class")
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                is_of_super = i > 0 and steps[i - 1].argval == "super"
+                self._read_global(step.argval, namespace, is_of_super, steps[i + 1 :])
+
+    def _read_global(self, name: str, namespace: dict[str, Any], is_of_super: bool, later: Any) -> None:
+        if name not in namespace:
+            if name not in self.builtins and hasattr(builtins, name):
+                raise self.refuse(f"uses {name}")
+            return
+        value, shown = namespace[name], name
+        for step in later:
+            if not isinstance(value, _MODULE) or step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+                break
+            if not (value in (math, operator) or value.__name__.partition(".")[0] == "torch"):
+                break
+            value, shown = getattr(value, step.argval, None), f"{shown}.{step.argval}"
+        if is_of_super and value in self.kinds:
+            return
+        self._check(value, shown)
+        if "." not in shown and not is_operation(value) and not _is_class_of_torch(value):
+            place = str(namespace.get("__name__")), name
+            if vars(sys.modules.get(place[0], types)) is not namespace:
+                raise self.refuse(f"reads {name}, of a Python module that cannot be imported")
+            self.globals[place] = copied(value)
+            self._know(place, value)
+
+    def _check(self, value: Any, shown: str) -> Any:
+        """``value``, unless it is something that the code must not use."""
+        if (is_constant(value) and not _is_mutable(value)) or is_operation(value) or _is_class_of_torch(value):
+            return value
+        if isinstance(value, types.FunctionType) and _is_foreign(value.__module__):
+            return value
+        kind = "class" if isinstance(value, type) else type(value).__name__
+        raise self.refuse(f"uses {shown}, a {kind}, which may do more than a trial shows")
+
+
+def is_usable(value: Any) -> bool:
+    """Whether a forward may use what is no constant: operations, classes of torch, functions that are read."""
+    return is_operation(value) or _is_class_of_torch(value) or isinstance(value, types.FunctionType)
+
+
+def _is_foreign(module: Any) -> bool:
+    return str(module).partition(".")[0] not in ("torch", "builtins", str(__package__))
+
+
+def _is_class_of_torch(value: Any) -> bool:
+    if not isinstance(value, type):
+        return False
+    is_known = value is torch.Tensor or issubclass(value, _TORCH_CLASSES)
+    return is_known and not _is_foreign(value.__module__)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""What a module was found to compute, and how to call one of our functions for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from torch import Tensor, nn
+
+from .basis import Basis
+from .submodules import refreshed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a module computes: ``functional.<variant>(x, *parameters of the holders, **options)``."""
+
+    variant: str
+    holders: tuple[str, ...]  # paths of the submodules that hold the parameters, in the order of the arguments
+    options: Mapping[str, Any]
+    ranks: tuple[int, ...] = ()  # the dimensions of x that this was found to hold for
+    channels: Optional[int] = None  # the only number of channels that it was found to hold for
+    argument: str = "x"  # what the forward calls x
+    unused: tuple[str, ...] = ()  # the names of what it takes besides and does not use
+    basis: Basis = field(default_factory=Basis)
+
+    def parameters(self, module: nn.Module, refresh: bool = True) -> list[Tensor]:
+        """The arguments after ``x``, at first computed by torch's hooks where there are such (pruning, old norms)."""
+        found = []
+        for path in self.holders:
+            layer: Any = module._modules.get(path) or module.get_submodule(path)
+            if refresh and layer._forward_pre_hooks:
+                refreshed(layer)
+            plain = layer._parameters  # asked first, as layer.weight takes half a microsecond
+            weight, bias = plain.get("weight"), plain.get("bias")
+            found.append(layer.weight if weight is None else weight)
+            if bias is not None or layer.bias is not None:
+                found.append(layer.bias if bias is None else bias)
+        return found
