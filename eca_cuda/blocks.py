@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .basis import Basis, Conversion, has_hooks
+from .basis import Basis, Conversion, has_hooks, is_disturbed
 from .functional import Activation
 from .fused_attention import FusedAttention
 from .notes import Notes
@@ -52,9 +52,8 @@ def attend(layer: Any, x: Tensor, residual: Tensor, activation: Activation, in_p
 class Fusable(NamedTuple):
     """The forward of a block with the shortcut fused, and what that rests on."""
 
-    modules: tuple[
-        tuple[str, type, bool], ...
-    ]  # that are no longer called, or in another way: path, class, if converted
+    # Those that are no longer called, or in another way: path, class, and whether it is converted.
+    modules: tuple[tuple[str, type, bool], ...]
     basis: Basis
     source: Source
 
@@ -72,7 +71,7 @@ class FusedBlock(Swapped):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         for path, kind, converted in self._eca_cuda.found.modules:
             module = self.get_submodule(path)
-            if not _is(module, kind, converted) or _is_disturbed(module) or _drops(module):
+            if not _is(module, kind, converted) or is_disturbed(module) or _drops(module):
                 return super().forward(*args, **kwargs)
         if not self._eca_cuda.holds_for(self):
             return super().forward(*args, **kwargs)
@@ -85,17 +84,13 @@ def change_of(block: FusedBlock) -> Optional[str]:
         module = block.get_submodule(path)
         if not _is(module, kind, converted):
             return f"{path} was replaced or reverted"
-        if _is_disturbed(module):
+        if is_disturbed(module):
             return f"{path} has hooks, or a forward of its own"
     return block._eca_cuda.change(block)
 
 
 def _is(module: nn.Module, kind: type, converted: bool) -> bool:
     return isinstance(module, FusedAttention) == converted and own_class(module) is kind
-
-
-def _is_disturbed(module: nn.Module) -> bool:
-    return has_hooks(module) or "forward" in module.__dict__
 
 
 def attention_of(block: nn.Module, is_attention: Any) -> list[str]:

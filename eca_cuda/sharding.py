@@ -56,7 +56,7 @@ def is_dtensor(x: Tensor) -> bool:
 
 
 def check(name: str, x: Tensor, parameters: Sequence[Optional[Tensor]]) -> None:
-    """Raise TypeError if a parameter is sharded and ``x`` is not: FSDP2 gathers in a forward that is never called."""
+    """Raise TypeError if a parameter is sharded and ``x`` is not: the functions gather nothing."""
     for parameter_name, parameter in zip(checks.PARAMETERS[name], parameters, strict=True):
         if parameter is not None and is_dtensor(parameter) and not is_dtensor(x):
             raise TypeError(

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch._inductor.utils import fresh_cache
+from torch._inductor.utils import fresh_cache, run_fw_bw_and_get_code
 
 from eca_cuda import inductor
 
@@ -45,3 +45,20 @@ def graph_after_the_pass(
 def calls(graph: torch.fx.GraphModule) -> list[str]:
     nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
     return [node.target if isinstance(node.target, str) else node.target.__name__ for node in nodes]
+
+
+def check_training(model: nn.Module, x: Tensor, layers: int) -> None:
+    """Through Inductor, so many fused operators forward and backward give eager's output and gradients."""
+
+    def results(y: Tensor) -> list[Any]:
+        grads = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        return [y, *grads]
+
+    y, code = run_fw_bw_and_get_code(lambda: torch.compile(model)(x))
+    found, expected = results(y), model(x)
+    expected.sum().backward()
+    torch.testing.assert_close(found, results(expected))
+    assert counters["inductor"]["eca_cuda"] == layers
+    for text, direction in zip(code, ("forward", "backward"), strict=True):
+        assert text.count(f"torch.ops.eca_cuda.eca_{direction}.default(") == layers

@@ -9,7 +9,7 @@ import originals
 import pytest
 import torch
 import torch.nn.functional as F
-from rewriting import calls, enabled, graph_after_the_pass  # noqa: F401 - a fixture that every test uses
+from rewriting import calls, check_training, enabled, graph_after_the_pass  # noqa: F401 - a fixture that every test uses
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
@@ -273,19 +273,7 @@ def test_inductor_compiles_a_timm_model():
     ).double()
     x = make_x((2, 3, 32, 32), torch.float64)
     model.eval()
-
-    def results(y: Tensor) -> list[Tensor]:
-        grads = [p.grad for p in model.parameters()]
-        model.zero_grad()
-        return [y, *grads]
-
-    y, code = run_fw_bw_and_get_code(lambda: torch.compile(model)(x))
-    found, expected = results(y), model(x)
-    expected.sum().backward()
-    torch.testing.assert_close(found, results(expected))
-    assert counters["inductor"]["eca_cuda"] == 4
-    for text, direction in zip(code, ("forward", "backward"), strict=True):
-        assert text.count(f"torch.ops.eca_cuda.eca_{direction}.default(") == 4
+    check_training(model, x, 4)
 
 
 class Block(nn.Module):

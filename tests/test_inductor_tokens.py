@@ -6,10 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from rewriting import calls, enabled, graph_after_the_pass  # noqa: F401 - a fixture that every test uses
+from rewriting import calls, check_training, enabled, graph_after_the_pass  # noqa: F401 - a fixture that every test uses
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
-from torch._inductor.utils import run_fw_bw_and_get_code
 
 from eca_cuda.testing import make_x
 
@@ -258,16 +256,4 @@ class Encoder(nn.Module):
 def test_inductor_trains_blocks_of_transformers_with_the_fused_operator(block, shape, layers):
     torch.manual_seed(0)
     model, x = block().double(), torch.randn(shape, dtype=torch.float64)
-
-    def results(y: Tensor) -> list[Tensor]:
-        grads = [p.grad for p in model.parameters()]
-        model.zero_grad()
-        return [y, *grads]
-
-    y, code = run_fw_bw_and_get_code(lambda: torch.compile(model)(x))
-    found, expected = results(y), model(x)
-    expected.sum().backward()
-    torch.testing.assert_close(found, results(expected))
-    assert counters["inductor"]["eca_cuda"] == layers
-    for text, direction in zip(code, ("forward", "backward"), strict=True):
-        assert text.count(f"torch.ops.eca_cuda.eca_{direction}.default(") == layers
+    check_training(model, x, layers)
