@@ -28,7 +28,7 @@ def value(pattern: str, file: str) -> str:
         (r"(?m)^TORCHES \?= ([\d.]+) ", "Makefile"),
         (r'"torch >= ([\d.]+) is needed', "setup.py"),
         (r"what: torch-([\d.]+),", ".github/workflows/ci.yml"),
-        (r"make test-versions TORCHES=\"([\d.]+) ", ".ci/run"),
+        (r"for torch in ([\d.]+) ", ".ci/run"),
         (r'(?m)^cpu = "([\d.]+)"', "build.toml"),
         (r'(?m)^cuda = "([\d.]+)"', "build.toml"),
         (r"torch ([\d.]+) or later", "docs/install.md"),
