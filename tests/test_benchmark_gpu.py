@@ -44,7 +44,7 @@ def python(name: str, code: str, seconds: float = 60, needs: str = "") -> Comman
 )
 def test_make_gpu_rehearses_every_step(step: str, names: list[str], variants: set[str] | None, tmp_path: Path) -> None:
     command = ["make", "gpu", "DRY=1", f"OUT={tmp_path}", f"PYTHON={sys.executable}", f"STEP={step}"]
-    done = subprocess.run(command[: 5 + (step != "main")], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command[: 5 + (step != "main")], cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     shown, log = done.stdout[-12_000:], (tmp_path / "log.txt").read_text()  # a caller may see no more
     assert f"\n{step} in " in shown and all(f"\n  {name}: done, " in shown for name in ("build", *names))
