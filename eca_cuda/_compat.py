@@ -23,6 +23,11 @@ def has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
 
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is on for this type of device."""
+    return has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def is_exporting() -> bool:
     """``torch.compiler.is_exporting``, which up to torch 2.11 is true wherever Dynamo traces, in torch.compile too."""
     return torch.compiler._is_exporting_flag if TORCH < (2, 12) else torch.compiler.is_exporting()

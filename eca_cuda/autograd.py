@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import checks, compiling, ops, reference, sharding
-from ._compat import has_autocast
+from ._compat import has_autocast, is_autocast
 
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -131,13 +131,9 @@ def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, 
         return parameters
     dtypes = {t.dtype for t in given}
     go_together = dtypes in ({x.dtype}, {torch.float32})
-    if go_together or not {x.dtype, *dtypes} <= _CAST_BY_AUTOCAST or not _is_autocast(x):
+    if go_together or not {x.dtype, *dtypes} <= _CAST_BY_AUTOCAST or not is_autocast(x.device.type):
         return parameters
     return tuple(None if t is None else t.float() for t in parameters)
-
-
-def _is_autocast(x: Tensor) -> bool:
-    return has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 def _distinct(*tensors: Optional[Tensor]) -> list[Optional[Tensor]]:

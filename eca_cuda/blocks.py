@@ -196,7 +196,7 @@ def _trace(block: nn.Module, attention: list[str]) -> tuple[fx.Graph, Basis]:
     with isolated(), without_side_effects(traced), notes.taken():
         graph = _Tracer(attention).trace(traced)
     if notes.objection:
-        raise notes.objection
+        raise LeftAlone(notes.objection)
     calls = {"forward"}  # which are in the graph
     inside = [(path, m) for path, m in block.named_modules() if path]
     read = [path for path, m in inside if notes.names.get(path, calls) != calls or type(m) in _LISTS]

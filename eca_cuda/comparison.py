@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,18 @@ from torch.nn.utils import parametrize
 
 from . import reference
 from .notes import Notes
+from .python_code import never_read
 from .recipe import Recipe
 from .replica import HOLDERS, paths_of, replica
 from .swap import own_class
-from .trial import LeftAlone, isolated, without_side_effects
+from .trial import AUTOCAST_DTYPE, LeftAlone, isolated, under_autocast, without_side_effects
 from .witness import Witness
 
-# Positions of x by its rank: images, sequences, volumes; small ones, a single one, many.
+# Positions of x by its rank: images, sequences, volumes; small ones, a single one, many, enough to add up to 65504.
 _SIZES = {
-    4: ((5, 6), (4, 7), (1, 1), (66, 70)),
-    3: ((25,), (7,), (1,), (4620,)),
-    5: ((3, 4, 5), (2, 3, 3), (1, 1, 1), (7, 34, 36)),
+    4: ((5, 6), (4, 7), (1, 1), (66, 70), (15, 16)),
+    3: ((25,), (7,), (1,), (4620,), (240,)),
+    5: ((3, 4, 5), (2, 3, 3), (1, 1, 1), (7, 34, 36), (4, 6, 10)),
 }
 _MANY_SAMPLES, _MANY_CHANNELS = 40, 520
 ELSEWHERE = "Use eca_cuda.inductor.enable(): it looks for ECA in what is compiled, however it is divided"
@@ -65,25 +66,25 @@ class OfAnotherKind(LeftAlone):
 
 
 class _Arguments:
-    """What a forward takes: x, and others, which must not matter."""
+    """What a forward takes: x, and others. Those without a default must not matter; they are never read."""
 
     def __init__(self, kind: type[nn.Module]) -> None:
         if kind.forward is nn.Module.forward:
-            raise LeftAlone("it has no forward: what calls its layers is elsewhere")
+            raise OfAnotherKind("it has no forward: what calls its layers is elsewhere")
         try:
-            self.all = list(inspect.signature(kind.forward).parameters.values())[1:]
+            given = list(inspect.signature(kind.forward).parameters.values())[1:]
         except (TypeError, ValueError) as error:
             raise LeftAlone(f"it could not be tried: {error}") from error
-        if not self.all or any(a.kind is not a.POSITIONAL_OR_KEYWORD for a in self.all):
-            raise self.refusal()
-        self.x, *self.others = (a.name for a in self.all)
-        # Defaults where all have one, and for each something that nothing can be done with.
-        has_defaults = all(a.default is not a.empty for a in self.all[1:])
-        useless = (object(),) * len(self.others)
-        self.given = [(), useless] if self.others and has_defaults else [useless]
-
-    def refusal(self) -> LeftAlone:
-        return LeftAlone(f"its forward takes ({', '.join(map(str, self.all))}), expected one argument")
+        self.all = [a for a in given if a.kind is a.POSITIONAL_OR_KEYWORD]
+        unread = never_read(kind.forward)
+        needed = [a for a in given if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+        if not self.all or given[0] is not self.all[0] or not {a.name for a in needed[1:]} <= unread:
+            raise LeftAlone(f"its forward takes ({', '.join(map(str, given))}), expected one argument")
+        self.x = self.all[0].name
+        self.others = tuple(a.name for a in self.all[1:])
+        self.unread = frozenset(unread)
+        self.none_by_default = frozenset(a.name for a in given if a.default is None)
+        self.given = {a.name: object() for a in needed[1:]}
 
 
 def _match(
@@ -102,8 +103,9 @@ def _match(
             trial = _Trial(module, takes, notes, rank, channels_dim, c)
             recipe = trial.match(candidates)
             return recipe if i == 0 else replace(recipe, channels=c)
-        except Exception as error:  # whatever a stranger's forward may raise
-            refusals.append((trial.agreed if trial else 0, error))
+        except Exception as error:  # whatever a stranger's forward may raise; its traceback would keep the model alive
+            refusals.append((trial.agreed if trial else 0, error.with_traceback(None)))
+            error.__context__ = error.__cause__ = None
             if notes.objection:  # which holds for every x
                 break
     return None
@@ -126,7 +128,8 @@ class _Trial:
     ) -> None:
         self.takes, self.notes, self.rank, self.channels_dim, self.channels = takes, notes, rank, channels_dim, channels
         self.generator = torch.Generator().manual_seed(0)
-        self.fixes_channels = False
+        self.fixes_channels = self.asks_for_dtype = False
+        self.says: Optional[torch.dtype] = None  # what tensors answer when they are asked for their dtype
         self.agreed = 0  # how often its outputs were a candidate's
         self.paths = paths_of(module)
         self.copy = replica(module, notes, self.paths, self.generator)
@@ -135,20 +138,37 @@ class _Trial:
         """The one candidate that the copy computes in all that is tried."""
         with self.notes.taken():
             candidates = self.agreeing(candidates, self.draw(3, 0, 0.5), "", True, True)
-            for where, x, differentiated in self.inputs():
-                for training in self.modes():
-                    candidates = self.agreeing(candidates, x, where, training, differentiated)
+            candidates = self.agreeing_everywhere(candidates)
+            if self.asks_for_dtype:
+                for self.says in _LOWER_DTYPES:
+                    candidates = self.agreeing_everywhere(candidates)
+                self.says = None
             recipe = candidates[0]
             self.check_many_channels(recipe)
-            for given in self.takes.given[1:]:
-                self.check_useless(recipe, given)
+            takes_one_channel = self.takes_one_channel(recipe)
             self.check_layouts(recipe)
             self.check_dtypes(recipe)
+            kept = self.check_mixed_dtypes(recipe)
         options = dict(recipe.options) | ({"channels_dim": -1} if self.channels_dim == -1 else {})
         channels = self.channels if self.fixes_channels else None
         return replace(
-            recipe, options=options, channels=channels, argument=self.takes.x, unused=tuple(self.takes.others)
+            recipe,
+            options=options,
+            channels=channels,
+            takes_one_channel=takes_one_channel,
+            argument=self.takes.x,
+            others=self.takes.others,
+            unread=self.takes.unread,
+            none_by_default=self.takes.none_by_default,
+            under_autocast=kept,
         )
+
+    def agreeing_everywhere(self, candidates: list[Recipe]) -> list[Recipe]:
+        """Those that the copy computes for all inputs, in training and in evaluation."""
+        for where, x, differentiated in self.inputs():
+            for training in self.modes():
+                candidates = self.agreeing(candidates, x, where, training, differentiated)
+        return candidates
 
     def draw(self, n: int, which: int, scale: float, channels: Optional[int] = None) -> Tensor:
         """Maps whose means differ from channel to channel by about ``scale``."""
@@ -191,23 +211,16 @@ class _Trial:
         x[0, ::2], x[1] = 0, x[1] * 1e-20
         return x
 
-    def run(self, x: Tensor, given: tuple[Any, ...]) -> Tensor:
-        """What the copy returns; LeftAlone for whatever it does besides."""
-        witness = Witness(self.channels, keeps_double=x.dtype == torch.float64)
+    def run(self, x: Tensor, autocast: Optional[str] = None) -> Tensor:
+        """What the copy returns, perhaps under a device's autocast; LeftAlone for whatever it does besides."""
+        witness = Witness(self.channels, keeps_double=x.dtype == torch.float64, says=self.says)
         inside = [m for m in map(self.copy.get_submodule, self.paths) if not isinstance(m, HOLDERS)]
         parameters = [(p, p.detach().clone()) for p in self.copy.parameters()]
         before = x.detach().clone()
-        try:
-            with without_side_effects(*inside), witness:
-                y = self.copy(x, *given)
-        except LeftAlone:
-            raise
-        except Exception as error:
-            if given:
-                raise self.takes.refusal() from error
-            raise
+        with without_side_effects(*inside), under_autocast(autocast), witness:
+            y = self.copy.forward(x, **self.takes.given)  # which is what convert exchanges
         if objection := witness.objection or self.notes.objection:
-            raise objection
+            raise LeftAlone(objection)
         if not isinstance(y, Tensor) or y.shape != x.shape:
             raise OfAnotherKind(f"its output is not a tensor of the shape of its input. {ELSEWHERE}")
         if not torch.equal(x.detach().nan_to_num(), before.nan_to_num()):
@@ -218,6 +231,7 @@ class _Trial:
         ):
             raise LeftAlone("its forward writes into its parameters")
         self.fixes_channels = self.fixes_channels or witness.fixes_channels
+        self.asks_for_dtype = self.asks_for_dtype or witness.asks_for_dtype
         return y
 
     def agreeing(
@@ -230,7 +244,7 @@ class _Trial:
         # Where a weight is computed (by a parametrization), once for both.
         with parametrize.cached(), torch.set_grad_enabled(differentiated):
             candidates[0].parameters(self.copy, refresh=False)
-            y = self.run(x, self.takes.given[0])
+            y = self.run(x)
             expected = [self.reference(recipe, x) for recipe in candidates]
             errors = [_error(y, other) for other in expected]
             agreeing = [i for i, error in enumerate(errors) if error == 0]
@@ -240,6 +254,8 @@ class _Trial:
                 raise LeftAlone(f"it computes something else{where}: {off} ({kinds})")
             if differentiated:
                 self.check_gradients(leaf, y, expected[agreeing[0]], where)
+            elif y.requires_grad:
+                raise LeftAlone("its forward switches gradients on")
         self.agreed += 1
         return [candidates[i] for i in agreeing]
 
@@ -268,7 +284,7 @@ class _Trial:
             x = self.draw(2, 1, 1.0, _MANY_CHANNELS)
             try:
                 with torch.no_grad():
-                    self.run(x, self.takes.given[0])
+                    self.run(x)
             except LeftAlone:
                 raise
             except Exception:  # it takes no other number than that which was tried
@@ -276,16 +292,12 @@ class _Trial:
             else:
                 self.agreeing([recipe], x, " for many channels", False, False)
 
-    def check_useless(self, recipe: Recipe, given: tuple[Any, ...]) -> None:
-        """That arguments after x do not matter."""
-        x = self.draw(2, 0, 0.5)
-        with torch.no_grad(), parametrize.cached():
-            try:
-                is_same = _error(self.run(x, given), self.reference(recipe, x)) == 0
-            except LeftAlone:
-                is_same = False
-        if not is_same:
-            raise self.takes.refusal()
+    def takes_one_channel(self, recipe: Recipe) -> bool:
+        """Whether it computes the same for a single channel, if it may come."""
+        try:
+            return self.fixes_channels or bool(self.agreeing([recipe], self.draw(2, 1, 1.0, 1), "", False, False))
+        except Exception:
+            return False
 
     def check_layouts(self, recipe: Recipe) -> None:
         """Outputs have the strides of x, also where channels or the last but one dimension are the innermost."""
@@ -295,7 +307,7 @@ class _Trial:
             turned = x.permute(order).contiguous().permute([order.index(d) for d in dims])
             with torch.no_grad(), parametrize.cached():
                 try:
-                    y = self.run(turned, self.takes.given[0])
+                    y = self.run(turned)
                 except LeftAlone:
                     raise
                 except Exception:  # a view that is not possible then
@@ -305,7 +317,7 @@ class _Trial:
 
     def check_dtypes(self, recipe: Recipe) -> None:
         """In float32, and in float16 and bfloat16 if it runs in these: the dtype, and no other way of computing."""
-        small, many = self.draw(3, 0, 0.5), self.draw(1, 3, 1.0) + 30
+        small, many = self.draw(3, 0, 0.5), self.draw(1, 4, 1.0) + 300
         for dtype in _LOWER_DTYPES:
             for training in self.modes():
                 self.copy.to(dtype).train(training)
@@ -313,28 +325,56 @@ class _Trial:
             for x in (many, self.alternating(5000.0)):
                 self.check_dtype(recipe, x.to(dtype))
 
-    def check_dtype(self, recipe: Recipe, x: Tensor) -> None:
+    def check_mixed_dtypes(self, recipe: Recipe) -> tuple[torch.dtype, ...]:
+        """With weights in float32, x of a lower dtype keeps it. Returns those kept under autocast, too."""
+        self.copy.float()
+        x = self.draw(3, 0, 0.5)
+        for dtype in _LOWER_DTYPES[1:]:
+            self.check_dtype(recipe, x.to(dtype))
+        return tuple(dtype for dtype in (torch.float32, AUTOCAST_DTYPE) if self.is_kept(recipe, x.to(dtype)))
+
+    def is_kept(self, recipe: Recipe, x: Tensor) -> bool:
+        """Whether its dtype is kept under the CPU's autocast and under CUDA's."""
+        try:
+            for device in ("cpu", "cuda"):
+                self.check_dtype(recipe, x, device)
+        except LeftAlone:
+            return False
+        return True
+
+    def check_dtype(self, recipe: Recipe, x: Tensor, autocast: Optional[str] = None) -> None:
         with torch.no_grad(), parametrize.cached():
             try:
-                y = self.run(x, self.takes.given[0])
+                y = self.run(x, autocast)
             except LeftAlone:
                 raise
             except Exception:
-                if x.dtype == torch.float32:
+                if x.dtype == torch.float32 and autocast is None:
                     raise
                 return
-            expected = self.reference(recipe, x)
-        if y.dtype != x.dtype:
-            raise LeftAlone(f"it returns {y.dtype} for {x.dtype}")
-        # Thirty-two roundings of the largest: the steps of two ways to compute the same.
-        if not float((y - expected).abs().max()) <= 32 * torch.finfo(x.dtype).eps * float(expected.abs().max()):
+            if y.dtype != x.dtype:
+                raise LeftAlone(f"it returns {y.dtype} for {x.dtype}")
+            coarsest = AUTOCAST_DTYPE if autocast else x.dtype
+            expected, moved = self.in_double(recipe, x, 0), self.in_double(recipe, x, torch.finfo(coarsest).eps)
+        # Thirty-two roundings, of the largest or of x: the steps of two ways to compute the same.
+        rounding = torch.finfo(coarsest).eps * expected.abs().max()
+        rounding = torch.maximum(rounding, (moved - expected).abs().max()) + torch.finfo(coarsest).tiny
+        if not float((y - expected).abs().max()) <= 32 * float(rounding):
             raise LeftAlone(f"it computes something else in {x.dtype}")
+
+    def in_double(self, recipe: Recipe, x: Tensor, change: float) -> Tensor:
+        """The reference in float64, for means of x that are larger or smaller by ``change``, at random."""
+        maps = x.double().movedim(self.channels_dim, 1)
+        signs = torch.randint(2, (*maps.shape[:2], *[1] * (maps.dim() - 2)), generator=self.generator) * 2 - 1
+        parameters = (p.double() for p in recipe.parameters(self.copy, refresh=False))
+        y = getattr(reference, recipe.variant)(maps * (1 + change * signs), *parameters, **recipe.options)
+        return self.turned(y)
 
     def alternating(self, size: float) -> Tensor:
         """Large numbers of both signs, with a mean of zero."""
-        count = math.prod(_SIZES[self.rank][3])
-        signs = torch.tensor([size, -size], dtype=torch.float64).repeat(count // 2)
-        return self.turned(signs.view(1, 1, *_SIZES[self.rank][3]).repeat_interleave(self.channels, 1)).contiguous()
+        size_of_maps = _SIZES[self.rank][4]
+        signs = torch.tensor([size, -size], dtype=torch.float64).repeat(math.prod(size_of_maps) // 2)
+        return self.turned(signs.view(1, 1, *size_of_maps).repeat_interleave(self.channels, 1)).contiguous()
 
 
 def _error(y: Tensor, expected: Tensor) -> float:

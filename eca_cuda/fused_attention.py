@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, fx
 
 from . import functional
+from ._compat import is_autocast
 from .basis import Conversion
 from .functional import Activation
 from .recipe import Recipe
 from .swap import Swapped
+from .trial import AUTOCAST_DTYPE
 
 
 class FusedAttention(Swapped):
@@ -25,6 +27,7 @@ class FusedAttention(Swapped):
     def forward(
         self,
         x: Optional[Tensor] = None,
+        /,
         *others: Any,
         eca_cuda_residual: Optional[Tensor] = None,
         eca_cuda_activation: Activation = None,
@@ -53,6 +56,19 @@ def _is_as_tried(module: FusedAttention, x: Any, others: tuple[Any, ...], by_nam
         return False
     if recipe.channels is not None and x.shape[recipe.options.get("channels_dim", 1)] != recipe.channels:
         return False
-    if len(others) > len(recipe.unused) or (by_name and by_name.keys() - {recipe.argument, *recipe.unused}):
+    if not recipe.takes_one_channel and x.shape[recipe.options.get("channels_dim", 1)] == 1:
+        return False
+    if (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()) and not _keeps_dtype(recipe, x):
+        return False
+    if (others or by_name) and not recipe.ignores(others, by_name):
         return False
     return module._eca_cuda.holds_for(module)
+
+
+def _keeps_dtype(recipe: Recipe, x: Tensor) -> bool:
+    """Whether y has that of x for its own forward, too, if autocast is on."""
+    if not is_autocast(x.device.type):
+        return True
+    if x.dtype == torch.float32:
+        return torch.float32 in recipe.under_autocast
+    return x.dtype == torch.get_autocast_dtype(x.device.type) and AUTOCAST_DTYPE in recipe.under_autocast

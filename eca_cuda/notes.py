@@ -31,14 +31,15 @@ class Notes:
 
     def __init__(self, module: nn.Module, may_ask_for_types: bool = True) -> None:
         self.names: dict[str, set[str]] = {}  # by the path of the module that has them
-        self.objection: Optional[LeftAlone] = None
+        self.objection: Optional[str] = None
         self.reads_training = False
+        self._allowed: dict[tuple[str, str], Any] = {}  # what was read last, and may be
         self.code = Code(module, self.refuse, may_ask_for_types)
 
     def refuse(self, what: str) -> LeftAlone:
         """The reason, which stays here where the forward catches exceptions."""
-        self.objection = self.objection or LeftAlone(f"its forward {what}")
-        return self.objection
+        self.objection = self.objection or f"its forward {what}"
+        return LeftAlone(self.objection)
 
     def taken(self) -> AbstractContextManager[None]:
         """While this is entered, functions are read before they run."""
@@ -50,6 +51,8 @@ class Notes:
         module.__class__ = type(kind.__name__, (Noting, kind), {"_notes": self, "_notes_path": path, **scope})
 
     def note(self, module: nn.Module, path: str, name: str, value: Any, holds_weights: bool) -> None:
+        if self._allowed.get((path, name), self) is value:
+            return
         if isinstance(inspect.getattr_static(type(module), name, None), property):
             return  # what it reads is noted
         shown = f"{path}.{name}" if path else name
@@ -57,11 +60,16 @@ class Notes:
             if not holds_weights:  # hooks of torch compute weights
                 raise self.refuse(f"reads {shown}, a tensor that is no parameter")
         elif isinstance(value, types.MethodType):
-            if value.__self__ is not module and not isinstance(value.__self__, type):
-                raise self.refuse(f"calls {shown}, a method of another object")
+            if value.__self__ is not module:
+                raise self.refuse(f"calls {shown}, a method of another object or of its class")
+        elif (
+            isinstance(value, types.FunctionType) and name in vars(module) and (value.__closure__ or value.__defaults__)
+        ):
+            raise self.refuse(f"calls {shown}, a function that holds values of its own")
         elif not is_constant(value) and not is_usable(value):
             raise self.refuse(f"reads {shown}, a {type(value).__name__}, which may change unseen")
         self.names.setdefault(path, set()).add(name)
+        self._allowed[path, name] = value
 
     def basis(self, module: nn.Module, paths: Iterable[str]) -> Basis:
         """Of ``module``, whose copies ran, and the modules in it at these paths."""

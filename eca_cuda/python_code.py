@@ -27,14 +27,14 @@ from .trial import copied
 # Of torch and of tensors, with or without a trailing underscore: all that they do shows in numbers.
 OPERATIONS = set(
     """
-    T abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    H T abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d add amax amin avg_pool1d avg_pool2d avg_pool3d bfloat16 bmm broadcast_to cat clamp clone
     concat contiguous conv1d detach div dot double einsum eq exp expand expand_as flatten flip float floordiv ge
     getitem gt half hardsigmoid hardtanh iadd imul isub itruediv le linear logical_and lt mT matmul max maximum
-    mean min minimum movedim mul multiply mv nan_to_num ne neg norm normalize pad permute pow prod radd relu
-    relu6 repeat reshape reshape_as rmul rpow rsub rtruediv select sigmoid silu softmax softplus softsign sqrt
-    square squeeze stack std sub sum swapaxes swapdims tanh to transpose true_divide truediv type type_as unbind
-    unflatten unsqueeze var view view_as weight_norm where
+    mean min minimum movedim mul multiply mv nan_to_num ne neg norm normalize pad permute pow prod radd rdiv
+    relu relu6 repeat reshape reshape_as rmul rpow rsub rtruediv select sigmoid silu softmax softplus softsign sqrt
+    square squeeze stack std sub sum swapaxes swapdims t tanh to transpose true_divide truediv type type_as
+    unflatten unsqueeze var vdot view view_as weight_norm where
     """.split()  # noqa: SIM905
 )
 _BUILTINS = set(
@@ -44,22 +44,36 @@ _BUILTINS = set(
     zip
     """.split()  # noqa: SIM905
 )
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, type(...))
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(...))
 _MODULE = types.ModuleType
+_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 _TORCH_CLASSES = (nn.Module, torch.autocast, torch.no_grad, torch.enable_grad)
 
 
 def is_constant(value: Any) -> bool:
-    """Whether comparing it with what it was tells all that can have changed."""
-    if isinstance(value, dict):
+    """Whether comparing it with what it was tells all that can have changed. Derived classes may hold more."""
+    if type(value) is dict:
         return all(map(is_constant, value.values()))
-    if isinstance(value, (tuple, list, set, frozenset)):
+    if type(value) in (tuple, list, set, frozenset, torch.Size):
         return all(map(is_constant, value))
-    return isinstance(value, _CONSTANTS)
+    return type(value) in _CONSTANTS or isinstance(value, enum.Enum)
 
 
-def _is_mutable(value: Any) -> bool:
-    return isinstance(value, (list, dict, set)) or (isinstance(value, tuple) and any(map(_is_mutable, value)))
+def is_mutable(value: Any) -> bool:
+    """Whether a forward could change it."""
+    return isinstance(value, (list, dict, set)) or (isinstance(value, tuple) and any(map(is_mutable, value)))
+
+
+def never_read(function: Any) -> set[str]:
+    """The arguments that the code of a function does not read; of a decorated one, nobody knows."""
+    if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
+        return set()
+    code = function.__code__
+    read: set[Any] = set(code.co_cellvars)
+    for step in dis.get_instructions(code):
+        if "LOAD" in step.opname:
+            read.update(step.argval if isinstance(step.argval, tuple) else (step.argval,))
+    return {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]} - read
 
 
 def is_operation(value: Any) -> bool:
@@ -93,6 +107,7 @@ class Code:
         self.cells: dict[tuple[Place, str], Any] = {}
         self._known: dict[types.CodeType, tuple[Place, types.FunctionType]] = {}
         self._read: set[types.CodeType] = set()
+        self._seen: dict[int, types.CodeType] = {}
         for kind in self.kinds:
             for name, value in vars(kind).items():
                 value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
@@ -107,17 +122,21 @@ class Code:
     def _know(self, place: Place, function: Any) -> None:
         if isinstance(function, types.FunctionType):
             self._known.setdefault(function.__code__, (place, function))
-            if _is_foreign(function.__module__):
-                self.packages.add(str(function.__module__).partition(".")[0])
+            package = str(function.__module__).partition(".")[0]
+            if _is_foreign(package) and package not in self.packages:
+                self.packages.add(package)
+                self._seen.clear()
 
     @contextmanager
     def read(self) -> Iterator[None]:
         """Read every function before it runs inside."""
 
         def look(frame: types.FrameType, event: str, _: Any) -> None:
-            code = frame.f_code
+            if event != "call" or id(code := frame.f_code) in self._seen:  # a code's own hash goes through all of it
+                return
+            self._seen[id(code)] = code
             package = str(frame.f_globals.get("__name__")).partition(".")[0]
-            if event != "call" or package not in self.packages or code in self._read:
+            if package not in self.packages or code in self._read:
                 return
             is_inner = any(code in outer.co_consts for outer in self._read)
             self._read.add(code)
@@ -152,6 +171,9 @@ class Code:
                         self.cells[place, name] = copied(cell.cell_contents)
                     self._know((place[0], ""), cell.cell_contents)
         steps = list(dis.get_instructions(code))
+        names = [step.opname for step in steps]
+        if "SETUP_FINALLY" in names or names.count("PUSH_EXC_INFO") > names.count("WITH_EXCEPT_START"):
+            raise self.refuse("catches exceptions")
         for i, step in enumerate(steps):
             if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
                 step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in enclosed
@@ -164,6 +186,8 @@ class Code:
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 is_of_super = i > 0 and steps[i - 1].argval == "super"
                 self._read_global(step.argval, namespace, is_of_super, steps[i + 1 :])
+                if step.argval == "super":
+                    self._check_super(steps[i + 1 :])
 
     def _read_global(self, name: str, namespace: dict[str, Any], is_of_super: bool, later: Any) -> None:
         if name not in namespace:
@@ -172,7 +196,7 @@ class Code:
             return
         value, shown = namespace[name], name
         for step in later:
-            if not isinstance(value, _MODULE) or step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+            if not isinstance(value, _MODULE) or step.opname not in _ATTRIBUTES:
                 break
             if not (value in (math, operator) or value.__name__.partition(".")[0] == "torch"):
                 break
@@ -180,6 +204,13 @@ class Code:
         if is_of_super and value in self.kinds:
             return
         self._check(value, shown)
+        if (
+            isinstance(value, types.FunctionType)
+            and later
+            and later[0].opname in _ATTRIBUTES
+            and not is_operation(value)
+        ):
+            raise self.refuse(f"reads {name}.{later[0].argval}")
         if "." not in shown and not is_operation(value) and not _is_class_of_torch(value):
             place = str(namespace.get("__name__")), name
             if vars(sys.modules.get(place[0], types)) is not namespace:
@@ -187,9 +218,15 @@ class Code:
             self.globals[place] = copied(value)
             self._know(place, value)
 
+    def _check_super(self, later: Any) -> None:
+        """``super()`` is for calling a method: what else it gives is not noted."""
+        name = next((s.argval for s in later if s.opname in _ATTRIBUTES or "SUPER" in s.opname), None)
+        if not any(isinstance(getattr(kind, str(name), None), types.FunctionType) for kind in self.kinds):
+            raise self.refuse(f"reads super().{name}")
+
     def _check(self, value: Any, shown: str) -> Any:
         """``value``, unless it is something that the code must not use."""
-        if (is_constant(value) and not _is_mutable(value)) or is_operation(value) or _is_class_of_torch(value):
+        if (is_constant(value) and not is_mutable(value)) or is_operation(value) or _is_class_of_torch(value):
             return value
         if isinstance(value, types.FunctionType) and _is_foreign(value.__module__):
             return value

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+import torch
 from torch import Tensor, nn
 
 from .basis import Basis
@@ -20,9 +21,23 @@ class Recipe:
     options: Mapping[str, Any]
     ranks: tuple[int, ...] = ()  # the dimensions of x that this was found to hold for
     channels: Optional[int] = None  # the only number of channels that it was found to hold for
+    takes_one_channel: bool = True  # squeeze() may take the dimension away
     argument: str = "x"  # what the forward calls x
-    unused: tuple[str, ...] = ()  # the names of what it takes besides and does not use
+    others: tuple[str, ...] = ()  # the names of what it takes besides, in order
+    unread: frozenset[str] = frozenset()  # those that its code never reads
+    none_by_default: frozenset[str] = frozenset()
+    under_autocast: tuple[torch.dtype, ...] = ()  # dtypes of x that y has then; bfloat16 stands for autocast's own
     basis: Basis = field(default_factory=Basis)
+
+    def ignores(self, others: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:
+        """Whether these arguments after x are as in the trial: not given, their default, or never read."""
+        if len(others) > len(self.others):
+            return False
+        named = {**dict(zip(self.others, others, strict=False)), **by_name}
+        return all(
+            name in self.unread or name == self.argument or (value is None and name in self.none_by_default)
+            for name, value in named.items()
+        )
 
     def parameters(self, module: nn.Module, refresh: bool = True) -> list[Tensor]:
         """The arguments after ``x``, at first computed by torch's hooks where there are such (pruning, old norms)."""

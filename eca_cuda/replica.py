@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """A copy of a module to try: it shares nothing with the module, and notes what is read of it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .basis import HOOKS
 from .notes import Notes
+from .python_code import is_mutable
 from .swap import STATE, own_class
 from .trial import copied
 
@@ -47,8 +50,19 @@ def replica(module: nn.Module, notes: Notes, paths: list[str], generator: torch.
     vars(made).pop("_compiled_call_impl", None)
     for path in paths:
         part = made.get_submodule(path)
-        notes.take(part, path, _notes_holds=isinstance(part, HOLDERS))
+        notes.take(part, path, _notes_holds=isinstance(part, HOLDERS), **_mutable(type(part)))
     return made
+
+
+def _mutable(kind: type) -> dict[str, Any]:
+    """Copies of the lists, dicts and sets that a class of the user's holds: a copy's forward must not reach them."""
+    return {
+        name: copied(value)
+        for base in reversed(kind.__mro__)
+        if not base.__module__.startswith("torch.")
+        for name, value in vars(base).items()
+        if is_mutable(value) and not name.startswith("__")
+    }
 
 
 def _random(t: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class LeftAlone(Exception):
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """A place of its own for strangers: on the CPU, in one thread, with gradients, under none of the caller's modes."""
+    """A place of its own for strangers: in one thread, with gradients, under none of the caller's modes or devices."""
     threads = torch.get_num_threads()
     with ExitStack() as stack:
         for _ in range(torch._C._len_torch_function_stack()):
@@ -31,7 +31,7 @@ def isolated() -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
-            torch.device("cpu"),
+            torch.autocast("cuda", enabled=False),
             warnings.catch_warnings(),
         ):
             stack.enter_context(context)
@@ -43,12 +43,32 @@ def isolated() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+AUTOCAST_DTYPE = torch.bfloat16  # the rules are the same for float16
+
+
+@contextmanager
+def under_autocast(device_type: Optional[str]) -> Iterator[None]:
+    """Autocast on, for this type of device, also where there is none; how ``Witness`` knows of CUDA's."""
+    if device_type is None:
+        yield
+        return
+    before = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+    torch.set_autocast_enabled(device_type, True)
+    torch.set_autocast_dtype(device_type, AUTOCAST_DTYPE)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device_type, before[0])
+        torch.set_autocast_dtype(device_type, before[1])
+        torch.clear_autocast_cache()
+
+
 @contextmanager
 def without_side_effects(*modules: nn.Module) -> Iterator[None]:
     """Raises LeftAlone if what ran inside changed an attribute, buffer or parameter of these modules."""
-    before = [_fingerprint(vars(m)) for m in modules]
+    before = [_fingerprint((vars(m), dict(vars(type(m))))) for m in modules]
     yield
-    if [_fingerprint(vars(m)) for m in modules] != before:
+    if [_fingerprint((vars(m), dict(vars(type(m))))) for m in modules] != before:
         raise LeftAlone("its forward sets attributes")
 
 

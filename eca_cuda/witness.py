@@ -6,6 +6,7 @@ asks a tensor for a value: while a ``Witness`` is entered, such questions end th
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -14,13 +15,43 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .python_code import OPERATIONS
-from .trial import LeftAlone
+from .trial import AUTOCAST_DTYPE, LeftAlone
 
 _TENSOR: Any = Tensor
 _SIZES = {_TENSOR.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement}
 # Every rank and dtype that counts is tried, with gradients and without.
-_ASKED_FREELY = {Tensor.dim, _TENSOR.ndim.__get__, _TENSOR.dtype.__get__, Tensor.is_floating_point}
+_DTYPE = _TENSOR.dtype.__get__
+_ASKED_FREELY = {Tensor.dim, _TENSOR.ndim.__get__, _DTYPE, Tensor.is_floating_point}
 _ASKED_FREELY |= {torch._C._set_grad_enabled}
+# What may be done with sizes: give them to a tensor's shape, or multiply by them. Numbers show the rest.
+_SHAPING = {
+    "view",
+    "reshape",
+    "expand",
+    "unflatten",
+    "broadcast_to",
+    "repeat",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+}
+_SCALING = {"mul", "multiply", "imul", "rmul", "div", "truediv", "true_divide", "itruediv", "rdiv", "rtruediv"}
+# What CUDA's autocast computes in float32, and what in its own dtype. The trial's tensors are on the CPU.
+_IN_FLOAT32 = {
+    "exp",
+    "norm",
+    "normalize",
+    "pow",
+    "prod",
+    "rdiv",
+    "rpow",
+    "rtruediv",
+    "softmax",
+    "softplus",
+    "square",
+    "sum",
+}
+_IN_LOWER = {"bmm", "conv1d", "einsum", "linear", "matmul", "mv"}
 _CASTS = {Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double, Tensor.type, Tensor.type_as}
 
 
@@ -30,19 +61,21 @@ class Witness(TorchFunctionMode):
     Args:
         channels: the one size that may be compared, with the same number: then ``fixes_channels`` becomes true.
         keeps_double: leave casts of float64 out, so that computing in float64 shows every other difference.
+        says: the dtype that tensors say they have, so that what a forward does for it shows in float64.
     """
 
-    def __init__(self, channels: int, keeps_double: bool) -> None:
+    def __init__(self, channels: int, keeps_double: bool, says: Optional[torch.dtype] = None) -> None:
         super().__init__()
         self.channels = channels
         self.keeps_double = keeps_double
-        self.fixes_channels = False
-        self.objection: Optional[LeftAlone] = None
+        self.says = says
+        self.fixes_channels = self.asks_for_dtype = False
+        self.objection: Optional[str] = None
 
     def refuse(self, what: str) -> Any:
         """Ends the forward; ``objection`` remains where the forward catches exceptions."""
-        self.objection = self.objection or LeftAlone(f"its forward {what}")
-        raise self.objection
+        self.objection = self.objection or f"its forward {what}"
+        raise LeftAlone(self.objection)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -53,21 +86,39 @@ class Witness(TorchFunctionMode):
             if getattr(kwargs.get("dtype"), "is_floating_point", False):
                 kwargs = kwargs | {"dtype": torch.float64}
         if function in _SIZES:
+            args = _plain(args)
             result = function(*args, **kwargs)
             if isinstance(args[0], nn.Parameter):
                 return result
             return _Shape(_Size(s, self) for s in result) if isinstance(result, tuple) else _Size(result, self)
+        if sizes := _sizes_in((*args, *kwargs.values())):
+            name = _name(function).strip("_")
+            if name not in _SHAPING and not (name in _SCALING and all(_facts(size)[2] for size in sizes)):
+                self.refuse(f"computes with sizes, in {_name(function)}")
+            args, kwargs = _plain(args), {key: _plain(value) for key, value in kwargs.items()}
         if function not in _ASKED_FREELY:
             name = _name(function)
             if name.strip("_") not in OPERATIONS:
                 shown = f"Tensor.{name}" if hasattr(Tensor, name) else f"torch's {name}"
                 self.refuse(f"uses {shown}, which may do more than a trial shows")
+            if torch.is_autocast_enabled("cuda"):
+                args = _autocast(name.strip("_"), args)
             if name == "__getitem__" and _takes_a_part(*args):
                 self.refuse("takes a part of a tensor, which may be all of it in a trial")
         result = function(*args, **kwargs)
+        if function == _DTYPE:
+            self.asks_for_dtype = True
+            return self.says or result
         if function not in _ASKED_FREELY and not _are_tensors(result):
             self.refuse(f"asks for Tensor.{_name(function)}")
         return result
+
+
+def _autocast(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As CUDA's autocast gives them to a function."""
+    dtype = torch.float32 if name in _IN_FLOAT32 else AUTOCAST_DTYPE if name in _IN_LOWER else None
+    is_cast = (torch.float32, AUTOCAST_DTYPE) if dtype else ()
+    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.dtype in is_cast else a for a in args)
 
 
 def _are_tensors(result: Any) -> bool:
@@ -101,51 +152,96 @@ def _takes_a_part(tensor: Tensor, index: Any) -> bool:
 class _Shape(tuple[Any, ...]):
     """A shape whose product is not known either."""
 
+    __slots__ = ()
+
     def numel(self) -> Any:
         return math.prod(self)
 
-    __slots__ = ()
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        return _Shape(found) if isinstance(key, slice) else found
 
 
-class _Size(int):
-    """The size of a tensor, or a number computed from such."""
+class _Size(torch.SymInt):
+    """The size of a tensor, or a product or quotient of such: a number that nobody can look at.
 
-    witness: Witness
+    It is no ``int``, as C code reads those without asking: ``range``, ``math.log``, an index, a comparison with floats.
+    torch's functions take it where they take a size, as they do in torch's own tracing, and hand it to the witness.
+    """
 
-    def __new__(cls, value: int, witness: Witness) -> "_Size":
-        size = super().__new__(cls, value)
-        size.witness = witness
-        return size
+    def __init__(self, value: Any, witness: Witness, is_exact: bool = True) -> None:
+        object.__setattr__(self, "_facts", (value, witness, is_exact))
 
-    def _refuse(self, *_: Any) -> Any:
-        self.witness.refuse("compares sizes, or computes with them")
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__torch_"):  # torch itself asks
+            raise AttributeError(name)
+        return int if name == "__class__" else _refuse(self)  # isinstance(size, int) holds
 
     def __eq__(self, other: Any) -> Any:
-        if type(other) is int and int.__eq__(self, other) and other == self.witness.channels:
-            self.witness.fixes_channels = True
+        value, witness, _ = _facts(self)
+        if type(other) is int and value == other == witness.channels:
+            witness.fixes_channels = True
             return True
-        return self._refuse()
+        return _refuse(self)
 
     def __ne__(self, other: Any) -> Any:
         return not self == other
 
-    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = _refuse
-    __int__ = __float__ = __index__ = __round__ = __trunc__ = __str__ = __repr__ = __format__ = _refuse
-    __truediv__ = __divmod__ = __rdivmod__ = __and__ = __or__ = __xor__ = __lshift__ = __rshift__ = _refuse
-    __invert__ = __abs__ = bit_length = _refuse
+    def __mul__(self, other: Any) -> Any:
+        return _computed(operator.mul, self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return _computed(operator.mul, other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return _computed(operator.truediv, self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return _computed(operator.truediv, other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        if _value(self) % _value(other) != 0:  # which for another size it may be
+            _refuse(self)
+        return _computed(operator.floordiv, self, other)
 
 
-def _computed(name: str) -> Callable[..., Any]:
-    def operation(self: _Size, *others: Any) -> Any:
-        result = getattr(int, name)(self, *others)
-        if result is NotImplemented and isinstance(others[0], float):
-            self._refuse()
-        return _Size(result, self.witness) if type(result) is int else result
-
-    return operation
+def _facts(size: _Size) -> tuple[Any, Witness, bool]:
+    facts: tuple[Any, Witness, bool] = object.__getattribute__(size, "_facts")
+    return facts
 
 
-for _operator in ("add", "sub", "mul", "floordiv", "mod", "pow"):
-    for _method in (f"__{_operator}__", f"__r{_operator}__"):
-        setattr(_Size, _method, _computed(_method))
-_Size.__neg__ = _computed("__neg__")  # type: ignore[method-assign]
+def _value(x: Any) -> Any:
+    return _facts(x)[0] if type(x) is _Size else x
+
+
+def _refuse(size: _Size, *_: Any) -> Any:
+    _facts(size)[1].refuse("compares sizes, or computes with them")
+
+
+def _computed(operation: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    sizes = [_facts(x) for x in (a, b) if type(x) is _Size]
+    if not all(type(x) in (int, float, _Size) for x in (a, b)):
+        return NotImplemented
+    is_exact = operation is not operator.floordiv and all(facts[2] for facts in sizes)
+    return _Size(operation(_value(a), _value(b)), sizes[0][1], is_exact)
+
+
+_REFUSED = """
+    lt le gt ge hash bool int float index round trunc floor ceil str repr format add radd sub rsub rfloordiv mod rmod
+    divmod rdivmod pow rpow lshift rlshift rshift rrshift and rand or ror xor rxor invert neg pos abs
+"""
+for _operator in _REFUSED.split():
+    setattr(_Size, f"__{_operator}__", _refuse)
+
+
+def _sizes_in(value: Any) -> list[_Size]:
+    if isinstance(value, (tuple, list)):
+        return [size for element in value for size in _sizes_in(element)]
+    return [value] if type(value) is _Size else []
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with the numbers for the sizes in it."""
+    if isinstance(value, (tuple, list)) and _sizes_in(value):
+        return [*map(_plain, value)] if isinstance(value, list) else tuple(map(_plain, value))
+    return _value(value)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Modules that compute ECA for ordinary x, and something else, or something besides, where nobody looks at first."""
 
+import math
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,6 +68,52 @@ class ReadsABuffer(ECA):
         self.register_buffer("scale", torch.ones(()))
 
 
+class Counts(ECA):
+    """In a dict that all its instances share."""
+
+    calls: ClassVar = {"n": 0}
+
+    def forward(self, x):
+        self.calls["n"] += 1
+        return x * self.gate(x)
+
+
+class WarmsUp(ECA):
+    """The first calls, of all instances, leave x as it is."""
+
+    steps: ClassVar = []
+
+    def forward(self, x):
+        if len(self.steps) < 5:
+            self.steps.append(0)
+            return x
+        return x * self.gate(x)
+
+
+class Tempered(ECA):
+    tau = 1.0
+
+    @classmethod
+    def temper(cls, z):
+        return z / cls.tau
+
+
+class OfItsClass(Tempered):
+    def forward(self, x):
+        return x * self.act(self.temper(self.logits(x)))
+
+
+class OfItsBase(Tempered):
+    def forward(self, x):
+        return x * self.act(self.logits(x) / super().tau)
+
+
+class Dials(dict):
+    """One whose attributes a comparison does not see."""
+
+    tau = 1.0
+
+
 class SharesItsCopy(ECA):
     """One whose conv answers deepcopy with itself."""
 
@@ -94,6 +143,23 @@ def caught(m, x, gate):
     except Exception:
         skip = False
     return x if skip else x * gate(x)
+
+
+def tempered(z):
+    return z / tempered.tau
+
+
+tempered.tau = 1.0
+
+
+def guarded(m, x, gate):
+    """As is common against overflow, in float16 alone."""
+    y = x * gate(x)
+    return y.clamp(-65504, 65504) if x.dtype == torch.float16 else y
+
+
+def guarded_in_float32(m, x, gate):
+    return x.clamp(-3e38, 3e38) * gate(x) if x.dtype == torch.float32 else x * gate(x)
 
 
 # name -> what becomes of x, and a part of the reason for leaving the module alone
@@ -134,7 +200,31 @@ DECISIONS = {
         "compares sizes",
     ),
     "for odd sizes": (lambda m, x, gate: x if x.shape[2] % 64 == 63 else x * gate(x), "compares sizes"),
-    "where exceptions are caught": (caught, "compares sizes"),
+    "for a size beside a float": (lambda m, x, gate: x if x.size(3) > 64.5 else x * gate(x), "compares sizes"),
+    "for flat maps": (lambda m, x, gate: x if 1.0 * x.shape[3] / x.shape[2] > 8 else x * gate(x), "compares sizes"),
+    "for a logarithm": (lambda m, x, gate: x if math.log2(x.shape[1]) > 9.5 else x * gate(x), "compares sizes"),
+    "for a root": (lambda m, x, gate: x if math.isqrt(x.shape[1]) > 30 else x * gate(x), "compares sizes"),
+    "for a count": (lambda m, x, gate: x if len([*range(x.shape[2])]) > 99 else x * gate(x), "compares sizes"),
+    "for a list": (lambda m, x, gate: x if len([0] * x.shape[2]) > 99 else x * gate(x), "compares sizes"),
+    "for an entry": (lambda m, x, gate: x * gate(x) * ((1.0,) * 99)[x.shape[2]], "compares sizes"),
+    "for a text": (lambda m, x, gate: x if len(f"{x.shape[2]}") > 2 else x * gate(x), "compares sizes"),
+    "for a sign": (lambda m, x, gate: x if +x.shape[2] > 99 else x * gate(x), "compares sizes"),
+    "by a rounded size": (lambda m, x, gate: x * gate(x) * (1 + x.shape[2] // 128), "compares sizes"),
+    "by a size among tensors": (
+        lambda m, x, gate: x * gate(x).where(gate(x) * 0 + x.shape[2] < 99, 0),
+        "computes with sizes, in add",
+    ),
+    "for the first frames": (
+        lambda m, x, gate: x * m.act(m.logits(torch.stack(x.unbind(2)[:16], 2))),
+        "uses Tensor.unbind",
+    ),
+    "for float16": (guarded, "something else for huge x"),
+    "for float32": (guarded_in_float32, "something else for huge x"),
+    "gradients for bfloat16": (
+        lambda m, x, gate: x * gate(x.detach() if x.dtype == torch.bfloat16 else x),
+        "gradient by x is another",
+    ),
+    "where exceptions are caught": (caught, "catches exceptions"),
     "for a value": (lambda m, x, gate: x if x.sum() == 12345 else x * gate(x), "uses Tensor.__bool__"),
     "for an item": (lambda m, x, gate: x if x.amax().item() == 7 else x * gate(x), "uses Tensor.item"),
     "for a float": (lambda m, x, gate: x if float(x.amax()) == 7 else x * gate(x), "asks for Tensor.__float__"),
@@ -155,6 +245,8 @@ BESIDES = {
         lambda m, x, gate: x * gate(x) if SETTINGS["logger"] else x,
         "uses SETTINGS, a dict",
     ),
+    "reads an attribute of a function": (lambda m, x, gate: x * m.act(tempered(m.logits(x))), "reads tempered.tau"),
+    "switches gradients on": (lambda m, x, gate: torch.enable_grad()(lambda: x * gate(x))(), "switches gradients on"),
     "reads its dict": (lambda m, x, gate: x * gate(x) if "tau" not in m.__dict__ else x, "reads __dict__"),
 }
 
@@ -180,6 +272,14 @@ OF_OTHER_CLASSES = {
         lambda: WithAttribute(nn.Sigmoid().forward, lambda m, x, gate: x * m.own(m.logits(x))),
         "calls own, a method of another object",
     ),
+    "reads a dict with attributes": (
+        lambda: WithAttribute(Dials(), lambda m, x, gate: x * m.act(m.logits(x) / m.own.tau)),
+        "reads own, a Dials",
+    ),
+    "counts in a dict of its class": (Counts, "sets attributes"),
+    "counts in a list of its class": (WarmsUp, "sets attributes"),
+    "calls a method of its class": (OfItsClass, "a method of another object or of its class"),
+    "reads an attribute of its base": (OfItsBase, "reads super().tau"),
     "reads a buffer": (ReadsABuffer, "uses its buffer scale"),
-    "reads an object around it": (lambda: ECA(around(Accessor())), "uses value, a Accessor"),
+    "reads an object around it": (lambda: ECA(around(Accessor())), "calls change, a function that holds values"),
 }

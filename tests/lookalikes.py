@@ -160,11 +160,6 @@ class Pair(eca_layer):
         return super().forward(x + y)
 
 
-class Masked(eca_layer):
-    def forward(self, x, mask=None):
-        return super().forward(x if mask is None else x * mask)
-
-
 class AnyNumber(eca_layer):
     def forward(self, *inputs):
         return super().forward(*inputs)
@@ -279,7 +274,6 @@ OTHER = {
     "dropout in training": (lambda: DropsOutInTraining(64), "uses F.dropout"),
     "returns the gate": (lambda: GateOnly(64), "shape of its input"),
     "two inputs": (lambda: Pair(64), "takes (x, y), expected one argument"),
-    "an optional input": (lambda: Masked(64), "takes (x, mask=None), expected one argument"),
     "any number of inputs": (lambda: AnyNumber(64), "takes (*inputs), expected one argument"),
     "arguments unknown": (lambda: OddlyMade(64), "could not be tried: "),
     "no forward": (OnlyHolds, "it has no forward"),

@@ -216,7 +216,7 @@ CASES = {
     "kernel of one": Case(written(lambda self, x: x * over_image(self.gate(x.mean((2, 3)))), 1, True), None),
     # Sign-language transformers: tokens [N, T, C], and a mask where there is one.
     "padding same": Case(PaddingSame, None, 3, -1),
-    "masked tokens": Case(MaskedTokens, "takes (x, mask=None)", 3, -1),
+    "masked tokens": Case(MaskedTokens, None, 3, -1),
     # Image-restoration transformers.
     "tokens pooled": Case(
         written(

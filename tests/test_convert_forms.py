@@ -71,12 +71,6 @@ class WithSizesPerhaps(Tokens):
         return super().forward(x)
 
 
-class UsesSizes(Tokens):
-    def forward(self, x, H=None, W=None):
-        y = super().forward(x)
-        return y if H is None else y.unflatten(1, (H, W)).flatten(1, 2) * 1.5
-
-
 class AsksForChannels(eca_layer):
     def __init__(self, width):
         super().__init__(width)
@@ -141,11 +135,6 @@ def test_it_is_fused(make, shape, others, monkeypatch):
 def test_what_asks_for_its_channels_still_does():
     with pytest.raises(AssertionError, match="not mine"):
         convert(AsksForChannels(24))(make_x((2, 16, 5, 6)))
-
-
-def test_arguments_that_matter_are_a_reason():
-    (finding,) = conversion_report(UsesSizes()).attention
-    assert finding.detail == "its forward takes (x, H=None, W=None), expected one argument"
 
 
 def test_arguments_that_it_does_not_take_are_refused_as_before():

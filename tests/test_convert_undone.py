@@ -166,3 +166,12 @@ def test_scripting_says_to_revert():
     with pytest.raises(RuntimeError, match=r"call eca_cuda\.revert\(model\) first"):
         torch.jit.script(model)
     torch.jit.script(revert(model))
+
+
+def test_a_default_device_is_none_of_the_trials():
+    module = eca_layer(16)
+    torch.set_default_device("meta")
+    try:
+        assert isinstance(convert(module), FusedAttention)
+    finally:
+        torch.set_default_device(None)
