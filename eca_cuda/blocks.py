@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .basis import Basis, Conversion, has_hooks, is_disturbed
+from .basis import Basis, has_hooks, is_disturbed
 from .functional import Activation
 from .fused_attention import FusedAttention
 from .notes import Notes
+from .places import Place
 from .recognition import Unsupported
 from .swap import Source, Swapped, own_class
 from .trial import LeftAlone, copied, isolated, without_side_effects
+from .watch import Conversion
 
 _ADD = {operator.add, torch.add, "add"}
 _ADD_IN_PLACE = {operator.iadd, "add_"}
@@ -122,7 +124,7 @@ def fuse(block: nn.Module, attention: list[str]) -> Union[Fusable, Unsupported]:
         graph.lint()
         code = graph.python_code("self")
         modules = tuple((path, own_class(m), isinstance(m, FusedAttention)) for path, m in _named(block, paths))
-        functions = {(kind, "forward") for _, kind, converted in modules if not converted}
+        functions = {Place(kind, "forward") for _, kind, converted in modules if not converted}
         basis = replace(basis, functions=tuple({*basis.functions, *functions}))
         return Fusable(modules, basis, Source.of(code.src.strip(), code.globals))
     except LeftAlone as reason:

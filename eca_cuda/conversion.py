@@ -5,16 +5,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import nn
 
-from .basis import Conversion
 from .blocks import Fusable, FusedBlock, attention_of, change_of, fuse
 from .fused_attention import FusedAttention
 from .recipe import Recipe
 from .recognition import OWN_LAYERS, Answer, Unsupported, gates_in_blocks, recognise_all
 from .swap import Swapped, is_wrapped, own_class, restore, swap
+from .watch import Conversion
 
 __all__ = ["ConversionReport", "Finding", "conversion_report", "convert", "revert"]
 
@@ -52,8 +52,8 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
         if fuse_residual:
             for _, block, verdict in list(_blocks(model, attention)):
                 if isinstance(verdict, Fusable):
+                    undo.callback(restore, block)
                     swap(block, FusedBlock, Conversion(verdict), verdict.source)
-                    undo.callback(restore, cast(Swapped, block))
         undo.pop_all()
     if not any(_is_fused(module) for module in model.modules()):
         warnings.warn("convert: no attention in the model could be fused, see conversion_report(model)", stacklevel=2)
@@ -62,8 +62,8 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
 
 def _convert(module: nn.Module, recipe: Recipe, undo: ExitStack) -> None:
     if not isinstance(module, FusedAttention):
+        undo.callback(restore, module)
         swap(module, FusedAttention, Conversion(recipe))
-        undo.callback(restore, cast(Swapped, module))
     elif module._eca_cuda.found is not recipe:  # it changed since it was converted
         undo.callback(setattr, module, "_eca_cuda", module._eca_cuda)
         module._eca_cuda = Conversion(recipe)

@@ -8,11 +8,11 @@ from torch import Tensor, fx
 
 from . import functional
 from ._compat import is_autocast
-from .basis import Conversion
 from .functional import Activation
 from .recipe import Recipe
 from .swap import Swapped
 from .trial import AUTOCAST_DTYPE
+from .watch import Conversion
 
 
 class FusedAttention(Swapped):
@@ -36,7 +36,7 @@ class FusedAttention(Swapped):
         recipe = self._eca_cuda.found
         given = by_name.get(recipe.argument) if x is None else x
         y: Tensor
-        if isinstance(given, fx.Proxy) or _is_as_tried(self, given, others, by_name):
+        if (recipe.ranks and isinstance(given, fx.Proxy)) or _is_as_tried(self, given, others, by_name):
             function = getattr(functional, recipe.variant)
             epilogue = {"residual": eca_cuda_residual, "activation": eca_cuda_activation}
             try:

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Optional
 
 from torch import Tensor, nn
 
-from .basis import HOOKS, Basis, Part, children_of
+from .basis import HOOKS, Basis, Part, children_of, ties_of
 from .python_code import Code, is_constant, is_usable
 from .swap import own_class
 from .trial import LeftAlone, copied
+from .watch import obstacle
 
 _BARE = nn.Module()
 _OF_EVERY_MODULE = {*vars(_BARE), *dir(_BARE)} - {"forward"}
@@ -62,31 +63,40 @@ class Notes:
         elif isinstance(value, types.MethodType):
             if value.__self__ is not module:
                 raise self.refuse(f"calls {shown}, a method of another object or of its class")
-        elif (
-            isinstance(value, types.FunctionType) and name in vars(module) and (value.__closure__ or value.__defaults__)
-        ):
-            raise self.refuse(f"calls {shown}, a function that holds values of its own")
         elif not is_constant(value) and not is_usable(value):
             raise self.refuse(f"reads {shown}, a {type(value).__name__}, which may change unseen")
         self.names.setdefault(path, set()).add(name)
         self._allowed[path, name] = value
 
     def basis(self, module: nn.Module, paths: Iterable[str]) -> Basis:
-        """Of ``module``, whose copies ran, and the modules in it at these paths."""
-        parts = [self._part(module.get_submodule(path), path) for path in paths]
+        """Of ``module``, whose copies ran, and the modules in it at these paths. Raises LeftAlone if there is none."""
         code = self.code
         cells = [(place, name, value) for (place, name), value in code.cells.items()]
-        return Basis(tuple(parts), tuple(code.functions), tuple(code.globals.items()), tuple(cells))
+        try:
+            parts = [self._part(module.get_submodule(path), path) for path in paths]
+            functions, values = tuple(code.functions), tuple(code.globals.items())
+            basis = Basis(tuple(parts), functions, values, tuple(cells), ties_of(module))
+            reason = obstacle(basis, module)
+        except Exception as error:  # classes and functions of strangers
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            raise LeftAlone(f"what its forward reads cannot be watched: {reason}")
+        return basis
 
     def _part(self, module: nn.Module, path: str) -> Part:
-        attributes, methods, kind = [], [], own_class(module)
+        attributes, methods, absent, kind = [], [], [], own_class(module)
         for name in sorted(self.names.get(path, ())):
             value = getattr(module, name)
-            if isinstance(value, types.MethodType):
+            where = [w for w in ("_parameters", "_buffers") if value is None and name in vars(module)[w]]
+            if where:
+                absent.append((where[0], name))
+            elif value is None and name in module._modules:
+                continue  # which is among the children
+            elif isinstance(value, types.MethodType):
                 methods.append(name)
             elif not isinstance(value, Tensor):
                 attributes.append((name, copied(value)))
-        return Part(path, kind, children_of(module), tuple(attributes), tuple(methods))
+        return Part(path, kind, children_of(module), tuple(attributes), tuple(methods), tuple(absent))
 
 
 class Noting:
@@ -122,6 +132,8 @@ class Noting:
             if _is_strange(sys._getframe(1)):
                 raise self._notes.refuse(f"asks for {name}, which it has not") from None
             raise
+        if value is None and not self._notes_holds:  # until it is set; the bias of a layer is looked at anyway
+            self._notes.names.setdefault(self._notes_path, set()).add(name)
         if isinstance(value, Tensor) and not (isinstance(value, nn.Parameter) or self._notes_holds):
             raise self._notes.refuse(f"uses its buffer {name}")
         return value

@@ -5,6 +5,7 @@ A trial shows what code computes for a few inputs. What else it may do, print, a
 of the user's, is found by reading the code of each function before it runs the first time.
 """
 
+import _lsprof
 import _operator
 import builtins
 import dis
@@ -15,12 +16,12 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
 
-from .basis import Place
+from .places import WRAPPED, Place, cell, function_of
 from .swap import own_class
 from .trial import copied
 
@@ -47,6 +48,7 @@ _BUILTINS = set(
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(...))
 _MODULE = types.ModuleType
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
+_MOST_STEPS = 8  # of decorators and closures within each other
 _TORCH_CLASSES = (nn.Module, torch.autocast, torch.no_grad, torch.enable_grad)
 
 
@@ -105,27 +107,31 @@ class Code:
         self.functions: set[Place] = set()
         self.globals: dict[Place, Any] = {}
         self.cells: dict[tuple[Place, str], Any] = {}
-        self._known: dict[types.CodeType, tuple[Place, types.FunctionType]] = {}
+        self._known: dict[types.CodeType, dict[Place, types.FunctionType]] = {}  # a factory makes several of one code
         self._read: set[types.CodeType] = set()
         self._seen: dict[int, types.CodeType] = {}
         for kind in self.kinds:
             for name, value in vars(kind).items():
-                value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-                while value is not None:  # what a decorator wraps, too
-                    self._know((kind, name), value)
-                    value = getattr(value, "__wrapped__", None)
+                self._know(Place(kind, name), value)
         for m in model.modules():
             for value in vars(m).values():
                 if isinstance(value, types.FunctionType):
-                    self._know((type(m), ""), value)
+                    self._know(Place(value, ""), value)
 
-    def _know(self, place: Place, function: Any) -> None:
-        if isinstance(function, types.FunctionType):
-            self._known.setdefault(function.__code__, (place, function))
-            package = str(function.__module__).partition(".")[0]
-            if _is_foreign(package) and package not in self.packages:
-                self.packages.add(package)
-                self._seen.clear()
+    def _know(self, place: Place, value: Any) -> None:
+        """That there is a function, and what decorators wrap in it."""
+        function = function_of(value)
+        if not isinstance(function, types.FunctionType) or place in self._known.get(function.__code__, ()):
+            return
+        self._known.setdefault(function.__code__, {})[place] = function
+        package = str(function.__module__).partition(".")[0]
+        if _is_foreign(package) and package not in self.packages:
+            self.packages.add(package)
+            self._seen.clear()
+        if function.__code__ in self._read:
+            self._read_enclosed(place, function)
+        if len(place.steps) < _MOST_STEPS:
+            self._know(place.then(WRAPPED), getattr(function, WRAPPED, None))
 
     @contextmanager
     def read(self) -> Iterator[None]:
@@ -140,37 +146,42 @@ class Code:
                 return
             is_inner = any(code in outer.co_consts for outer in self._read)
             self._read.add(code)
-            place, function = self._known.get(code, (None, None))
-            if function is None and not is_inner:
+            known = self._known.get(code, {})
+            if not known and not is_inner:
                 raise self.refuse(
                     f"calls {code.co_qualname if sys.version_info >= (3, 11) else code.co_name}, "
                     "which is not found among its classes and globals"
                 )
-            self._read_function(code, frame.f_globals, place, function)
+            enclosed = {name for place, function in [*known.items()] for name in self._read_enclosed(place, function)}
+            self._read_function(code, frame.f_globals, enclosed)
 
-        before = sys.getprofile()
+        before: Any = sys.getprofile()
         sys.setprofile(look)
         try:
             yield
         finally:
-            sys.setprofile(before)
+            sys.setprofile(None if isinstance(before, _lsprof.Profiler) else before)
+            if isinstance(before, _lsprof.Profiler):  # up to Python 3.11, of cProfile: no function, it sets itself
+                before.enable()
 
-    def _read_function(
-        self, code: types.CodeType, namespace: dict[str, Any], place: Optional[Place], function: Any
-    ) -> None:
-        enclosed: dict[str, Any] = {}
-        if place is not None:
-            if place[1]:
-                self.functions.add(place)
-            for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-                self._check(value, "a default argument")
-            for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
-                if name != "__class__":
-                    enclosed[name] = self._check(cell.cell_contents, name)
-                    if place[1]:
-                        self.cells[place, name] = copied(cell.cell_contents)
-                    self._know((place[0], ""), cell.cell_contents)
-        steps = list(dis.get_instructions(code))
+    def _read_enclosed(self, place: Place, function: types.FunctionType) -> list[str]:
+        """What a function has of its own besides its code. Returns the names of its cells."""
+        names = [name for name in function.__code__.co_freevars if name != "__class__"]
+        if place in self.functions:
+            return names
+        self.functions.add(place)
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._check(value, "a default argument")
+        for name in names:
+            value = self._check(cell(function, name).cell_contents, name)
+            self.cells[place, name] = copied(value)
+            if len(place.steps) >= _MOST_STEPS:
+                raise self.refuse(f"uses {name}, a function in a function in a function")
+            self._know(place.then(name), value)
+        return names
+
+    def _read_function(self, code: types.CodeType, namespace: dict[str, Any], enclosed: set[str]) -> None:
+        steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
         names = [step.opname for step in steps]
         if "SETUP_FINALLY" in names or names.count("PUSH_EXC_INFO") > names.count("WITH_EXCEPT_START"):
             raise self.refuse("catches exceptions")
@@ -215,8 +226,8 @@ class Code:
             place = str(namespace.get("__name__")), name
             if vars(sys.modules.get(place[0], types)) is not namespace:
                 raise self.refuse(f"reads {name}, of a Python module that cannot be imported")
-            self.globals[place] = copied(value)
-            self._know(place, value)
+            self.globals[Place(*place)] = copied(value)
+            self._know(Place(*place), value)
 
     def _check_super(self, later: Any) -> None:
         """``super()`` is for calling a method: what else it gives is not noted."""

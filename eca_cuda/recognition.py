@@ -14,7 +14,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
-from .basis import Conversion, is_disturbed
+from .basis import is_disturbed
 from .comparison import ELSEWHERE, OfAnotherKind, compare
 from .fused_attention import FusedAttention
 from .modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
@@ -22,6 +22,7 @@ from .recipe import Recipe
 from .replica import HOLDERS
 from .swap import STATE, Swapped, derived, own_class
 from .trial import LeftAlone
+from .watch import Conversion
 
 # eca_layer, ECA, ECABlock, EcaModule, CecaModule, EfficientChannelAttn and their like, but not ECAPA or Decay.
 _NAME = re.compile(

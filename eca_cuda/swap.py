@@ -14,6 +14,8 @@ from weakref import WeakValueDictionary
 
 from torch import nn
 
+from ._compat import constant_while_tracing
+
 STATE = "_eca_cuda"  # the one entry in a swapped module's __dict__
 
 
@@ -48,14 +50,40 @@ def _imported(module: str, qualified_name: str) -> Any:
     return functools.reduce(getattr, filter(None, qualified_name.split(".")), importlib.import_module(module))
 
 
+class _Unknown:
+    """In place of what a module needs to know, before it is told, and where ``type(module)(...)`` made another."""
+
+    modules: tuple[Any, ...] = ()  # of a block: none is fused
+    ranks: tuple[int, ...] = ()  # of x, for attention: none is
+    argument = "x"
+
+    @property
+    def found(self) -> "_Unknown":
+        return self
+
+    def holds_for(self, module: nn.Module) -> bool:
+        """So its own forward runs."""
+        return False
+
+    holds_now = holds_for
+
+    def change(self, module: nn.Module) -> str:
+        return "it was made by the class of a converted module, not converted itself,"
+
+
 class Swapped(nn.Module):
     """Base of the mixins that carry the other ``forward``; ``_eca_cuda`` holds what it needs to know."""
 
-    _eca_cuda: Any
+    _eca_cuda: Any = _Unknown()
     _eca_cuda_identity: ClassVar[tuple[type, type, Optional[Source]]]
 
     def __init_subclass__(cls) -> None:
         """Classes that register or refuse their subclasses do not hear of those that are made here."""
+
+    @constant_while_tracing
+    def _eca_cuda_holds(self) -> bool:
+        """What ``torch.compile`` takes as a fact: whether all is there while it traces."""
+        return bool(self._eca_cuda.holds_now(self))
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError("torch.jit.script: can't read converted modules: call eca_cuda.revert(model) first")
@@ -89,15 +117,16 @@ def derived(mixin: type, own: type, source: Optional[Source] = None) -> type:
 
 
 def swap(module: nn.Module, mixin: type[Swapped], state: Any, source: Optional[Source] = None) -> None:
-    """Give ``module`` the ``forward`` of ``mixin``, which finds ``state`` in ``_eca_cuda``."""
+    """Give ``module`` the ``forward`` of ``mixin``, which finds ``state`` in ``_eca_cuda``; until then its own runs."""
     module.__class__ = derived(mixin, type(module), source)
     module.__dict__[STATE] = state
 
 
-def restore(module: Swapped) -> None:
-    """Undo ``swap``."""
-    module.__class__ = module._eca_cuda_identity[1]
-    del module.__dict__[STATE]
+def restore(module: nn.Module) -> None:
+    """Undo ``swap``, or that part of it which was done."""
+    if isinstance(module, Swapped):
+        module.__dict__.pop(STATE, None)  # without it its own forward runs
+        module.__class__ = module._eca_cuda_identity[1]
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

@@ -9,7 +9,6 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import _pop_mode_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -27,7 +26,6 @@ def isolated() -> Iterator[None]:
             stack.enter_context(_pop_mode_temporarily())
         for context in (
             _disable_current_modes(),  # such as a FakeTensorMode
-            saved_tensors_hooks(lambda t: t, lambda t: t),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
@@ -36,11 +34,26 @@ def isolated() -> Iterator[None]:
         ):
             stack.enter_context(context)
         warnings.simplefilter("ignore")  # torch's own: code that warns is not run
+        stack.enter_context(_without_saved_tensors_hooks())
         torch.set_num_threads(1)  # what is tried is small: waiting for threads would take most of the time
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _without_saved_tensors_hooks() -> Iterator[None]:
+    """Takes the caller's away. Others instead, that do nothing, would make cycles that no garbage collector sees."""
+    c, hooks = torch._C._autograd, []
+    while (top := c._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(top)
+        c._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            c._push_saved_tensors_default_hooks(pack, unpack)
 
 
 AUTOCAST_DTYPE = torch.bfloat16  # the rules are the same for float16

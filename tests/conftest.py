@@ -2,6 +2,7 @@
 """What every test shares: the devices, repeatable settings, and the record of how much of the error budget is used."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -64,6 +65,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def device(request: pytest.FixtureRequest) -> str:
     """Where the tensors live."""
     return "cpu" if request.param == "emulated" else request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_anew() -> Iterator[None]:
+    """Dynamo compiles a function some eight times and then gives up: what one file compiles is not the next one's."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

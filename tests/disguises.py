@@ -281,5 +281,5 @@ OF_OTHER_CLASSES = {
     "calls a method of its class": (OfItsClass, "a method of another object or of its class"),
     "reads an attribute of its base": (OfItsBase, "reads super().tau"),
     "reads a buffer": (ReadsABuffer, "uses its buffer scale"),
-    "reads an object around it": (lambda: ECA(around(Accessor())), "calls change, a function that holds values"),
+    "reads an object around it": (lambda: ECA(around(Accessor())), "uses value, a Accessor"),
 }

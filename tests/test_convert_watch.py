@@ -64,6 +64,59 @@ class InASequential(nn.Module):
         return x * self.tail(self.conv(x.mean((2, 3)).unsqueeze(1))).transpose(1, 2).unsqueeze(-1)
 
 
+class Growing(ECA):
+    """What may come later: modules in a list, a child, a parameter, a buffer, parameters in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.post, self.gains, self.child = nn.ModuleList(), nn.ParameterList(), nn.Identity()
+        self.child = None
+        self.register_parameter("gain", None)
+        self.register_buffer("mask", None)
+        self.same = self.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * self.same(self.logits(x))
+        for m in self.post:
+            y = m(y)
+        for p in self.gains:
+            y = y * p
+        if self.child is not None:
+            y = self.child(y)
+        for factor in (self.gain, self.mask):
+            if factor is not None:
+                y = y * factor
+        return y
+
+
+class Tied(nn.Module):
+    """One convolution and one activation under two names, of which the second is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = self.again = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.gates = nn.ModuleList([nn.Sequential(nn.Sigmoid())])
+        self.gates.append(self.gates[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.again(x.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(-1)
+        return x * self.gates[1](g)
+
+
+def emptied(m: nn.Module) -> None:
+    """As people take all hooks away; then there is one again."""
+    m.act._forward_hooks = type(m.act._forward_hooks)()
+    m(make_x((2, 16, 5, 6), torch.float64))
+    m.act.register_forward_hook(lambda m, x, y: 2 * y)
+
+
+def regrown(m: nn.Module) -> None:
+    m.post.append(nn.Tanh())
+    del m.post[0]
+    m(make_x((2, 16, 5, 6), torch.float64))
+    m.post.append(nn.Tanh())
+
+
 class LowRank(nn.Module):
     """An adapter around a layer, as PEFT's: it goes on having a weight."""
 
@@ -144,6 +197,29 @@ CHANGES = {
         lambda m: setattr(m.tail, "_modules", {"0": nn.Softsign(), "1": nn.Sigmoid()}),
         "tail.0 is a Softsign",
     ),
+    "an empty list grows": (Growing, lambda m: m.post.append(nn.Tanh()), "post has other modules in it"),
+    "an empty list grows again": (Growing, regrown, "post has other modules in it"),
+    "a missing child is set": (Growing, setting("child", nn.Tanh()), "it has other modules in it"),
+    "a missing child is gone": (
+        Growing,
+        lambda m: delattr(m, "child") or setattr(m, "child", nn.Tanh()),
+        "it has other",
+    ),
+    "a parameter is set": (
+        Growing,
+        lambda m: setattr(m, "gain", nn.Parameter(torch.full((1,), 3.0))),
+        "gain was replaced",
+    ),
+    "a buffer is set": (Growing, setting("mask", torch.full((1,), 3.0)), "mask was replaced"),
+    "a list of parameters grows": (Growing, lambda m: m.gains.append(torch.full((1,), 3.0)), "gains._size is 1"),
+    "an alias is replaced": (Growing, setting("same", nn.Sigmoid()), "same is no longer the same as act"),
+    "a tie is broken": (Tied, replacing("again", copy.deepcopy), "again is no longer the same as conv"),
+    "a tie inside is broken": (
+        Tied,
+        lambda m: m.gates.__setitem__(1, nn.Sequential(nn.Tanh())),
+        "gates.1 is no longer the same as gates.0",
+    ),
+    "hooks in another dict": (ECA, emptied, "act has hooks"),
     "a module gone": (
         ECA,
         lambda m: delattr(m, "act") or setattr(m, "act", torch.tanh),
@@ -221,6 +297,15 @@ def test_a_global_changed_later_acts(monkeypatch):
     assert isinstance(converted, FusedAttention)
     monkeypatch.setattr(__import__(__name__), "TAU", 5.0)
     assert torch.equal(converted(x), m(x)) and "TAU is 5.0" in conversion_report(converted).attention[0].detail
+
+
+def test_a_base_class_patched_later_acts(monkeypatch):
+    class Derived(ECA):
+        pass
+
+    m, x = convert(Derived()), make_x((2, 16, 5, 6))
+    monkeypatch.setattr(ECA, "act", property(lambda self: lambda z: 3), raising=False)
+    assert torch.equal(m(x), 3 * x) and "act was replaced" in conversion_report(m).attention[0].detail
 
 
 def test_weights_that_torch_recomputes_stay_fused():
