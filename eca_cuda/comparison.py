@@ -57,7 +57,7 @@ def compare(module: nn.Module, candidates: list[Recipe]) -> Recipe:
     # A reason says more than an error, which for x of another rank is only natural; the later it came the more.
     _, refusal = max(refusals, key=lambda r: (isinstance(r[1], LeftAlone), r[0], not isinstance(r[1], OfAnotherKind)))
     if isinstance(refusal, LeftAlone):
-        raise refusal
+        raise type(refusal)(str(refusal))  # a new one: its traceback would hold the list that it is in
     raise OfAnotherKind(f"it could not be tried: {(str(refusal) or type(refusal).__name__).splitlines()[0]}")
 
 
@@ -338,7 +338,7 @@ class _Trial:
         try:
             for device in ("cpu", "cuda"):
                 self.check_dtype(recipe, x, device)
-        except LeftAlone:
+        except Exception:  # it may be one of the trial's: then its own forward runs, which is always right
             return False
         return True
 
@@ -349,7 +349,7 @@ class _Trial:
             except LeftAlone:
                 raise
             except Exception:
-                if x.dtype == torch.float32 and autocast is None:
+                if x.dtype == torch.float32 or autocast:
                     raise
                 return
             if y.dtype != x.dtype:

@@ -13,7 +13,7 @@ from .blocks import Fusable, FusedBlock, attention_of, change_of, fuse
 from .fused_attention import FusedAttention
 from .recipe import Recipe
 from .recognition import OWN_LAYERS, Answer, Unsupported, gates_in_blocks, recognise_all
-from .swap import Swapped, is_wrapped, own_class, restore, swap
+from .swap import STATE, Swapped, is_wrapped, own_class, restore, swap
 from .watch import Conversion
 
 __all__ = ["ConversionReport", "Finding", "conversion_report", "convert", "revert"]
@@ -52,21 +52,30 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
         if fuse_residual:
             for _, block, verdict in list(_blocks(model, attention)):
                 if isinstance(verdict, Fusable):
-                    undo.callback(restore, block)
+                    undo.callback(_put_back, block, type(block), vars(block).get(STATE))
+                    if isinstance(block, FusedBlock):  # it changed since it was converted
+                        restore(block)
                     swap(block, FusedBlock, Conversion(verdict), verdict.source)
+        if not any(_is_fused(module) for module in model.modules()):
+            message = "convert: no attention in the model could be fused, see conversion_report(model)"
+            warnings.warn(message, stacklevel=2)
         undo.pop_all()
-    if not any(_is_fused(module) for module in model.modules()):
-        warnings.warn("convert: no attention in the model could be fused, see conversion_report(model)", stacklevel=2)
     return model
 
 
 def _convert(module: nn.Module, recipe: Recipe, undo: ExitStack) -> None:
+    undo.callback(_put_back, module, type(module), vars(module).get(STATE))
     if not isinstance(module, FusedAttention):
-        undo.callback(restore, module)
         swap(module, FusedAttention, Conversion(recipe))
     elif module._eca_cuda.found is not recipe:  # it changed since it was converted
-        undo.callback(setattr, module, "_eca_cuda", module._eca_cuda)
         module._eca_cuda = Conversion(recipe)
+
+
+def _put_back(module: nn.Module, kind: type, state: Any) -> None:
+    module.__class__ = kind
+    vars(module).pop(STATE, None)
+    if state is not None:
+        vars(module)[STATE] = state
 
 
 def revert(model: Model) -> Model:
@@ -118,16 +127,15 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     attention += [Finding(path, kind, "left alone", reason) for path, kind, reason in gates_in_blocks(model, found)]
     residual = []
     for path, block, verdict in _blocks(model, found):
-        if isinstance(block, FusedBlock):
-            change = change_of(block)
-            detail = f"its own forward runs, as {change} since it was converted"
-            fused = Finding(path, _kind(block), "fused", "the shortcut is added by the attention")
-            residual.append(Finding(path, _kind(block), "left alone", detail) if change else fused)
+        change = change_of(block) if isinstance(block, FusedBlock) else None
+        changed = f"its own forward runs, as {change} since it was converted; now " if change else ""
+        if isinstance(verdict, Unsupported):
+            residual.append(Finding(path, _kind(block), "left alone", changed + verdict.reason))
         elif isinstance(verdict, Fusable):
-            detail = "the shortcut can be added by the attention"
+            detail = f"{changed}the shortcut can be added by the attention"
             residual.append(Finding(path, _kind(block), "could be fused", detail))
         else:
-            residual.append(Finding(path, _kind(block), "left alone", verdict.reason))
+            residual.append(Finding(path, _kind(block), "fused", "the shortcut is added by the attention"))
     return ConversionReport(tuple(attention), tuple(residual))
 
 
@@ -143,13 +151,17 @@ def _is_fused(module: nn.Module) -> bool:
 
 
 def _blocks(model: nn.Module, attention: dict[str, tuple[nn.Module, Answer]]) -> Iterator[tuple[str, nn.Module, Any]]:
-    """Path, module and what ``fuse`` says, of all that calls attention."""
+    """Path, module and what ``fuse`` says, of all that calls attention; ``None`` for what is fused."""
     fusable = {module for module, answer in attention.values() if not isinstance(answer, Unsupported)}
     for path, module in list(model.named_modules()):
-        if isinstance(module, FusedBlock):
+        if isinstance(module, FusedBlock) and not change_of(module):
             yield path, module, None
-        elif module not in fusable and (names := attention_of(module, fusable.__contains__)):
-            yield path, module, fuse(module, names)
+        elif isinstance(module, FusedBlock) and is_wrapped(module):
+            yield path, module, Unsupported(f"it is a {type(module).__name__}: revert before fully_shard")
+        elif module not in fusable:
+            names = attention_of(module, fusable.__contains__)
+            if names or isinstance(module, FusedBlock):
+                yield path, module, fuse(module, names)
 
 
 def _attention(path: str, module: nn.Module, answer: Answer) -> Finding:

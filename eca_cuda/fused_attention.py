@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The forward of a converted attention module."""
 
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from torch import Tensor, fx
@@ -22,11 +22,12 @@ class FusedAttention(Swapped):
     them), where arguments came that it does not take, and while what it rests on is not there.
     """
 
-    _eca_cuda: Conversion[Recipe]
+    if TYPE_CHECKING:  # TorchScript reads what is annotated
+        _eca_cuda: Conversion[Recipe]
 
     def forward(
         self,
-        x: Optional[Tensor] = None,
+        x: Any = ...,
         /,
         *others: Any,
         eca_cuda_residual: Optional[Tensor] = None,
@@ -34,9 +35,9 @@ class FusedAttention(Swapped):
         **by_name: Any,
     ) -> Tensor:
         recipe = self._eca_cuda.found
-        given = by_name.get(recipe.argument) if x is None else x
+        given = by_name.get(recipe.argument) if x is ... else x
         y: Tensor
-        if (recipe.ranks and isinstance(given, fx.Proxy)) or _is_as_tried(self, given, others, by_name):
+        if (recipe.ranks and isinstance(given, fx.Proxy)) or _is_as_tried(self, given, others, by_name, x is ...):
             function = getattr(functional, recipe.variant)
             epilogue = {"residual": eca_cuda_residual, "activation": eca_cuda_activation}
             try:
@@ -45,12 +46,14 @@ class FusedAttention(Swapped):
             except (TypeError, ValueError):  # a dtype or device that ours does not take: its own forward may
                 if torch.compiler.is_compiling():
                     raise
-        y = super().forward(**by_name) if x is None else super().forward(x, *others, **by_name)
+        y = super().forward(**by_name) if x is ... else super().forward(x, *others, **by_name)
         y = y if eca_cuda_residual is None else y + eca_cuda_residual
         return torch.relu(y) if eca_cuda_activation else y
 
 
-def _is_as_tried(module: FusedAttention, x: Any, others: tuple[Any, ...], by_name: dict[str, Any]) -> bool:
+def _is_as_tried(
+    module: FusedAttention, x: Any, others: tuple[Any, ...], by_name: dict[str, Any], x_is_named: bool
+) -> bool:
     recipe = module._eca_cuda.found
     if not isinstance(x, Tensor) or x.dim() not in recipe.ranks:
         return False
@@ -60,7 +63,7 @@ def _is_as_tried(module: FusedAttention, x: Any, others: tuple[Any, ...], by_nam
         return False
     if (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()) and not _keeps_dtype(recipe, x):
         return False
-    if (others or by_name) and not recipe.ignores(others, by_name):
+    if (others or by_name) and not recipe.ignores(others, by_name, x_is_named):
         return False
     return module._eca_cuda.holds_for(module)
 

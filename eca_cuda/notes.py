@@ -68,6 +68,12 @@ class Notes:
         self.names.setdefault(path, set()).add(name)
         self._allowed[path, name] = value
 
+    def fetched(self, path: str, name: str, value: Any) -> Any:
+        """What a forward gets that asks for a parameter, buffer or module: ``value``; if None, that may change."""
+        if value is None:
+            self.names.setdefault(path, set()).add(name)
+        return value
+
     def basis(self, module: nn.Module, paths: Iterable[str]) -> Basis:
         """Of ``module``, whose copies ran, and the modules in it at these paths. Raises LeftAlone if there is none."""
         code = self.code
@@ -132,11 +138,10 @@ class Noting:
             if _is_strange(sys._getframe(1)):
                 raise self._notes.refuse(f"asks for {name}, which it has not") from None
             raise
-        if value is None and not self._notes_holds:  # until it is set; the bias of a layer is looked at anyway
-            self._notes.names.setdefault(self._notes_path, set()).add(name)
         if isinstance(value, Tensor) and not (isinstance(value, nn.Parameter) or self._notes_holds):
             raise self._notes.refuse(f"uses its buffer {name}")
-        return value
+        # the bias of a layer that holds weights is looked at anyway
+        return value if self._notes_holds else self._notes.fetched(self._notes_path, name, value)
 
 
 def _is_strange(frame: types.FrameType) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Where a function is found again, and whether it is still the same, also in another process."""
 
+import functools
 import hashlib
 import sys
 import types
@@ -40,7 +41,9 @@ class Place(NamedTuple):
 
 def function_of(value: Any) -> Any:
     """The function of a property or a method."""
-    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    if isinstance(value, property):
+        return value.fget
+    return value.__func__ if isinstance(value, (classmethod, staticmethod, types.MethodType)) else value
 
 
 def cell(function: Any, name: str) -> Any:
@@ -56,8 +59,13 @@ class Digest(NamedTuple):
 
 def digest(function: Any) -> str:
     """The same for functions that do the same, in any process of the same version of Python."""
-    parts = [*_facts(function.__code__), function.__defaults__, sorted((function.__kwdefaults__ or {}).items())]
+    parts = [_code(function.__code__), function.__defaults__, sorted((function.__kwdefaults__ or {}).items())]
     return hashlib.sha256("\n".join(map(_shown, parts)).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _code(code: types.CodeType) -> str:
+    return "\n".join(map(_shown, _facts(code)))
 
 
 def _facts(code: types.CodeType) -> list[Any]:
@@ -73,6 +81,6 @@ def _shown(value: Any) -> str:
         return f"{type(value).__name__} {[*map(_shown, value)]}"
     if isinstance(value, (set, frozenset)):
         return f"set {sorted(map(_shown, value))}"
-    if isinstance(value, types.FunctionType):
-        return f"function {value.__module__}.{value.__qualname__}"
+    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        return f"{type(value).__name__} {value.__module__}.{value.__qualname__}"
     return f"{type(value).__name__} {value!r}"

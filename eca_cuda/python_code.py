@@ -58,7 +58,7 @@ def is_constant(value: Any) -> bool:
         return all(map(is_constant, value.values()))
     if type(value) in (tuple, list, set, frozenset, torch.Size):
         return all(map(is_constant, value))
-    return type(value) in _CONSTANTS or isinstance(value, enum.Enum)
+    return (type(value) in _CONSTANTS and value == value) or isinstance(value, enum.Enum)
 
 
 def is_mutable(value: Any) -> bool:

@@ -29,13 +29,15 @@ class Recipe:
     under_autocast: tuple[torch.dtype, ...] = ()  # dtypes of x that y has then; bfloat16 stands for autocast's own
     basis: Basis = field(default_factory=Basis)
 
-    def ignores(self, others: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:
+    def ignores(self, others: tuple[Any, ...], by_name: Mapping[str, Any], x_is_named: bool) -> bool:
         """Whether these arguments after x are as in the trial: not given, their default, or never read."""
         if len(others) > len(self.others):
             return False
         named = {**dict(zip(self.others, others, strict=False)), **by_name}
         return all(
-            name in self.unread or name == self.argument or (value is None and name in self.none_by_default)
+            name in self.unread
+            or (x_is_named and name == self.argument)
+            or (value is None and name in self.none_by_default)
             for name, value in named.items()
         )
 

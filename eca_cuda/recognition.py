@@ -127,6 +127,8 @@ def _recognise(module: nn.Module, tried: list[tuple[type, _Shapes, Conversion[Re
         recipe = compare(module, candidates)
     except LeftAlone as refusal:
         return Unsupported(str(refusal), isinstance(refusal, OfAnotherKind))
+    except Exception as error:  # of a stranger's attributes, say
+        return Unsupported(f"it could not be tried: {type(error).__name__}: {error}")
     try:
         derived(FusedAttention, kind)
     except Exception as error:  # a metaclass may refuse

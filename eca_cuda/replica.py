@@ -50,11 +50,11 @@ def replica(module: nn.Module, notes: Notes, paths: list[str], generator: torch.
     vars(made).pop("_compiled_call_impl", None)
     for path in paths:
         part = made.get_submodule(path)
-        notes.take(part, path, _notes_holds=isinstance(part, HOLDERS), **_mutable(type(part)))
+        notes.take(part, path, _notes_holds=isinstance(part, HOLDERS), **lists_of(type(part)))
     return made
 
 
-def _mutable(kind: type) -> dict[str, Any]:
+def lists_of(kind: type) -> dict[str, Any]:
     """Copies of the lists, dicts and sets that a class of the user's holds: a copy's forward must not reach them."""
     return {
         name: copied(value)

@@ -9,7 +9,7 @@ import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 from weakref import WeakValueDictionary
 
 from torch import nn
@@ -54,6 +54,7 @@ class _Unknown:
     """In place of what a module needs to know, before it is told, and where ``type(module)(...)`` made another."""
 
     modules: tuple[Any, ...] = ()  # of a block: none is fused
+    weights: tuple[Any, ...] = ()
     ranks: tuple[int, ...] = ()  # of x, for attention: none is
     argument = "x"
 
@@ -74,8 +75,11 @@ class _Unknown:
 class Swapped(nn.Module):
     """Base of the mixins that carry the other ``forward``; ``_eca_cuda`` holds what it needs to know."""
 
-    _eca_cuda: Any = _Unknown()
-    _eca_cuda_identity: ClassVar[tuple[type, type, Optional[Source]]]
+    if TYPE_CHECKING:
+        _eca_cuda: Any
+        _eca_cuda_identity: ClassVar[tuple[type, type, Optional[Source]]]
+    else:
+        _eca_cuda = _Unknown()
 
     def __init_subclass__(cls) -> None:
         """Classes that register or refuse their subclasses do not hear of those that are made here."""

@@ -102,7 +102,7 @@ class Witness(TorchFunctionMode):
                 shown = f"Tensor.{name}" if hasattr(Tensor, name) else f"torch's {name}"
                 self.refuse(f"uses {shown}, which may do more than a trial shows")
             if torch.is_autocast_enabled("cuda"):
-                args = _autocast(name.strip("_"), args)
+                args, kwargs = _autocast(name.strip("_"), args, kwargs)
             if name == "__getitem__" and _takes_a_part(*args):
                 self.refuse("takes a part of a tensor, which may be all of it in a trial")
         result = function(*args, **kwargs)
@@ -114,11 +114,15 @@ class Witness(TorchFunctionMode):
         return result
 
 
-def _autocast(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _autocast(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """As CUDA's autocast gives them to a function."""
     dtype = torch.float32 if name in _IN_FLOAT32 else AUTOCAST_DTYPE if name in _IN_LOWER else None
-    is_cast = (torch.float32, AUTOCAST_DTYPE) if dtype else ()
-    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.dtype in is_cast else a for a in args)
+
+    def cast(value: Any) -> Any:
+        is_cast = dtype and isinstance(value, Tensor) and value.dtype in (torch.float32, AUTOCAST_DTYPE)
+        return value.to(dtype) if is_cast else value
+
+    return tuple(map(cast, args)), {key: cast(value) for key, value in kwargs.items()}
 
 
 def _are_tensors(result: Any) -> bool:

@@ -9,11 +9,13 @@ from lookalikes import eca_layer
 from originals import DynamicMultiKernelECA
 from test_convert_forms import gradients
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 
 from eca_cuda import convert, functional
 from eca_cuda.fused_attention import FusedAttention
 from eca_cuda.testing import make_x
+from eca_cuda.trial import under_autocast
 
 SHAPE = (3, 16, 5, 7)
 
@@ -109,6 +111,18 @@ def test_x_may_come_by_its_name(make, name, fused_calls):
     assert len(fused_calls) == 1
 
 
+class Falls(ECA):
+    def forward(self, x, fallback=None):
+        return fallback if x is None else super().forward(x)
+
+
+def test_x_may_be_none():
+    plain, converted = both(Falls)
+    assert converted(None) is plain(None) is None and converted(None, MASK) is MASK and converted(None, fallback=3) == 3
+    with pytest.raises(TypeError, match="multiple values"):
+        converted(MASK, x=MASK)
+
+
 @pytest.mark.parametrize(("make", "name"), [(Masked, "mask"), (AlsoX, "x")], ids=["read", "unread"])
 def test_an_argument_may_be_its_default_or_unread(make, name, fused_calls):
     plain, converted = both(make)
@@ -163,11 +177,17 @@ def by_exponential(m, x, gate):
     return x * (1 / (1 + torch.exp(-m.logits(x))))
 
 
+def by_keywords(m, x, gate):
+    z = F.conv1d(input=x.mean((2, 3))[:, None], weight=m.conv.weight, padding=1)[:, 0]
+    return x * (1 / (1 + torch.exp(input=-z)))[:, :, None, None]
+
+
 # The dtypes of x that y has under autocast, where bfloat16 stands for autocast's own.
 UNDER_AUTOCAST = {
     "ECA": (lambda: eca_layer(16), (torch.float32, torch.bfloat16)),
     "product by einsum": (lambda: ECA(by_einsum), (torch.bfloat16,)),
     "exponential, which CUDA computes in float32": (lambda: ECA(by_exponential), (torch.float32,)),
+    "the same by keywords": (lambda: ECA(by_keywords), (torch.float32,)),
     "sums and softmax, which CUDA computes in float32": (lambda: DynamicMultiKernelECA(16), (torch.float32,)),
 }
 
@@ -184,6 +204,19 @@ def test_autocast_runs_its_own_forward_where_the_dtype_would_be_another(make, ke
             is_kept = dtype in kept if dtype == torch.float32 else dtype == autocast and torch.bfloat16 in kept
             assert y.dtype == expected.dtype and len(fused_calls) - before == is_kept
             torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
+@pytest.mark.parametrize("make", [ECA, lambda: DynamicMultiKernelECA(16), lambda: ECA(by_keywords)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_dtype_under_cudas_autocast_is_torchs_own(make, dtype):
+    """Fake tensors on a GPU that is not there go through CUDA's autocast."""
+    _, converted = both(make)
+    with FakeTensorMode(), torch.device("cuda"):
+        module, x = make(), torch.empty(SHAPE, dtype=dtype)
+        with under_autocast("cuda"):
+            y = module(x)
+    assert (y.dtype == dtype) == (dtype in converted._eca_cuda.found.under_autocast)
 
 
 def through_a_squeeze(m, x, gate):

@@ -175,3 +175,43 @@ def test_a_default_device_is_none_of_the_trials():
         assert isinstance(convert(module), FusedAttention)
     finally:
         torch.set_default_device(None)
+
+
+class Settings(dict):
+    """Whose attributes are its entries, and nothing else."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class WithSettings(eca_layer):
+    settings = Settings(k=3)
+
+
+class IsNotANumber(eca_layer):
+    def __init__(self, channel):
+        super().__init__(channel)
+        self.limit = float("nan")
+
+    def forward(self, x):
+        return super().forward(x) if self.limit != 0 else x
+
+
+class Exports(eca_layer):
+    @torch.jit.export
+    def twice(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_odd_attributes_of_a_class_do_not_matter():
+    assert isinstance(convert(WithSettings(16)), FusedAttention)
+
+
+def test_what_is_not_equal_to_itself_is_a_reason():
+    (finding,) = conversion_report(IsNotANumber(16)).attention
+    assert finding.detail == "its forward reads limit, a float, which may change unseen"
+
+
+def test_a_trace_does_not_mind_an_exported_method():
+    module, x = convert(Exports(16)), make_x((2, 16, 3, 3))
+    torch.testing.assert_close(torch.jit.trace(module, x)(x), module(x))
