@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 from public_lookalikes import CASES, C, Case
+from public_spellings import SPELLINGS
 from torch import Tensor, nn
 
 from eca_cuda import conversion_report, convert, revert
@@ -19,7 +20,8 @@ from eca_cuda.testing import channels_last, used_budget
 
 SIZES = {3: ((49,), (1,)), 4: ((7, 9), (1, 1), (8, 8)), 5: ((3, 4, 5), (1, 2, 1))}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-each = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+ALL = CASES | SPELLINGS
+each = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 
 
 def pair(case: Case, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
@@ -58,10 +60,11 @@ def seen(layer: nn.Module, x: Tensor, wants_grad: bool) -> dict[str, Any]:
     torch.manual_seed(1)
     random.seed(1)
     try:
-        y = layer(given)
+        returned = layer(given)
     except Exception as error:
         return {"error": type(error)}
-    result: dict[str, Any] = {"y": y, "given": given.detach().clone()}
+    y, *others = returned if isinstance(returned, tuple) else (returned,)
+    result: dict[str, Any] = {"y": y, "others": others, "given": given.detach().clone()}
     if y.requires_grad:
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         y.backward(weights.to(y.dtype))
@@ -71,7 +74,7 @@ def seen(layer: nn.Module, x: Tensor, wants_grad: bool) -> dict[str, Any]:
     attributes = [vars(m) for m in layer.modules()]
     result["attributes"] = [sorted(names.keys() - {"_eca_cuda"}) for names in attributes]
     strides = [stride for stride, size in zip(y.stride(), y.shape, strict=True) if size > 1]  # others mean nothing
-    return result | {"meta": (y.dtype, y.shape, strides, y.requires_grad, y is given, y.is_leaf)}
+    return result | {"meta": (type(returned), y.dtype, y.shape, strides, y.requires_grad, y is given, y.is_leaf)}
 
 
 def check(case: Case, ours: nn.Module, theirs: nn.Module, x: Tensor, wants_grad: bool) -> None:
