@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from .basis import is_disturbed
 from .notes import Notes
+from .places import WRAPPED, function_of
 from .replica import lists_of
 from .swap import STATE, own_class
 from .trial import LeftAlone, copied, isolated, under_autocast, without_side_effects
@@ -52,17 +53,16 @@ class BlockNotes(Notes):
 
     def refuse_unsafe_code(self) -> None:
         """Reads the functions that ran, for what torch.fx does not notice."""
-        read = self.code._read
+        read = self.code.codes
         for code in read:
             if what := _unsafe_in(code):
                 raise LeftAlone(f"its forward {what}")
         for kind in self.code.kinds:
             for value in vars(kind).values():
-                function: Any = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-                unread = []
-                while hasattr(function, "__wrapped__"):
+                function, unread = function_of(value), []
+                while callable(function) and hasattr(function, WRAPPED):
                     unread += [] if getattr(function, "__code__", None) in read else [function]
-                    function = function.__wrapped__
+                    function = getattr(function, WRAPPED)
                 if unread and getattr(function, "__code__", None) in read:
                     raise LeftAlone("its forward, or a method that it calls, has a decorator of another package")
 

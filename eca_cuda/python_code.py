@@ -108,7 +108,7 @@ class Code:
         self.globals: dict[Place, Any] = {}
         self.cells: dict[tuple[Place, str], Any] = {}
         self._known: dict[types.CodeType, dict[Place, types.FunctionType]] = {}  # a factory makes several of one code
-        self._read: set[types.CodeType] = set()
+        self.codes: set[types.CodeType] = set()
         self._seen: dict[int, types.CodeType] = {}
         for kind in self.kinds:
             for name, value in vars(kind).items():
@@ -128,7 +128,7 @@ class Code:
         if _is_foreign(package) and package not in self.packages:
             self.packages.add(package)
             self._seen.clear()
-        if function.__code__ in self._read:
+        if function.__code__ in self.codes:
             self._read_enclosed(place, function)
         if len(place.steps) < _MOST_STEPS:
             self._know(place.then(WRAPPED), getattr(function, WRAPPED, None))
@@ -142,10 +142,10 @@ class Code:
                 return
             self._seen[id(code)] = code
             package = str(frame.f_globals.get("__name__")).partition(".")[0]
-            if package not in self.packages or code in self._read:
+            if package not in self.packages or code in self.codes:
                 return
-            is_inner = any(code in outer.co_consts for outer in self._read)
-            self._read.add(code)
+            is_inner = any(code in outer.co_consts for outer in self.codes)
+            self.codes.add(code)
             known = self._known.get(code, {})
             if not known and not is_inner:
                 raise self.refuse(

@@ -345,3 +345,21 @@ def test_annotations_do_not_matter(kind):
     block = kind()
     same(convert(copy.deepcopy(block), fuse_residual=True), block, X)
     assert isinstance(convert(block, fuse_residual=True), FusedBlock)
+
+
+class Settings(dict):
+    """Whose attributes are its entries, and nothing else."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class WithSettings(Block):
+    settings = Settings(k=3)
+
+
+def test_odd_attributes_of_a_class_do_not_matter():
+    block = WithSettings()
+    fused = convert(copy.deepcopy(block), fuse_residual=True)
+    assert isinstance(fused, FusedBlock)
+    same(fused, block, make_x((2, C, 5, 5)))

@@ -45,7 +45,7 @@ PYTHON_LAYERS = {
     "comparison": {"notes", "python_code", "recipe", "reference", "replica", "swap", "trial", "witness"},
     "fused_attention": {"_compat", "functional", "recipe", "swap", "trial", "watch"},
     "recognition": {"basis", "comparison", "fused_attention", "modules", "recipe", "replica", "swap", "trial", "watch"},
-    "block_graph": {"basis", "notes", "replica", "swap", "trial"},
+    "block_graph": {"basis", "notes", "places", "replica", "swap", "trial"},
     "blocks": {
         "block_graph",
         "basis",
