@@ -19,7 +19,8 @@ class FusedAttention(Swapped):
     """The forward of a converted attention module.
 
     Its own forward runs where x has a rank or number of channels that this was not tried with (torch.fx traces without
-    them), where arguments came that it does not take, and while what it rests on is not there.
+    them), with arguments that its code reads, under autocast where the dtype of y would be another than that of x, and
+    while what it rests on is not there.
     """
 
     if TYPE_CHECKING:  # TorchScript reads what is annotated
@@ -57,10 +58,10 @@ def _is_as_tried(
     recipe = module._eca_cuda.found
     if not isinstance(x, Tensor) or x.dim() not in recipe.ranks:
         return False
-    if recipe.channels is not None and x.shape[recipe.options.get("channels_dim", 1)] != recipe.channels:
-        return False
-    if not recipe.takes_one_channel and x.shape[recipe.options.get("channels_dim", 1)] == 1:
-        return False
+    if recipe.channels is not None or not recipe.takes_one_channel:
+        channels = x.shape[recipe.options.get("channels_dim", 1)]
+        if recipe.channels not in (None, channels) or (channels == 1 and not recipe.takes_one_channel):
+            return False
     if (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()) and not _keeps_dtype(recipe, x):
         return False
     if (others or by_name) and not recipe.ignores(others, by_name, x_is_named):

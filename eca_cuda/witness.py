@@ -2,7 +2,8 @@
 """Sees what a forward asks of tensors, where its numbers need not show what it decides on.
 
 A trial compares numbers, for a few inputs. It cannot judge a forward that goes another way for another size, or that
-asks a tensor for a value: while a ``Witness`` is entered, such questions end the forward with the reason.
+asks a tensor for a value: while a ``Witness`` is entered, such questions end the forward with the reason. It also plays
+what a trial on the CPU in float64 lacks: other dtypes, and CUDA's autocast.
 """
 
 import math
@@ -19,38 +20,16 @@ from .trial import AUTOCAST_DTYPE, LeftAlone
 
 _TENSOR: Any = Tensor
 _SIZES = {_TENSOR.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement}
-# Every rank and dtype that counts is tried, with gradients and without.
 _DTYPE = _TENSOR.dtype.__get__
-_ASKED_FREELY = {Tensor.dim, _TENSOR.ndim.__get__, _DTYPE, Tensor.is_floating_point}
-_ASKED_FREELY |= {torch._C._set_grad_enabled}
+# Every rank and dtype that counts is tried, with gradients and without.
+_ASKED_FREELY = {Tensor.dim, _TENSOR.ndim.__get__, _DTYPE, Tensor.is_floating_point, torch._C._set_grad_enabled}
 # What may be done with sizes: give them to a tensor's shape, or multiply by them. Numbers show the rest.
-_SHAPING = {
-    "view",
-    "reshape",
-    "expand",
-    "unflatten",
-    "broadcast_to",
-    "repeat",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-}
+_SHAPING = {"view", "reshape", "expand", "unflatten", "broadcast_to", "repeat"}
+_SHAPING |= {"avg_pool1d", "avg_pool2d", "avg_pool3d"}  # whose windows are sizes
 _SCALING = {"mul", "multiply", "imul", "rmul", "div", "truediv", "true_divide", "itruediv", "rdiv", "rtruediv"}
 # What CUDA's autocast computes in float32, and what in its own dtype. The trial's tensors are on the CPU.
-_IN_FLOAT32 = {
-    "exp",
-    "norm",
-    "normalize",
-    "pow",
-    "prod",
-    "rdiv",
-    "rpow",
-    "rtruediv",
-    "softmax",
-    "softplus",
-    "square",
-    "sum",
-}
+_IN_FLOAT32 = {"exp", "norm", "normalize", "pow", "prod", "softmax", "softplus", "square", "sum"}
+_IN_FLOAT32 |= {"rdiv", "rpow", "rtruediv"}
 _IN_LOWER = {"bmm", "conv1d", "einsum", "linear", "matmul", "mv"}
 _CASTS = {Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double, Tensor.type, Tensor.type_as}
 
