@@ -8,7 +8,7 @@ from . import reference
 from ._version import __version__
 from .compiling import compile_mode
 from .conversion import conversion_report, convert, revert
-from .functional import bidirectional_eca, eca, eca_, multi_kernel_eca
+from .functional import batch_norm_eca, bidirectional_eca, eca, eca_, multi_kernel_eca
 from .modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
 from .tuning import load_from_environment, load_tuning
 
@@ -20,6 +20,7 @@ __all__ = [
     "DynamicMultiKernelECA",
     "EfficientChannelAttention",
     "__version__",
+    "batch_norm_eca",
     "bidirectional_eca",
     "compile_mode",
     "conversion_report",

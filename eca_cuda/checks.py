@@ -124,6 +124,31 @@ def check_maps(x: Tensor, residual: Optional[Tensor]) -> None:
         _check_like_x("residual", residual, x)
 
 
+@_untraced
+def check_norm(
+    x: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    training: bool,
+) -> None:
+    """Raise TypeError or ValueError unless batch norm accepts these tensors with such an ``x``."""
+    affine = {"norm_weight": weight, "norm_bias": bias}
+    running = {"running_mean": running_mean, "running_var": running_var}
+    for group in (affine, running):
+        given = {name: t for name, t in group.items() if t is not None}
+        _check_parameters(x, dict(given))
+        for name, t in given.items():
+            _check_shape(name, t, (x.shape[1],))
+    for name, other in (("running_mean", running_var), ("running_var", running_mean)):
+        if running[name] is None and not (training and other is None):
+            because = "for training=False" if not training else "like the other running statistic"
+            raise TypeError(f"{name}: expected a Tensor {because}, got None")
+    if training and math.prod(x.shape) == x.shape[1]:
+        _refuse("x", "more than one value per channel for training=True", f"shape {tuple(x.shape)}")
+
+
 def check_saved(grad_y: Tensor, x: Tensor, mean: Tensor, y: Optional[Tensor], relu: bool, grad_residual: bool) -> None:
     """Raise TypeError or ValueError unless a backward operator accepts these, with such an ``x``."""
     _check_like_x("grad_y", grad_y, x)

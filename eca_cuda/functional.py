@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The three operations as functions of tensors: ``y = activation(x * gate(mean(x)) + residual)``.
+"""The operations as functions of tensors: ``y = activation(x * gate(mean(x)) + residual)``.
 
 In all of them ``x`` is ``[N, C, *spatial]`` with one to three spatial dimensions, in float32, float64, float16 or
 bfloat16, contiguous or channels_last without a copy (other strides through one copy). With ``channels_dim=-1`` it is
@@ -16,17 +16,27 @@ from typing import Literal, Optional
 import torch.fx
 from torch import Tensor
 
-from . import autograd, checks, ops
+from . import autograd, checks, norm, ops
 from .checks import PARAMETERS, check_options
 
-__all__ = ["Activation", "Gate", "PaddingMode", "bidirectional_eca", "check_options", "eca", "eca_", "multi_kernel_eca"]
+__all__ = [
+    "Activation",
+    "Gate",
+    "PaddingMode",
+    "batch_norm_eca",
+    "bidirectional_eca",
+    "check_options",
+    "eca",
+    "eca_",
+    "multi_kernel_eca",
+]
 
 PaddingMode = Literal["zeros", "circular"]
 Gate = Literal["sigmoid", "hard_sigmoid"]
 Activation = Optional[Literal["relu"]]
 
 # torch.fx.symbolic_trace, and what builds on it (feature extractors), record these calls and do not look inside.
-for _name in PARAMETERS:
+for _name in (*PARAMETERS, "batch_norm_eca"):
     torch.fx.wrap(_name)
 
 
@@ -99,6 +109,52 @@ def eca_(
         autograd.eca_in_place(x.movedim(-1, 1), weight, bias, flags)
         return x
     return autograd.eca_in_place(x, weight, bias, flags)
+
+
+def batch_norm_eca(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Optional[Tensor],
+    norm_bias: Optional[Tensor],
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    *,
+    bias: Optional[Tensor] = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Optional[Tensor] = None,
+    activation: Activation = None,
+    padding_mode: PaddingMode = "zeros",
+    gate: Gate = "sigmoid",
+) -> Tensor:
+    """Batch norm and ECA behind it, in the passes that batch norm alone needs.
+
+    ``y = eca(batch_norm(x), weight, bias, residual=residual, activation=activation)``, ``batch_norm`` being
+    ``(x - mean) / sqrt(var + eps) * norm_weight + norm_bias`` with the mean and the variance of each channel: those of
+    the batch (``training``), or the running ones.
+
+    Args:
+        x: ``[N, C, *spatial]``.
+        weight, bias, residual, activation, padding_mode, gate: as in :func:`eca`.
+        norm_weight, norm_bias: ``[C]`` or None, in the dtype of ``x``, or float32 while ``x`` is half.
+        running_mean, running_var: ``[C]`` likewise; with ``training`` updated in place, or both None.
+        training: whether the statistics are those of ``x``.
+        momentum: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
+        eps: added to the variance.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; with ``training``, also if ``x``
+            has one value per channel.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1, and that of :func:`eca`.
+    """
+    flags = _flags(padding_mode, gate, activation)
+    checks.number("momentum", momentum)
+    checks.number("eps", eps)
+    checks.flag("training", training)
+    statistics = norm.Norm(norm_weight, norm_bias, running_mean, running_var, training, momentum, eps)
+    return norm.apply(x, (weight, bias), statistics, residual, flags)
 
 
 def multi_kernel_eca(

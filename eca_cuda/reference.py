@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The three operations in pure PyTorch: the specification that every kernel is judged against.
+"""The operations in pure PyTorch: the specification that every kernel is judged against.
 
 Each is pool -> gate -> rescale. ``x`` is ``[N, C, *spatial]`` with one to three spatial dimensions:
 
@@ -63,6 +63,31 @@ def eca_gate(
 ) -> Tensor:
     """What ``eca`` multiplies with, ``[N, C]``."""
     return squash(conv(pool(x, weight, lengths, channels_dim), weight, bias, padding_mode), gate)
+
+
+def batch_norm_eca(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Optional[Tensor],
+    norm_bias: Optional[Tensor],
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    *,
+    bias: Optional[Tensor] = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Optional[Tensor] = None,
+    activation: Optional[str] = None,
+    padding_mode: str = "zeros",
+    gate: str = "sigmoid",
+    conv: ChannelConv = channel_conv,
+) -> Tensor:
+    """Batch norm (Ioffe and Szegedy, 2015), then ``eca`` of what it returns."""
+    u = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
+    return eca(
+        u, weight, bias, padding_mode=padding_mode, gate=gate, residual=residual, activation=activation, conv=conv
+    )
 
 
 def multi_kernel_eca(
