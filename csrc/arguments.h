@@ -21,12 +21,47 @@ inline void require_like(const Tensor& t, const Tensor& x, const char* argument)
 
 // What backward is given besides feature maps and parameters.
 template <class A>
-void require_saved(const Tensor& mean, const Tensor& x, const OptionalTensor& y, int64_t flags) {
+void require_saved(const Saved& saved, const Tensor& x, const MapShape& shape, int64_t per_byte, int64_t flags) {
   const bool relu = (flags & kRelu) != 0;
-  require(same_device(mean, x) && has_sizes(mean, {x.size(0), x.size(1)}) && mean.is_contiguous() &&
-              raw_dtype(mean) == dtype_of_accumulator<A>(),
-          "mean");
-  require(y.has_value() == relu && (relu || !(flags & kGradResidual)), "y");
+  const auto require_numbers = [&](const Tensor& t, std::initializer_list<int64_t> sizes, const char* argument) {
+    require(same_device(t, x) && has_sizes(t, sizes) && t.is_contiguous() && raw_dtype(t) == dtype_of_accumulator<A>(),
+            argument);
+  };
+  require_numbers(*saved.mean, {shape.n(), shape.c()}, "mean");
+  if (saved.norm_mean) require_numbers(*saved.norm_mean, {shape.c()}, "norm_mean");
+  if (saved.norm_var) require_numbers(*saved.norm_var, {shape.c()}, "norm_var");
+  require(saved.signs.has_value() == relu && (relu || !(flags & kGradResidual)), "signs");
+  if (!relu) return;
+  const Tensor& signs = *saved.signs;
+  const int64_t bytes = sign_bytes(shape.c() * shape.s, per_byte);
+  require(same_device(signs, x) && has_sizes(signs, {shape.n(), bytes}) && signs.is_contiguous() &&
+              raw_dtype(signs) == aoti_torch_dtype_uint8(),
+          "signs");
+}
+
+// Signs to be written, if y has any; else an empty tensor.
+inline Tensor empty_signs(const Tensor& x, const MapShape& shape, int64_t per_byte, int64_t flags) {
+  if (!(flags & kRelu)) return empty_vector(x, 0, aoti_torch_dtype_uint8());
+  return empty_matrix(x, shape.n(), sign_bytes(shape.c() * shape.s, per_byte), aoti_torch_dtype_uint8());
+}
+
+inline Signs signs_of(const Tensor& signs, bool written) {
+  if (signs.dim() == 1) return {};
+  const void* const data = written ? signs.mutable_data_ptr() : signs.const_data_ptr();
+  return {static_cast<uint8_t*>(const_cast<void*>(data)), signs.size(1)};
+}
+
+// All that batch norm is given is [C], where x is, and of the dtype of x or of the accumulator, alike in pairs.
+template <class A>
+void require_norm(const NormTensors& norm, const Tensor& x, int64_t c) {
+  const auto fits = [&](const Tensor* t, const Tensor* other) {
+    const auto dtype = [](const Tensor& tensor) { return raw_dtype(tensor); };
+    return !t || (same_device(*t, x) && has_sizes(*t, {c}) && t->is_contiguous() &&
+                  (dtype(*t) == dtype(x) || dtype(*t) == dtype_of_accumulator<A>()) &&
+                  (!other || dtype(*t) == dtype(*other)));
+  };
+  require(fits(norm.weight, norm.bias) && fits(norm.bias, nullptr), "norm_weight");
+  require(fits(norm.mean, norm.var) && fits(norm.var, nullptr) && !norm.mean == !norm.var, "norm_mean");
 }
 
 // A size that kernels count with int.

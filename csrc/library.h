@@ -57,8 +57,13 @@ struct NamedOption {
   Option value;
 };
 inline constexpr NamedOption kNamedOptions[] = {
-    {"CIRCULAR", kCircular},          {"HARD_SIGMOID", kHardSigmoid},     {"RELU", kRelu},
-    {"CROSS_CHANNEL", kCrossChannel}, {"SINGLE_SIGMOID", kSingleSigmoid}, {"GRAD_RESIDUAL", kGradResidual},
+    {"CIRCULAR", kCircular},
+    {"HARD_SIGMOID", kHardSigmoid},
+    {"RELU", kRelu},
+    {"CROSS_CHANNEL", kCrossChannel},
+    {"SINGLE_SIGMOID", kSingleSigmoid},
+    {"GRAD_RESIDUAL", kGradResidual},
+    {"BATCH_STATISTICS", kBatchStatistics},
 };
 
 }  // namespace eca

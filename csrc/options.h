@@ -20,12 +20,13 @@ inline constexpr int kMaxParameters = 6;
 
 // The operators' `flags` argument is a sum of these. Python reads the values from eca_cuda._C.
 enum Option : int64_t {
-  kCircular = 1,        // channels have no edges: the convolution wraps around
-  kHardSigmoid = 2,     // hard_sigmoid wherever the original has a sigmoid
-  kRelu = 4,            // y = max(x * g + residual, 0)
-  kCrossChannel = 8,    // multi-kernel: convolve across channels
-  kSingleSigmoid = 16,  // bidirectional: leave the outer sigmoid out
-  kGradResidual = 32    // backward with kRelu: the gradient of the residual is wanted too
+  kCircular = 1,         // channels have no edges: the convolution wraps around
+  kHardSigmoid = 2,      // hard_sigmoid wherever the original has a sigmoid
+  kRelu = 4,             // y = max(x * g + residual, 0)
+  kCrossChannel = 8,     // multi-kernel: convolve across channels
+  kSingleSigmoid = 16,   // bidirectional: leave the outer sigmoid out
+  kGradResidual = 32,    // backward with kRelu: the gradient of the residual is wanted too
+  kBatchStatistics = 64  // batch norm's backward: mean and variance are those of x
 };
 
 enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };

@@ -22,32 +22,37 @@ from ._compat import has_autocast, is_autocast
 
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
 
-_functorch_is_active = torch._C._are_functorch_transforms_active
-_jit_trace = torch._C._get_tracing_state  # None but under torch.jit.trace
+functorch_is_active = torch._C._are_functorch_transforms_active
+jit_trace = torch._C._get_tracing_state  # None but under torch.jit.trace
+
+
+def is_traced() -> bool:
+    """Whether a transform or a tracer sees this call."""
+    return (
+        functorch_is_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or jit_trace() is not None
+    )
 
 
 def apply(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """``y = activation(x * gate + residual)`` by the variant called ``name``."""
-    if (
-        _functorch_is_active()
-        or forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
-        or _jit_trace() is not None
-    ):
+    if is_traced():
         return apply_traced(name, x, parameters, residual, flags)
     try:
-        if torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters):
+        if torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters):
             return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
         return ops.INFER[name](x, *parameters, residual, flags)
     except Exception as error:
-        widened = _widened(x, parameters)
-        if widened is not parameters or sharding.are_missing(error):
-            return apply(name, x, widened, residual, flags)
+        wide = widened(x, parameters)
+        if wide is not parameters or sharding.are_missing(error):
+            return apply(name, x, wide, residual, flags)
         ops.check(name, x, parameters, residual, flags, error)
         sharding.check(name, x, parameters)
-        if any(map(_is_foreign, parameters)):
+        if any(map(is_foreign, parameters)):
             return composite(name, x, parameters, residual, flags)
         raise
 
@@ -61,13 +66,13 @@ def apply_to_lengths(
     lengths: Tensor,
 ) -> Tensor:
     """The same with the means of the first ``lengths[n]`` positions: the composite, as no kernel does that."""
-    parameters = _widened(x, parameters)
+    parameters = widened(x, parameters)
     ops.check(name, x, parameters, residual, flags)
     is_traced = torch.compiler.is_compiling()
     if not is_traced:
         sharding.check_composite(x)
     # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
-    has_values = type(lengths) is Tensor and not (_functorch_is_active() or is_traced or _jit_trace() is not None)
+    has_values = type(lengths) is Tensor and not (functorch_is_active() or is_traced or jit_trace() is not None)
     checks.check_lengths(lengths, x, has_values)
     is_shifted = compiling.mode() == "inline" if is_traced else sharding.is_dtensor(x)
     conv = compiling.shifted_conv if is_shifted else reference.channel_conv
@@ -76,7 +81,7 @@ def apply_to_lengths(
 
 def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) -> Tensor:
     """ECA written over ``x``, without a second feature map; refused where a gradient is wanted."""
-    weight, bias = _widened(x, (weight, bias))
+    weight, bias = widened(x, (weight, bias))
     ops.check("eca", x, (weight, bias), None, flags)
     wanted = {"x": x, "weight": weight, "bias": bias}
     if torch.is_grad_enabled():
@@ -86,42 +91,47 @@ def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) 
                     f"{name}: expected no gradient to be wanted, got requires_grad=True: use torch.no_grad()"
                 )
     options = ops.options("eca", flags)
-    with _without_autocast(x):
+    with without_autocast(x):
         g = reference.eca_gate(x, weight, bias, options["padding_mode"], options["gate"]).to(x.dtype)
     x.mul_(g.reshape(g.shape + (1,) * (x.dim() - 2)))
     return x.relu_() if options["activation"] == "relu" else x
+
+
+def needs_composite() -> bool:
+    """Whether a transform or a tracer is at work that sees plain operators only."""
+    return (
+        functorch_is_active()
+        or forward_ad._current_level >= 0
+        or torch.onnx.is_in_onnx_export()
+        or jit_trace() is not None
+    )
 
 
 def apply_traced(
     name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """The same for calls that a transform or a tracer sees."""
-    parameters = _widened(x, parameters)
+    parameters = widened(x, parameters)
     ops.check(name, x, parameters, residual, flags)
-    if (
-        _functorch_is_active()
-        or forward_ad._current_level >= 0
-        or torch.onnx.is_in_onnx_export()
-        or _jit_trace() is not None
-    ):
+    if needs_composite():
         return composite(name, x, parameters, residual, flags)
-    differentiated = torch.is_grad_enabled() and _any_requires_grad(x, residual, *parameters)
-    if compiling.inlines(x, differentiated) or any(map(_is_foreign, parameters)):
+    differentiated = torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters)
+    if compiling.inlines(x, differentiated) or any(map(is_foreign, parameters)):
         return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
     sharding.register_before_tracing()
     if differentiated:
-        return _Fused.apply(name, flags, *_distinct(x, residual, *parameters))  # type: ignore[no-any-return]
+        return _Fused.apply(name, flags, *distinct(x, residual, *parameters))  # type: ignore[no-any-return]
     return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
 
 
-def _is_foreign(parameter: Any) -> bool:
+def is_foreign(parameter: Any) -> bool:
     """Whether this is a subclass that may know plain operators only, such as torchao's quantised weights."""
     if parameter is None:
         return False
     return hasattr(type(parameter), "__tensor_flatten__") and not sharding.is_dtensor(parameter)
 
 
-def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, ...]:
+def widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, ...]:
     """Under autocast, parameters of dtypes that do not go with that of ``x``, all of them in float32.
 
     So a model that is half throughout goes on where autocast has made a map float32. Whatever else is ``parameters``.
@@ -136,7 +146,7 @@ def _widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, 
     return tuple(None if t is None else t.float() for t in parameters)
 
 
-def _distinct(*tensors: Optional[Tensor]) -> list[Optional[Tensor]]:
+def distinct(*tensors: Optional[Tensor]) -> list[Optional[Tensor]]:
     """The same, with an alias for each tensor that came before, as in ``residual=x``.
 
     Given one twice, Dynamo loses gradients without a word in torch 2.11 and 2.12, and refuses from 2.13 on.
@@ -144,7 +154,7 @@ def _distinct(*tensors: Optional[Tensor]) -> list[Optional[Tensor]]:
     return [t.view_as(t) if t is not None and any(t is s for s in tensors[:i]) else t for i, t in enumerate(tensors)]
 
 
-def _any_requires_grad(*tensors: Optional[Tensor]) -> bool:
+def any_requires_grad(*tensors: Optional[Tensor]) -> bool:
     for t in tensors:  # noqa: SIM110 - any() with a generator takes three times as long
         if t is not None and t.requires_grad:
             return True
@@ -161,25 +171,25 @@ def composite(
     lengths: Optional[Tensor] = None,
 ) -> Tensor:
     """The same by the reference. As the operators do, it ignores autocast: ``y`` has the dtype of ``x``."""
-    with _without_autocast(x):
+    with without_autocast(x):
         options = ops.options(name, flags) | {"residual": residual, "lengths": lengths, "conv": conv}
         y: Tensor = getattr(reference, name)(x, *parameters, **options)
     return y
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False) if has_autocast(x.device.type) else nullcontext()
 
 
 class _Fused(torch.autograd.Function):
-    """Saves x, the parameters, the means [N, C] and, for relu, y. The gate is computed anew in backward."""
+    """Saves x, the parameters, the means [N, C] and, for relu, the signs of y. Backward computes the gate anew."""
 
     @staticmethod
     def forward(ctx: Any, name: str, flags: int, x: Tensor, residual: Optional[Tensor], *parameters: Any) -> Tensor:
         y: Tensor
-        y, mean = ops.VARIANTS[name].forward(x, *parameters, residual, flags)
+        y, mean, signs = ops.VARIANTS[name].forward(x, *parameters, residual, flags)
         ctx.variant, ctx.flags = name, flags  # not ctx.name, which is the node's own method
-        saved = (x, mean, y if flags & ops.RELU else None, *parameters)
+        saved = (x, mean, signs if flags & ops.RELU else None, *parameters)
         ctx.there = [t is not None for t in saved]
         ctx.save_for_backward(*[t for t in saved if t is not None])  # torchviz shows each of saved_tensors
         return y
@@ -188,17 +198,17 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, grad_y)
-        x, mean, y, *parameters = _saved(ctx)
+        x, mean, signs, *parameters = saved_by(ctx)
         flags, wants_residual = ctx.flags, ctx.needs_input_grad[3]
-        if wants_residual and y is not None:
+        if wants_residual and signs is not None:
             flags |= ops.GRAD_RESIDUAL
-        grads = ops.VARIANTS[ctx.variant].backward(grad_y, x, mean, y, *parameters, flags)
-        grad_residual = (grad_y if y is None else grads[1]) if wants_residual else None
+        grads = ops.VARIANTS[ctx.variant].backward(grad_y, x, mean, signs, *parameters, flags)
+        grad_residual = (grad_y if signs is None else grads[1]) if wants_residual else None
         wanted = (grad if needed else None for grad, needed in zip(grads[2:], ctx.needs_input_grad[4:], strict=True))
         return None, None, grads[0] if ctx.needs_input_grad[2] else None, grad_residual, *wanted
 
 
-def _saved(ctx: Any) -> list[Any]:
+def saved_by(ctx: Any) -> list[Any]:
     """What was saved, with None for what was not there."""
     tensors = list(ctx.saved_tensors)
     return [tensors.pop(0) if there else None for there in ctx.there]
@@ -206,9 +216,14 @@ def _saved(ctx: Any) -> list[Any]:
 
 def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
     """The same gradients as a graph, for create_graph=True: the composite, differentiated by torch itself."""
-    x, _, y, *parameters = _saved(ctx)
+    x, mean, signs, *parameters = saved_by(ctx)
     sharding.check_composite(x)
-    grad_sum = grad_y if y is None else grad_y.masked_fill(y <= 0, 0)
+    grad_sum = grad_y
+    if signs is not None:  # as the operator unpacks them
+        flags = ctx.flags | ops.GRAD_RESIDUAL
+        with torch.no_grad():
+            passes = ops.VARIANTS[ctx.variant].backward(torch.ones_like(x), x, mean, signs, *parameters, flags)[1]
+        grad_sum = grad_y.masked_fill(passes == 0, 0)
     with torch.enable_grad():
         # Aliases, so that a tensor that was passed twice gets each gradient once.
         x = x.view_as(x)

@@ -149,7 +149,9 @@ def check_norm(
         _refuse("x", "more than one value per channel for training=True", f"shape {tuple(x.shape)}")
 
 
-def check_saved(grad_y: Tensor, x: Tensor, mean: Tensor, y: Optional[Tensor], relu: bool, grad_residual: bool) -> None:
+def check_saved(
+    grad_y: Tensor, x: Tensor, mean: Tensor, signs: Optional[Tensor], relu: bool, grad_residual: bool
+) -> None:
     """Raise TypeError or ValueError unless a backward operator accepts these, with such an ``x``."""
     _check_like_x("grad_y", grad_y, x)
     _check_tensor("mean", mean)
@@ -159,10 +161,20 @@ def check_saved(grad_y: Tensor, x: Tensor, mean: Tensor, y: Optional[Tensor], re
         raise TypeError(f"mean: expected {accumulator(x.dtype)} for x of {x.dtype}, got {mean.dtype}")
     if not mean.is_contiguous():
         _refuse("mean", "a contiguous tensor", f"strides {mean.stride()}")
-    if relu:
-        _check_like_x("y", y, x)
-    elif y is not None or grad_residual:
-        _refuse("flags", "RELU with y and with GRAD_RESIDUAL", "no RELU")
+    if (signs is not None) != relu or (grad_residual and not relu):
+        _refuse("flags", "RELU with signs and with GRAD_RESIDUAL", "one without the other")
+    if signs is not None:
+        _check_tensor("signs", signs)
+        _check_shape("signs", signs, signs_shape(x))
+        _check_device("signs", signs, x)
+        if signs.dtype != torch.uint8:
+            raise TypeError(f"signs: expected torch.uint8, got {signs.dtype}")
+
+
+def signs_shape(x: Tensor) -> tuple[int, int]:
+    """The shape of the signs of such a map (csrc/problem.h): a row of bytes for each sample."""
+    per_byte = 16 // x.element_size() if x.device.type == "cuda" else 8
+    return x.shape[0], (math.prod(x.shape[1:]) + per_byte - 1) // per_byte
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -8,7 +8,7 @@ float32 while ``x`` is half. ``y`` has the shape, dtype and memory format of ``x
 
 Sums run in float32 (float64 for float64) in an order that depends on shape and layout only: the same input gives the
 same bits for any number of threads. Saved for backward: ``x``, the parameters, the means ``[N, C]`` and, with an
-activation, ``y``. Differentiable to any order, in forward mode and under ``torch.func``.
+activation, a bit for each element of ``y``. Differentiable to any order, in forward mode and under ``torch.func``.
 """
 
 from typing import Literal, Optional

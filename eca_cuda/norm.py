@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The differentiable door to batch norm with ECA behind it."""
+"""The differentiable door to batch norm with ECA behind it; the ways of a call are those of ``autograd.py``.
+
+The operators change nothing in place: forward returns the statistics of the batch, and the running ones are updated
+here. So they mean the same to every tracer.
+"""
 
 from typing import Any, NamedTuple, Optional
 
+import torch
 from torch import Tensor
 
-from . import checks, ops, reference
+from . import autograd, checks, compiling, ops, reference, sharding
 from .reference import ChannelConv
 
 
@@ -20,19 +25,83 @@ class Norm(NamedTuple):
     momentum: float
     eps: float
 
+    def tensors(self) -> tuple[Optional[Tensor], ...]:
+        """Those that the operators are given: running statistics only where they are used."""
+        return (*self[:2], None, None) if self.training else self[:4]
+
 
 def apply(
-    x: Tensor, parameters: tuple[Tensor, Optional[Tensor]], norm: Norm, residual: Optional[Tensor], flags: int
+    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """``eca(batch_norm(x))`` with the epilogue that ``flags`` asks for."""
+    return _apply(x, parameters, norm, residual, flags, torch.compiler.is_compiling())
+
+
+def apply_traced(
+    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
+) -> Tensor:
+    """The same where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
+    return _apply(x, parameters, norm, residual, flags, True)
+
+
+def _apply(
+    x: Tensor,
+    parameters: tuple[Optional[Tensor], ...],
+    norm: Norm,
+    residual: Optional[Tensor],
+    flags: int,
+    is_compiling: bool,
+) -> Tensor:
+    """Checked first: the kernels check the same again, but after a refusal nothing may have been updated."""
+    parameters = autograd.widened(x, parameters)
+    affine = autograd.widened(x, norm[:2])
+    norm = norm._replace(weight=affine[0], bias=affine[1])
     ops.check("eca", x, parameters, residual, flags)
     checks.check_norm(x, *norm[:5])
-    return composite(x, parameters, norm, residual, flags)
+    if is_compiling and compiling.inlines(x, _wants_grad(x, parameters, norm, residual)):
+        return composite(x, parameters, norm, residual, flags, compiling.shifted_conv)
+    tensors = (x, *parameters, *norm[:4], residual)
+    is_plain = not any(t is not None and (sharding.is_dtensor(t) or autograd.is_foreign(t)) for t in tensors)
+    if autograd.needs_composite() or not is_plain or x.numel() == 0:
+        return composite(x, parameters, norm, residual, flags)
+    if is_compiling:
+        return _call(x, parameters, norm, residual, flags)
+    try:
+        return _call(x, parameters, norm, residual, flags)
+    except NotImplementedError:
+        checks.check_device(x.device, ops.cuda_toolkit())
+        raise
+
+
+def _wants_grad(x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor]) -> bool:
+    return torch.is_grad_enabled() and autograd.any_requires_grad(x, residual, *parameters, *norm[:2])
+
+
+def _call(
+    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
+) -> Tensor:
+    """The operators, and the update of the running statistics."""
+    y: Tensor
+    operators, tensors = ops.VARIANTS[ops.NORM], norm.tensors()
+    if _wants_grad(x, parameters, norm, residual):
+        flags |= ops.BATCH_STATISTICS * norm.training
+        given = autograd.distinct(x, residual, *parameters, *tensors)
+        y, mean, var = _FusedNorm.apply(flags, norm.eps, *given)
+    elif norm.training:
+        y, _, mean, var, _ = operators.forward(x, *parameters, *tensors, norm.eps, residual, flags)
+    else:
+        y = operators.infer(x, *parameters, *tensors, norm.eps, residual, flags)
+    if norm.training and norm.running_mean is not None and norm.running_var is not None:
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+            norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
+    return y
 
 
 def composite(
     x: Tensor,
-    parameters: tuple[Tensor, Optional[Tensor]],
+    parameters: tuple[Optional[Tensor], ...],
     norm: Norm,
     residual: Optional[Tensor],
     flags: int,
@@ -42,4 +111,66 @@ def composite(
     weight, bias = parameters
     options: dict[str, Any] = ops.options("eca", flags) | {"residual": residual, "bias": bias, "conv": conv}
     options |= {"training": norm.training, "momentum": norm.momentum, "eps": norm.eps}
-    return reference.batch_norm_eca(x, weight, *norm[:4], **options)
+    assert weight is not None
+    with autograd.without_autocast(x):
+        return reference.batch_norm_eca(x, weight, *norm[:4], **options)
+
+
+class _FusedNorm(torch.autograd.Function):
+    """Saves x, the parameters, the means [N, C], the statistics [C] and, for relu, the signs of y."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, flags: int, eps: float, x: Tensor, residual: Optional[Tensor], *tensors: Optional[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y: Tensor
+        forward = ops.VARIANTS[ops.NORM].forward
+        y, mean, norm_mean, norm_var, signs = forward(x, *tensors, eps, residual, flags & ~ops.BATCH_STATISTICS)
+        ctx.flags, ctx.eps = flags, eps
+        saved = (x, mean, signs if flags & ops.RELU else None, *tensors[:4], norm_mean, norm_var)
+        ctx.there = [t is not None for t in saved]
+        ctx.save_for_backward(*[t for t in saved if t is not None])
+        ctx.mark_non_differentiable(norm_mean, norm_var)
+        ctx.set_materialize_grads(False)
+        return y, norm_mean, norm_var
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Optional[Tensor], *_: Any) -> tuple[Optional[Tensor], ...]:
+        if grad_y is None:
+            return (None,) * 10
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad_y)
+        flags, needs = ctx.flags, ctx.needs_input_grad
+        x, mean, signs, *tensors = autograd.saved_by(ctx)
+        if needs[3] and signs is not None:
+            flags |= ops.GRAD_RESIDUAL
+        grads = ops.VARIANTS[ops.NORM].backward(grad_y, x, mean, signs, *tensors, ctx.eps, flags)
+        grad_residual = (grad_y if signs is None else grads[1]) if needs[3] else None
+        wanted = (grad if needed else None for grad, needed in zip(grads[2:], needs[4:8], strict=True))
+        return None, None, grads[0] if needs[2] else None, grad_residual, *wanted, None, None
+
+
+def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
+    """The same gradients as a graph, for create_graph=True: the composite, differentiated by torch itself."""
+    x, mean, signs, *tensors = autograd.saved_by(ctx)
+    grad_sum, needs = grad_y, ctx.needs_input_grad
+    if signs is not None:  # as the operator unpacks them
+        backward, flags = ops.VARIANTS[ops.NORM].backward, ctx.flags | ops.GRAD_RESIDUAL
+        with torch.no_grad():
+            passes = backward(torch.ones_like(x), x, mean, signs, *tensors, ctx.eps, flags)[1]
+        grad_sum = grad_y.masked_fill(passes == 0, 0)
+    with torch.enable_grad():
+        # Aliases, so that a tensor that was passed twice gets each gradient once.
+        x = x.view_as(x)
+        weight, bias, *affine = (None if t is None else t.view_as(t) for t in tensors[:4])
+        is_batch = bool(ctx.flags & ops.BATCH_STATISTICS)
+        dtype = next((t.dtype for t in affine if t is not None), tensors[4].dtype)
+        statistics = [None, None] if is_batch else [t.to(dtype) for t in tensors[4:]]
+        norm = Norm(affine[0], affine[1], statistics[0], statistics[1], is_batch, 0.0, ctx.eps)
+        out = composite(x, (weight, bias), norm, None, ctx.flags & ~ops.RELU)
+        needed = (needs[2], *needs[4:8])
+        inputs = (x, weight, bias, *affine)
+        wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+        grads = iter(torch.autograd.grad(out, wanted, grad_sum, create_graph=True) if wanted else ())
+    grad_x, *rest = (next(grads) if need else None for need in needed)
+    return None, None, grad_x, grad_sum if needs[3] else None, *rest, None, None

@@ -27,9 +27,10 @@ def register_sharding_rules() -> None:
     _registered = True
     from torch.distributed.tensor.experimental import register_sharding
 
-    for operators in ops.VARIANTS.values():
-        register_sharding(operators.infer)(partial(_forward, 1))
-        register_sharding(operators.forward)(partial(_forward, 2))
+    for name in checks.PARAMETERS:  # a batch norm's statistics are those of the whole batch
+        operators = ops.VARIANTS[name]
+        register_sharding(operators.infer)(partial(_forward, False))
+        register_sharding(operators.forward)(partial(_forward, True))
         register_sharding(operators.backward)(_backward)
 
 
@@ -78,15 +79,19 @@ def check_composite(x: Tensor) -> None:
 _Ways = list[tuple[list[Any], list[Optional[Any]]]]
 
 
-def _forward(outputs: int, x: Any, *rest: Any) -> _Ways:
-    *parameters, residual, _ = rest
+def _forward(saves: bool, x: Any, *rest: Any) -> _Ways:
+    *parameters, residual, flags = rest
     replicate, shard = _placements()
+    saved = [shard, shard if flags & ops.RELU else replicate] * saves  # the mean, and the signs
     whole = [_at(replicate, t) for t in (*parameters, residual)]
     apart = [*(_at(replicate, t) for t in parameters), _at(shard, residual)]
-    return [([replicate] * outputs, [replicate, *whole, None]), ([shard] * outputs, [shard, *apart, None])]
+    return [
+        ([replicate] * (1 + len(saved)), [replicate, *whole, None]),
+        ([shard, *saved], [shard, *apart, None]),
+    ]
 
 
-def _backward(grad_y: Any, x: Any, mean: Any, y: Any, *rest: Any) -> _Ways:
+def _backward(grad_y: Any, x: Any, mean: Any, signs: Any, *rest: Any) -> _Ways:
     from torch.distributed.tensor import Partial
 
     *parameters, flags = rest
@@ -94,8 +99,11 @@ def _backward(grad_y: Any, x: Any, mean: Any, y: Any, *rest: Any) -> _Ways:
     weights = [_at(replicate, t) for t in parameters]
     grad_residual = shard if flags & ops.GRAD_RESIDUAL else replicate
     grads = [replicate if t is None else Partial() for t in parameters]
-    whole = ([replicate] * (2 + len(parameters)), [replicate, replicate, replicate, _at(replicate, y), *weights, None])
-    apart = ([shard, grad_residual, *grads], [shard, shard, shard, _at(shard, y), *weights, None])
+    whole = (
+        [replicate] * (2 + len(parameters)),
+        [replicate, replicate, replicate, _at(replicate, signs), *weights, None],
+    )
+    apart = ([shard, grad_residual, *grads], [shard, shard, shard, _at(shard, signs), *weights, None])
     return [whole, apart]
 
 

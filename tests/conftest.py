@@ -24,7 +24,7 @@ torch.backends.cuda.matmul.allow_tf32 = False
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 # What runs on the emulated device too (tests/emulator): all that reaches a kernel and can see a wrong result.
-EMULATED = {"amp", "backward", "determinism", "errors", "forward", "gradcheck"}
+EMULATED = {"amp", "backward", "batch_norm_eca", "determinism", "errors", "forward", "gradcheck"}
 EMULATED |= {"nonfinite", "properties", "saved_memory", "sizes"}
 NO_EMULATOR = emulated.missing()
 # What reads or compiles the repository, or tests benchmarks/: not for a wheel alone, as under make test-versions.

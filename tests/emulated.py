@@ -51,7 +51,8 @@ def sources() -> list[Path]:
     """The product's own, all but what asks torch about CUDA."""
     csrc = ROOT / "csrc"
     plans = [csrc / "plan" / name for name in ("plan.cpp", "one_pass.cpp", "two_phase.cpp", "tuning.cpp")]
-    host = [csrc / "cuda/device.cpp", csrc / "cuda/ops_cuda.cpp", *plans]
+    host = [csrc / "cuda" / name for name in ("device.cpp", "norm_cuda.cpp", "ops_cuda.cpp")]
+    host = [*(path for path in host if path.exists()), *plans]
     return [*sorted((csrc / "cuda").glob("*.cu")), *host, ROOT / "tests/emulator/operators.cpp"]
 
 
@@ -132,12 +133,12 @@ def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
     assert library().emulator_set_tuning(made, len(rules), ctypes.sizeof(_Rule)), "eca::Rule has changed"
 
 
-COUNTERS = ("launches", "blocks", "loaded", "pushed", "barriers")
+COUNTERS = ("launches", "blocks", "loaded", "stored", "pushed", "barriers")
 
 
 def count() -> dict[str, int]:
-    """What has happened so far: kernels launched, blocks of all of them, bytes that were loaded once, numbers pushed to
-    other blocks, barriers of blocks."""
+    """What has happened so far: kernels launched, blocks of all of them, bytes that were loaded once, or stored for
+    later, numbers pushed to other blocks, barriers of blocks."""
     return {name: _count(f"emulator_{name}") for name in COUNTERS}
 
 

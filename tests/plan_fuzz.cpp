@@ -78,8 +78,8 @@ void check_one_pass(const Plan& plan) {
   CHECK(o.bulk == (!rows && device->capability >= 90));
   CHECK(!rows || o.channels / vector <= plan.threads);
   CHECK(rows || (power_of_two(o.lanes) && o.lanes <= plan.threads));
-  // What is kept: grad_y always; x and the extra map where there is room.
-  const bool extra = r.backward() ? r.relu() : r.residual;
+  // What is kept: x or grad_y always; the residual or x where there is room.
+  const bool extra = !r.backward() && r.residual;
   CHECK(o.slabs.count == 1 + o.slabs.second_sum + o.slabs.extra);
   CHECK((r.backward() || !o.slabs.second_sum) && (extra || !o.slabs.extra));
   CHECK(o.slabs.bytes >= int64_t{o.channels} * o.positions * item && o.slabs.bytes % 128 == 0);

@@ -1,28 +1,305 @@
 # SPDX-License-Identifier: MIT
-"""``batch_norm_eca`` is ``F.batch_norm``, then ``eca``: values, gradients, running statistics, errors."""
+"""``batch_norm_eca`` is ``F.batch_norm``, then ``eca``: values, gradients and running statistics, within the budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import DTYPES
+from layouts import LAYOUTS
+from torch import Tensor
 
 from eca_cuda import batch_norm_eca, reference
-from eca_cuda.testing import make_x
+from eca_cuda.testing import make_x, used_budget
+
+NAMES = ("x", "residual", "weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var")
 
 
-def test_the_reference_is_batch_norm_and_then_eca():
-    x, residual = make_x((3, 8, 5, 4), torch.float64), make_x((3, 8, 5, 4), torch.float64, seed=2)
-    weight, gamma, beta = torch.randn(1, 1, 3).double(), torch.randn(8).double(), torch.randn(8).double()
-    running = [torch.randn(8).double(), torch.rand(8).double() + 0.5]
-    expected = [t.clone() for t in running]
-    u = F.batch_norm(x, *expected, gamma, beta, True, 0.3, 1e-3)
-    y = reference.batch_norm_eca(
-        x, weight, gamma, beta, *running, training=True, momentum=0.3, eps=1e-3, residual=residual, activation="relu"
-    )
-    assert torch.equal(y, reference.eca(u, weight, residual=residual, activation="relu"))
-    assert all(map(torch.equal, running, expected))
+@dataclass(frozen=True)
+class Call:
+    """One call as data: sizes, dtypes, which tensors there are, options."""
+
+    shape: tuple[int, ...] = (3, 8, 5, 7)
+    dtype: torch.dtype = torch.float32
+    parameter_dtype: torch.dtype | None = None
+    memory: str = "contiguous"
+    training: bool = True
+    without: tuple[str, ...] = ("bias",)
+    k: int = 3
+    offset: float = 0.0
+    options: dict[str, Any] = field(default_factory=lambda: {"activation": "relu"})
+
+    def tensors(self) -> dict[str, Tensor]:
+        c, narrow = self.shape[1], self.parameter_dtype or self.dtype
+        make = torch.Generator().manual_seed(3)
+
+        def numbers(*size: int) -> Tensor:
+            return torch.randn(size, generator=make, dtype=torch.float64)
+
+        made = {
+            "x": LAYOUTS[self.memory](make_x(self.shape, torch.float64) + self.offset),
+            "residual": LAYOUTS[self.memory](make_x(self.shape, torch.float64, seed=2)),
+            "weight": numbers(1, 1, self.k),
+            "bias": numbers(1),
+            "norm_weight": numbers(c),
+            "norm_bias": numbers(c),
+            "running_mean": numbers(c),
+            "running_var": numbers(c).abs() + 0.5,
+        }
+        maps = ("x", "residual")
+        return {k: t.to(self.dtype if k in maps else narrow) for k, t in made.items() if k not in self.without}
+
+    def run(self, function: Any, tensors: dict[str, Tensor], grad_y: Tensor | None) -> dict[str, Tensor]:
+        """What ``function`` returns, changes and has for gradients."""
+        tensors = {k: t.detach().clone(memory_format=torch.preserve_format) for k, t in tensors.items()}
+        leaves = {k: t.requires_grad_() for k, t in tensors.items() if grad_y is not None and "running" not in k}
+        x, weight, *of_norm = (tensors.get(k) for k in ("x", "weight", *NAMES[4:]))
+        given = {"bias": tensors.get("bias"), "residual": tensors.get("residual"), "training": self.training}
+        y = function(x, weight, *of_norm, **given, momentum=0.3, eps=1e-3, **self.options)
+        results = {"y": y.detach()} | {k: t for k, t in tensors.items() if "running" in k}
+        if grad_y is not None:
+            grads = torch.autograd.grad(y, list(leaves.values()), grad_y.to(y.dtype))
+            results |= {f"grad_{k}": grad for k, grad in zip(leaves, grads, strict=True)}
+        return results
 
 
-def test_one_value_per_channel_is_refused_as_torch_does():
-    x, weight = torch.ones(1, 4, 1, 1), torch.ones(1, 1, 3)
-    with pytest.raises(ValueError, match="more than one value per channel"):
-        batch_norm_eca(x, weight, None, None, None, None, training=True)
+def check(call: Call, device: str, differentiate: bool = True) -> None:
+    tensors = {k: t.to(device) for k, t in call.tensors().items()}
+    grad_y = make_x(call.shape, call.dtype, seed=5).to(device) if differentiate else None
+    wide = call.dtype == torch.float64
+    ours = call.run(batch_norm_eca, tensors, grad_y)
+    # Contiguous: what torch adds up in rows of float64 has errors that count here.
+    as_exact = {k: t.double().contiguous() for k, t in tensors.items()}
+    exact = call.run(reference.batch_norm_eca, as_exact, grad_y)
+    as_eager = {k: t.float() for k, t in tensors.items()} if wide else tensors
+    eager = call.run(reference.batch_norm_eca, as_eager, grad_y)
+    assert ours.keys() == exact.keys()
+    for name, result in ours.items():
+        assert result.dtype == (tensors["x"].dtype if name == "y" else tensors[name.removeprefix("grad_")].dtype)
+        terms = prod(call.shape)
+        # Rounding of x is not all: statistics, and gradients by them, are of the size of their largest terms.
+        scale = max(float(t.abs().max()) for k, t in exact.items() if k[:4] == name[:4])
+        used_budget(f"{call} {name}", result, eager[name], exact[name], terms, scale)
+
+
+SHAPES = {
+    "1d": (4, 5, 9),
+    "2d": (3, 8, 5, 7),
+    "3d": (2, 16, 3, 2, 5),
+    "7x7": (2, 40, 7, 7),
+    "one position": (5, 33, 1),
+    "one sample": (1, 6, 4, 4),
+    "one channel": (3, 1, 6, 6),
+    "tiles": (2, 3, 190, 190),
+    "wide": (2, 264, 4, 4),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_shape_matches_the_reference(shape, dtype, memory, training, device):
+    check(Call(shape, dtype, memory=memory, training=training), device)
+
+
+OPTIONS: Sequence[Call] = (
+    Call(without=("residual",), options={}),
+    Call(without=("residual", "bias"), options={"activation": "relu"}),
+    Call(options={}),
+    Call(k=9, without=(), options={"gate": "hard_sigmoid", "padding_mode": "circular", "activation": "relu"}),
+    Call(without=("norm_weight", "norm_bias")),
+    Call(without=("norm_weight",)),
+    Call(without=("norm_bias",)),
+    Call(without=("running_mean", "running_var")),
+    Call(dtype=torch.bfloat16, parameter_dtype=torch.float32),
+    Call(dtype=torch.float16, parameter_dtype=torch.float32),
+)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("call", OPTIONS, ids=str)
+def test_every_option_matches_the_reference(call, training, device):
+    if not training and "running_mean" in call.without:
+        pytest.skip("needs statistics")
+    check(replace(call, training=training), device)
+    check(replace(call, training=training, memory="channels_last"), device)
+
+
+@pytest.mark.parametrize("memory", LAYOUTS, ids=str)
+def test_every_layout_matches_the_reference(memory, device):
+    check(Call((3, 16, 4, 8), memory=memory), device)
+    check(Call((3, 16, 4, 8), torch.bfloat16, memory=memory, training=False), device)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+def test_a_large_mean_does_not_cancel(memory, training, device):
+    """Means of about 3000 and deviations of about 1: squares that were not centred would have no digit left."""
+    check(Call((4, 6, 16, 16), offset=3000.0, memory=memory, training=training, options={}), device)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_inference_matches_the_reference(training, device):
+    check(Call((2, 24, 6, 6), training=training), device, differentiate=False)
+    check(Call((2, 24, 6, 6), torch.float16, training=training, memory="channels_last"), device, differentiate=False)
+
+
+def test_the_same_bits_for_any_number_of_threads(threads):
+    call = Call((5, 24, 40, 40))
+    tensors, grad_y = call.tensors(), make_x(call.shape, seed=5)
+    threads(1)
+    one = call.run(batch_norm_eca, tensors, grad_y)
+    threads(3)
+    three = call.run(batch_norm_eca, tensors, grad_y)
+    assert all(torch.equal(one[name], three[name]) for name in one)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_derivatives_of_first_and_second_order(training, device):
+    call = Call((3, 4, 2, 3), torch.float64, training=training, options={})
+    tensors = call.tensors()
+    names = [n for n in tensors if "running" not in n]
+
+    def function(*values: Tensor) -> Tensor:
+        given = {**tensors, **dict(zip(names, values, strict=True))}
+        running = (given["running_mean"].clone(), given["running_var"].clone())
+        x, weight, *affine = (given[n] for n in ("x", "weight", "norm_weight", "norm_bias"))
+        y = batch_norm_eca(x, weight, *affine, *running, residual=given["residual"], training=training)
+        return torch.tanh(y)
+
+    leaves = [tensors[n].to(device).requires_grad_() for n in names]
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_second_derivatives_with_relu_are_those_of_the_reference(training, device):
+    call = Call(dtype=torch.float64, training=training)
+
+    def penalty(function: Any) -> list[Tensor]:
+        tensors = {k: t.to(device) for k, t in call.tensors().items()}
+        leaves = [t.requires_grad_() for k, t in tensors.items() if "running" not in k]
+        y = function(
+            *(tensors[k] for k in ("x", "weight", *NAMES[4:])),
+            residual=tensors["residual"],
+            training=training,
+            activation="relu",
+        )
+        grads = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum((g * g).sum() for g in grads), leaves))
+
+    for ours, theirs in zip(penalty(batch_norm_eca), penalty(reference.batch_norm_eca), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "jvp", "grad"])
+def test_transforms_of_functorch(transform):
+    t = Call(dtype=torch.float64, training=False).tensors()
+
+    def function(x: Tensor) -> Tensor:
+        return batch_norm_eca(x, t["weight"], *(t[k] for k in NAMES[4:]), residual=t["residual"])
+
+    if transform == "vmap":
+        y = torch.func.vmap(function)(torch.stack([t["x"], -t["x"]]))
+        torch.testing.assert_close(y, torch.stack([function(t["x"]), function(-t["x"])]))
+    elif transform == "jvp":
+        _, tangent = torch.func.jvp(function, (t["x"],), (torch.ones_like(t["x"]),))
+        step = 1e-6
+        expected = (function(t["x"] + step) - function(t["x"] - step)) / (2 * step)
+        torch.testing.assert_close(tangent, expected, rtol=1e-6, atol=1e-7)
+    else:
+        x = t["x"].requires_grad_()
+        expected = torch.autograd.grad(function(x).sum(), x)[0]
+        torch.testing.assert_close(torch.func.grad(lambda x: function(x).sum())(t["x"].detach()), expected)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_nothing_of_the_size_of_x_is_saved_but_x(training, device):
+    t = {
+        k: v.to(device)
+        for k, v in Call((2, 16, 6, 6), torch.bfloat16, torch.float32, training=training).tensors().items()
+    }
+    saved: list[Tensor] = []
+    leaves = {k: v.requires_grad_() if "running" not in k else v for k, v in t.items()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        batch_norm_eca(
+            leaves["x"],
+            leaves["weight"],
+            *(leaves[k] for k in NAMES[4:]),
+            residual=leaves["residual"],
+            training=training,
+            activation="relu",
+        )
+    known = {v.data_ptr() for v in leaves.values()}
+    new = [s for s in saved if s.data_ptr() not in known]
+    assert leaves["x"].data_ptr() in {s.data_ptr() for s in saved}
+    assert sorted((tuple(s.shape), s.dtype) for s in new if s.dtype != torch.uint8) == [
+        ((2, 16), torch.float32),
+        ((16,), torch.float32),
+        ((16,), torch.float32),
+    ] or sorted(tuple(s.shape) for s in new if s.dtype != torch.uint8) == [(2, 16), (16,), (16,)]
+    signs = [s for s in new if s.dtype == torch.uint8]
+    assert [s.numel() for s in signs] == [leaves["x"].numel() // 8]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_compiled_it_is_what_it_is_in_eager_mode(training):
+    call = Call((2, 8, 6, 6), training=training)
+    tensors, grad_y = call.tensors(), make_x(call.shape, seed=5)
+    compiled = torch.compile(batch_norm_eca, fullgraph=True)
+    eager = call.run(batch_norm_eca, tensors, grad_y)
+    for name, result in call.run(compiled, tensors, grad_y).items():
+        torch.testing.assert_close(result, eager[name], msg=name)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"norm_weight": torch.ones(7)}, ValueError, r"norm_weight: expected shape \(8,\), got shape \(7,\)"),
+        ({"norm_bias": torch.ones(8).double()}, TypeError, "norm_bias: expected torch.float32"),
+        ({"running_mean": torch.ones(8, 1)}, ValueError, "running_mean: expected shape"),
+        ({"running_var": None}, TypeError, "running_var: expected a Tensor"),
+        ({"momentum": None}, TypeError, "momentum: expected a number, got None"),
+        ({"training": 1}, TypeError, "training: expected True or False, got 1"),
+        ({"x": torch.ones(1, 8, 1), "residual": torch.ones(1, 8, 1)}, ValueError, "x: expected more than one value"),
+        ({"weight": torch.ones(1, 1, 4)}, ValueError, "weight: expected shape"),
+        ({"residual": torch.ones(3, 8, 5, 6)}, ValueError, "residual: expected shape"),
+        ({"activation": "gelu"}, ValueError, "activation: expected one of"),
+    ],
+)
+def test_errors_name_the_argument_and_change_nothing(change, error, message):
+    given = Call().tensors() | {"training": True, **change}
+    before = {k: given[k].clone() for k in ("running_mean", "running_var") if given[k] is not None}
+    positional = [given.pop(k) for k in ("x", "weight", *NAMES[4:])]
+    with pytest.raises(error, match=message):
+        batch_norm_eca(*positional, **given)
+    after = dict(zip(NAMES[6:], positional[4:], strict=True))
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_an_empty_batch_is_what_batch_norm_makes_of_it():
+    x, weight = torch.ones(0, 4, 3, 3, requires_grad=True), torch.ones(1, 1, 3)
+    y = batch_norm_eca(x, weight, None, None, torch.zeros(4), torch.ones(4))
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_running_statistics_are_those_of_batch_norm():
+    x = make_x((4, 8, 5, 5))
+    ours, theirs = ([torch.zeros(8), torch.ones(8)] for _ in range(2))
+    for _ in range(3):
+        batch_norm_eca(x, torch.ones(1, 1, 3), None, None, *ours, training=True, momentum=0.2)
+        F.batch_norm(x, *theirs, training=True, momentum=0.2)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)

@@ -149,10 +149,10 @@ def test_real_and_fake_backward_refuse_the_same(variant, relu):
     parameters = variant.make_parameters(6, **({"hidden": 2} if variant is BIDIRECTIONAL else {}))
     parameters += [None] * (len(checks.PARAMETERS[variant.name]) - len(parameters))
     flags = ops.RELU * relu
-    y, mean = operators.forward(X, *parameters, None, flags)
-    good = [X, X, mean, y if relu else None, *parameters, flags]
+    _, mean, signs = operators.forward(X, *parameters, None, flags)
+    good = [X, X, mean, signs if relu else None, *parameters, flags]
     bad = {f"flags {flag}": [*good[:-1], flags ^ flag] for flag in (ops.RELU, ops.GRAD_RESIDUAL * (not relu)) if flag}
-    bad["y"] = [*good[:3], None if relu else y, *good[4:]]
+    bad["signs"] = [*good[:3], None if relu else signs, *good[4:]]
     bad["transposed mean"] = [*good[:2], mean.T.contiguous().T, *good[3:]]
     for i, t in enumerate(good):
         if isinstance(t, Tensor):

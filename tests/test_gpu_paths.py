@@ -21,7 +21,7 @@ KERNEL_SIZES = {"eca": 5, "multi_kernel_eca": 7, "bidirectional_eca": 3}  # as m
 OF_BOTH = {"one block", "halos", "x kept", "x streamed", "x streamed, relu"}
 OF_PLANES, OF_ROWS = {"straddling", "lanes in several warps"}, {"position parts", "halos and position parts"}
 WAYS = {f"{way}, contiguous" for way in OF_BOTH | OF_PLANES} | {f"{way}, channels_last" for way in OF_BOTH | OF_ROWS}
-WAYS |= {"two-phase, straddling", "two-phase, vectors", "two-phase, single elements", "y kept", "y streamed"}
+WAYS |= {"two-phase, straddling", "two-phase, vectors", "two-phase, single elements"}
 
 Call = tuple[Variant, tuple[int, ...], torch.dtype, str, bool]  # a layout, and whether there is a ReLU
 
@@ -66,8 +66,6 @@ def ways(call: Call, gpu: str, residual: bool = False) -> set[str]:
         }
         found |= {f"{way}, {layout}" for way in happens if happens[way]}
         assert plan["bulk"] == (layout == "contiguous"), "rows: threads' own copies"
-    if backward["path"] == "one_pass" and relu:
-        found.add("y kept" if backward["keeps_extra"] else "y streamed")
     if forward["path"] == "one_pass" and residual:
         found.add("residual kept" if forward["keeps_extra"] else "residual streamed")
     return found

@@ -45,9 +45,24 @@ def arguments(
     call = (x, *parameters, residual if relu else None, flags)
     if direction != "backward":
         return call
-    y, mean = ops.VARIANTS[case.variant.name].forward(*call)
+    _, mean, signs = ops.VARIANTS[case.variant.name].forward(*call)
     flags |= ops.GRAD_RESIDUAL * relu
-    return (grad_y, x, mean, y if relu else None, *parameters, flags)
+    return (grad_y, x, mean, signs if relu else None, *parameters, flags)
+
+
+def norm_arguments(direction: str, *, training: bool = False, relu: bool = True, device: str = "cpu") -> Any:
+    """The same for batch norm with ECA."""
+    *_, residual, flags = arguments(CASES[0], "forward", relu=relu, device=device)
+    x, grad_y = make_x(SHAPE, device=device), make_x(SHAPE, seed=3, device=device)
+    numbers = [make_x((1, 8, 1), seed=s, device=device).flatten() for s in (4, 5, 6)]
+    statistics = (None, None) if training else (numbers[2], numbers[2].square() + 1)
+    parameters = (torch.ones(1, 1, 3, device=device), None, *numbers[:2])
+    call = (x, *parameters, *statistics, 1e-5, residual, flags)
+    if direction != "backward":
+        return call
+    _, mean, norm_mean, norm_var, signs = ops.VARIANTS[ops.NORM].forward(*call)
+    flags |= ops.GRAD_RESIDUAL * relu | ops.BATCH_STATISTICS * training
+    return (grad_y, x, mean, signs if relu else None, *parameters, norm_mean, norm_var, 1e-5, flags)
 
 
 def operator(case: Case, direction: str) -> Any:
@@ -55,7 +70,7 @@ def operator(case: Case, direction: str) -> Any:
 
 
 def test_every_variant_has_three_operators():
-    assert ops.VARIANTS.keys() == {case.variant.name for case in CASES}
+    assert ops.VARIANTS.keys() == {case.variant.name for case in CASES} | {ops.NORM}
     for variant in ops.VARIANTS.values():
         assert all(isinstance(op, torch._ops.OpOverload) and op.namespace == "eca_cuda" for op in variant)
 
@@ -73,6 +88,16 @@ def test_opcheck_for_every_option(case, direction, relu, device):
 @pytest.mark.parametrize("shape", [(0, 8, 3, 5), (2, 8, 7), (2, 8, 2, 3, 4), (1, 1, 1)], ids=str)
 def test_opcheck_for_every_dtype_and_rank(shape, dtype, direction, device):
     opcheck(operator(CASES[0], direction), arguments(CASES[0], direction, shape=shape, dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["", "residual-relu"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_opcheck_for_batch_norm(direction, training, relu, device):
+    if direction == "infer" and training:
+        pytest.skip("needs statistics")
+    call = norm_arguments(direction, training=training, relu=relu, device=device)
+    opcheck(getattr(ops.VARIANTS[ops.NORM], direction), call)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -110,10 +135,13 @@ def test_fakes_have_the_strides_of_the_results(case, direction, layout, shape, r
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_results_are_new_tensors_of_the_promised_kinds(case, device):
     x, *_ = call = arguments(case, "forward", dtype=torch.bfloat16, relu=True, device=device)
-    y, mean = operator(case, "forward")(*call)
+    y, mean, signs = operator(case, "forward")(*call)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     assert (mean.shape, mean.dtype) == (SHAPE[:2], torch.float32)
     torch.testing.assert_close(mean, x.float().mean((2, 3)))
+    assert (signs.shape, signs.dtype) == ((2, 15), torch.uint8)
+    bits = (signs.unsqueeze(-1) >> torch.arange(8, device=device)) & 1
+    assert torch.equal(bits.view(x.shape).bool(), y > 0)
     assert torch.equal(operator(case, "infer")(*call), y)
 
 
@@ -150,3 +178,14 @@ def test_raw_operators_refuse_bad_arguments_instead_of_reading_beyond_them(direc
     for bad in (torch.ones(1, 1, 4), torch.ones(5), torch.ones(1, 1, 5, dtype=torch.int64)):
         with pytest.raises((TypeError, ValueError, RuntimeError)):
             operator(CASES[0], direction)(*call[:weight], bad.to(device), *call[weight + 1 :])
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_batch_norm_refuses_bad_arguments_instead_of_reading_beyond_them(direction, device):
+    call = list(norm_arguments(direction, device=device))
+    first = {"infer": 0, "forward": 0, "backward": 3}[direction]
+    for i in (3, 4, 5, 6):  # weight and bias, mean and variance
+        for bad in (torch.ones(7), torch.ones(8, 1), torch.ones(8, dtype=torch.int64)):
+            with pytest.raises((TypeError, ValueError, RuntimeError)):
+                changed = [*call[: first + i], bad.to(device), *call[first + i + 1 :]]
+                getattr(ops.VARIANTS[ops.NORM], direction)(*changed)

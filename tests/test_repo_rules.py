@@ -111,7 +111,7 @@ def test_cpp_files_name_their_layer_and_include_accordingly() -> None:
 
 def test_instruction_set_files_use_nothing_of_the_cpp_library() -> None:
     """Its inline functions have one name for all instruction sets; see csrc/cpu/simd.h."""
-    shared = ["simd.h", "memory.h", "reduce.h", "walk.h", "maps.h", "channels.h", "table.h", "kernels.h"]
+    shared = ["simd.h", "memory.h", "signs.h", "reduce.h", "walk.h", "maps.h", "channels.h", "table.h", "kernels.h"]
     allowed = {"cstdint", "cstring", "cmath", "immintrin.h"}
     files = [ROOT / "csrc/cpu" / name for name in shared] + list((ROOT / "csrc/gates").glob("*.h"))
     files += (ROOT / "csrc/cpu").glob("kernels_*.cpp")

@@ -2,7 +2,7 @@
 // L1. What one instruction set offers: a table of functions on raw pointers. kernels_<set>.cpp fills one table each,
 // kernels.cpp picks the best that this machine runs.
 //
-// The four kernels that touch feature maps work on a tile of one sample, channels [c0, c1) x positions [s0, s1).
+// The kernels that touch feature maps work on a tile of one sample, channels [c0, c1) x positions [s0, s1).
 // "A" is the accumulator: float, or double for float64.
 #pragma once
 #include "../gates/gate.h"
@@ -32,27 +32,46 @@ struct Map {
   int64_t stride;
 };
 
+// The signs of y of one sample (problem.h), with the number of elements of a plane or row; null where there are none.
+struct SignMap {
+  uint8_t* data;
+  int64_t length;
+};
+
 // streaming: outputs go past the caches, because they are too large to stay in them.
 struct RescaleArgs {
-  Map x, residual, y;  // residual.data may be null
-  const void* gate;    // A[C]
+  Map x, residual, y;        // residual.data may be null
+  SignMap signs;             // to be written
+  const void *gate, *shift;  // A[C] each; shift may be null
   bool relu, streaming;
 };
 
+struct DotArgs {
+  Map grad_y, x;
+  SignMap signs;
+  const void* centre;  // A[C]
+};
+
 struct GradientArgs {
-  Map grad_y, y, grad_x, grad_residual;  // y.data is null without relu; grad_residual.data is null if not asked for
-  const void *gate, *shift;              // A[C] each
+  Map grad_y, x, grad_x, grad_residual;  // x.data is null without slope; grad_residual.data if not asked for
+  SignMap signs;
+  const void *gate, *shift, *slope;  // A[C] each
   bool streaming;
 };
 
+// grad below is grad_y where the sign of y is set, all of it if there are no signs.
 struct MapKernels {
   // sums[c] = sum of x over the tile's positions
   void (*pool)(Map x, Tile tile, void* sums);
-  // sums[c] = sum of grad_y * x, over positions where y > 0 if y is given
-  void (*dot)(Map grad_y, Map x, Map y, Tile tile, void* sums);
-  // y = relu(x * gate[c] + residual)
+  // means[c] = mean of x over the tile's positions, squares[c] = sum of (x - means[c])^2
+  void (*moments)(Map x, Tile tile, void* means, void* squares);
+  // products[c] = sum of grad * x
+  void (*dot)(const DotArgs& args, Tile tile, void* products);
+  // sums[c] = sum of grad, products[c] = sum of grad * (x - centre[c])
+  void (*dots)(const DotArgs& args, Tile tile, void* sums, void* products);
+  // y = relu(x * gate[c] + shift[c] + residual)
   void (*rescale)(const RescaleArgs& args, Tile tile);
-  // grad_residual = [y > 0] grad_y, grad_x = grad_residual * gate[c] + shift[c]
+  // grad_residual = grad, grad_x = grad * gate[c] + x * slope[c] + shift[c]
   void (*gradient)(const GradientArgs& args, Tile tile);
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// L1. The four kernels that read and write feature maps (kernels.h says what they compute), for one dtype and layout.
+// L1. The kernels that read and write feature maps (kernels.h says what they compute), for one dtype and layout.
 #pragma once
 #include "reduce.h"
+#include "signs.h"
 #include "walk.h"
 
 namespace eca {
@@ -13,39 +14,53 @@ struct Maps {
   using P = Pack<A>;
 
   static void pool(Map x, Tile tile, void* sums) {
-    reduce(tile, sums, [=](int64_t run, int64_t i, int n) { return read(at(x, run) + i, n); });
+    reduce<1>(tile, {sums}, [=](int64_t run, int64_t i, int n, P(&out)[1]) { out[0] = read(at(x, run) + i, n); });
   }
 
-  static void dot(Map grad_y, Map x, Map y, Tile tile, void* sums) {
-    if (y.data) {
-      reduce(tile, sums, [=](int64_t run, int64_t i, int n) {
-        const P grad = select(read(at(y, run) + i, n) <= P(0), P(0), read(at(grad_y, run) + i, n));
-        return grad * read(at(x, run) + i, n);
-      });
-    } else {
-      reduce(tile, sums,
-             [=](int64_t run, int64_t i, int n) { return read(at(grad_y, run) + i, n) * read(at(x, run) + i, n); });
+  // What is summed up is less than the values themselves by one of them, so that squares do not cancel where the mean
+  // is large: the error is at worst that of a sum of as many terms.
+  static void moments(Map x, Tile tile, void* means_, void* squares_) {
+    A *const means = static_cast<A*>(means_), *const squares = static_cast<A*>(squares_);
+    const bool rows = L == Layout::kRows;
+    reduce<2>(tile, {means, squares}, [=](int64_t run, int64_t i, int n, P(&out)[2]) {
+      const P first = rows ? read(at(x, tile.s0) + i, n) : P(read_one(at(x, run) + tile.s0));
+      out[0] = read(at(x, run) + i, n) - first;
+      out[1] = out[0] * out[0];
+    });
+    const A count = static_cast<A>(tile.s1 - tile.s0);
+    for (int64_t c = tile.c0; c < tile.c1; ++c) {
+      const A mean = means[c] / count;
+      const A square = squares[c] - means[c] * mean;
+      squares[c] = square < A(0) ? A(0) : square;
+      means[c] = mean + read_one(rows ? at(x, tile.s0) + c : at(x, c) + tile.s0);
     }
+  }
+
+  static void dot(const DotArgs& args, Tile tile, void* products) {
+    args.signs.data ? dot_as<true>(args, tile, products) : dot_as<false>(args, tile, products);
+  }
+
+  static void dots(const DotArgs& args, Tile tile, void* sums, void* products) {
+    args.signs.data ? dots_as<true>(args, tile, sums, products) : dots_as<false>(args, tile, sums, products);
   }
 
   static void rescale(const RescaleArgs& args, Tile tile) {
-    if (args.residual.data) {
-      args.relu ? rescale_as<true, true>(args, tile) : rescale_as<true, false>(args, tile);
-    } else {
-      args.relu ? rescale_as<false, true>(args, tile) : rescale_as<false, false>(args, tile);
-    }
+    args.shift ? rescale_with<true>(args, tile) : rescale_with<false>(args, tile);
   }
 
   static void gradient(const GradientArgs& args, Tile tile) {
-    if (!args.y.data) {
-      gradient_as<false, false>(args, tile);
-    } else {
-      args.grad_residual.data ? gradient_as<true, true>(args, tile) : gradient_as<true, false>(args, tile);
-    }
+    args.slope ? gradient_with<true>(args, tile) : gradient_with<false>(args, tile);
   }
 
  private:
   static T* at(Map map, int64_t run) { return static_cast<T*>(map.data) + run * map.stride; }
+
+  // Through a pack, which knows how T is widened.
+  static A read_one(const T* p) {
+    A lanes[kLanes];
+    store(lanes, load_partial(p, 1));
+    return lanes[0];
+  }
 
   static void put(T* p, P value, int n, bool streaming) {
     const bool whole = n == kLanes && reinterpret_cast<uintptr_t>(p) % (kLanes * sizeof(T)) == 0;
@@ -56,34 +71,102 @@ struct Maps {
     }
   }
 
-  template <class Term>
-  static void reduce(Tile tile, void* sums, Term term) {
-    Reduce<A, L>::sums(tile, static_cast<A*>(sums), term);
+  // grad_y where the signs are set.
+  template <bool Signs>
+  static P masked(SignMap signs, int64_t e, int n, P grad_y) {
+    if constexpr (Signs) return select(mask_of<A>(load_signs(signs.data, e, n)), grad_y, P(0));
+    return grad_y;
   }
 
-  template <bool Residual, bool Relu>
+  template <int K, class Term>
+  static void reduce(Tile tile, void* const (&sums)[K], Term term) {
+    A* out[K];
+    for (int k = 0; k < K; ++k) out[k] = static_cast<A*>(sums[k]);
+    Reduce<A, L>::template sums<K>(tile, out, term);
+  }
+
+  template <bool Signs>
+  static void dot_as(const DotArgs& args, Tile tile, void* products) {
+    const Map grad_y = args.grad_y, x = args.x;
+    const SignMap signs = args.signs;
+    reduce<1>(tile, {products}, [=](int64_t run, int64_t i, int n, P(&out)[1]) {
+      const P grad = masked<Signs>(signs, run * signs.length + i, n, read(at(grad_y, run) + i, n));
+      out[0] = grad * read(at(x, run) + i, n);
+    });
+  }
+
+  template <bool Signs>
+  static void dots_as(const DotArgs& args, Tile tile, void* sums, void* products) {
+    const Map grad_y = args.grad_y, x = args.x;
+    const SignMap signs = args.signs;
+    const A* const centre = static_cast<const A*>(args.centre);
+    reduce<2>(tile, {sums, products}, [=](int64_t run, int64_t i, int n, P(&out)[2]) {
+      out[0] = masked<Signs>(signs, run * signs.length + i, n, read(at(grad_y, run) + i, n));
+      const P of_channels = L == Layout::kRows ? read(centre + i, n) : P(centre[run]);
+      out[1] = out[0] * (read(at(x, run) + i, n) - of_channels);
+    });
+  }
+
+  template <bool Shift>
+  static void rescale_with(const RescaleArgs& args, Tile tile) {
+    if (args.residual.data) {
+      args.relu ? rescale_as<Shift, true, true>(args, tile) : rescale_as<Shift, true, false>(args, tile);
+    } else {
+      args.relu ? rescale_as<Shift, false, true>(args, tile) : rescale_as<Shift, false, false>(args, tile);
+    }
+  }
+
+  template <bool Shift, bool Residual, bool Relu>
   static void rescale_as(const RescaleArgs& args, Tile tile) {
     const Map maps[] = {args.y, args.x, args.residual};
     const bool streaming = args.streaming;
-    Walk<T, L>::each(tile, maps, args.gate, nullptr, [=](T* const* p, int64_t i, int n, P gate, P) {
-      P value = read(p[1] + i, n) * gate;
+    const SignMap signs = args.signs;
+    const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) {
+      P value = read(p[1] + i, n) * numbers[0];
+      if constexpr (Shift) value = value + numbers[1];
       if constexpr (Residual) value = value + read(p[2] + i, n);
-      if constexpr (Relu) value = select(value <= P(0), P(0), value);
+      if constexpr (Relu) {
+        const Mask<A> off = value <= P(0);
+        value = select(off, P(0), value);
+        if (signs.data) store_signs(signs.data, e, n, ~bits_of(off));
+      }
       put(p[0] + i, value, n, streaming);
-    });
+    };
+    if constexpr (Shift) {
+      Walk<T, L>::each(tile, signs.length, maps, {args.gate, args.shift}, body);
+    } else {
+      Walk<T, L>::each(tile, signs.length, maps, {args.gate}, body);
+    }
     if (streaming) end_streaming();
   }
 
-  template <bool Relu, bool GradResidual>
+  template <bool Slope>
+  static void gradient_with(const GradientArgs& args, Tile tile) {
+    if (!args.signs.data) {
+      gradient_as<Slope, false, false>(args, tile);
+    } else {
+      args.grad_residual.data ? gradient_as<Slope, true, true>(args, tile)
+                              : gradient_as<Slope, true, false>(args, tile);
+    }
+  }
+
+  template <bool Slope, bool Signs, bool GradResidual>
   static void gradient_as(const GradientArgs& args, Tile tile) {
-    const Map maps[] = {args.grad_x, args.grad_y, args.y, args.grad_residual};
+    const Map maps[] = {args.grad_x, args.grad_y, args.x, args.grad_residual};
     const bool streaming = args.streaming;
-    Walk<T, L>::each(tile, maps, args.gate, args.shift, [=](T* const* p, int64_t i, int n, P gate, P shift) {
-      P grad = read(p[1] + i, n);
-      if constexpr (Relu) grad = select(read(p[2] + i, n) <= P(0), P(0), grad);
+    const SignMap signs = args.signs;
+    const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) {
+      const P grad = masked<Signs>(signs, e, n, read(p[1] + i, n));
       if constexpr (GradResidual) put(p[3] + i, grad, n, streaming);
-      put(p[0] + i, grad * gate + shift, n, streaming);
-    });
+      P value = grad * numbers[0];
+      if constexpr (Slope) value = value + read(p[2] + i, n) * numbers[2];
+      put(p[0] + i, value + numbers[1], n, streaming);
+    };
+    if constexpr (Slope) {
+      Walk<T, L>::each(tile, signs.length, maps, {args.gate, args.shift, args.slope}, body);
+    } else {
+      Walk<T, L>::each(tile, signs.length, maps, {args.gate, args.shift}, body);
+    }
     if (streaming) end_streaming();
   }
 };

@@ -8,6 +8,8 @@
 namespace eca {
 namespace {
 
+constexpr int64_t kSignsPerByte = 8;
+
 Parallel threads() {
   return {static_cast<int>(torch::stable::get_num_threads()),
           [](int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
@@ -33,22 +35,35 @@ GateCall gate_call(const Parameters<A>& parameters, bool backward) {
 }
 
 template <class A>
-Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors, const OptionalTensor& residual,
-                  int64_t flags, OptionalTensor* mean) {
+Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors, const NormTensors* norm,
+                  const OptionalTensor& residual, int64_t flags, Saved* saved) {
   FeatureMaps maps = maps_of(x);
   const Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags);
-  ForwardCall call{maps.x(), {}, maps.out(), nullptr};
+  std::optional<NormParameters<A>> normed;
+  if (norm) normed.emplace(*norm, x, maps.shape.c());
+  ForwardCall call{maps.x(), {}, maps.out(), nullptr, {}};
   if (residual) {
     require_like(*residual, x, "residual");
     call.residual = maps.another(*residual);
   }
-  if (mean) {
-    *mean = empty_matrix(x, maps.shape.n(), maps.shape.c(), dtype_of_accumulator<A>());
-    call.mean = (*mean)->mutable_data_ptr();
+  if (saved) {
+    saved->mean = empty_matrix(x, maps.shape.n(), maps.shape.c(), dtype_of_accumulator<A>());
+    saved->signs = empty_signs(x, maps.shape, kSignsPerByte, flags);
+    call.mean = saved->mean->mutable_data_ptr();
+    call.signs = signs_of(*saved->signs, true);
+    if (norm) {
+      saved->norm_mean = normed->mean;
+      saved->norm_var = normed->var;
+    }
   }
   Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
-  if (p.s == 0 && !mean) p.n = 0;  // nobody wants anything of them
-  run_forward(p, gate_call(parameters, false), call, threads());
+  if (p.s == 0 && !saved) p.n = 0;  // nobody wants anything of them
+  const GateCall gate = gate_call(parameters, false);
+  if (norm && !norm->mean) {
+    run_norm_forward<A>(p, gate, call, normed->numbers, threads());
+  } else {
+    run_forward<A>(p, gate, call, norm ? &normed->numbers : nullptr, threads());
+  }
   return maps.finish();
 }
 
@@ -78,29 +93,27 @@ Tensor parameter_gradient(int i, const Problem& p, const BackwardCall& call, con
 }
 
 template <class A>
-Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, const Tensor& mean,
-                      const OptionalTensor& y, const ParameterList& tensors, int64_t flags) {
+Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, const Saved& saved,
+                      const ParameterList& tensors, const NormTensors* norm, int64_t flags) {
   FeatureMaps maps = maps_of(x);
+  const int64_t c = maps.shape.c();
   const bool grad_residual = (flags & kGradResidual) != 0;
-  const Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags);
+  const Parameters<A> parameters(variant, tensors, x, c, flags);
   require_like(grad_y, x, "grad_y");
-  require_saved<A>(mean, x, y, flags);
+  require_saved<A>(saved, x, maps.shape, kSignsPerByte, flags);
 
   const Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
   const int64_t of_sample = parameters.facts.sample_record, of_block = parameters.facts.block_record;
-  const std::unique_ptr<A[]> memory(new A[p.n * (of_sample + of_block + p.c) + 1]);
+  const std::unique_ptr<A[]> memory(new A[p.n * (of_sample + of_block + p.c) + 2 * c + 1]);
   A *const blocks = memory.get() + p.n * of_sample, *const field = blocks + p.n * of_block;
   BackwardCall call{maps.another(grad_y),
                     maps.x(),
-                    {},
                     maps.out(),
                     {},
-                    mean.const_data_ptr(),
+                    {},
+                    saved.mean->const_data_ptr(),
                     {memory.get(), blocks, field, of_sample, of_block}};
-  if (y) {
-    require_like(*y, x, "y");
-    call.y = maps.another(*y);
-  }
+  if (saved.signs) call.signs = signs_of(*saved.signs, false);
   Gradients gradients{x, x};  // of x and of the residual, to be replaced
   if (grad_residual) {
     call.grad_residual = maps.another_out(&gradients[1]);
@@ -108,26 +121,41 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
     gradients[1] = empty_vector(x, 0, raw_dtype(x));
   }
 
-  run_backward(p, gate_call(parameters, true), call, threads());
+  const GateCall gate = gate_call(parameters, true);
+  A* const of_norm = field + p.n * p.c;  // gradients of its weight and bias
+  if (norm) {
+    const NormParameters<A> normed(*norm, x, c);
+    run_norm_backward<A>(p, gate, call, normed.numbers, of_norm, of_norm + c, threads());
+  } else {
+    run_backward<A>(p, gate, call, threads());
+  }
   gradients[0] = maps.finish();
   if (grad_residual) gradients[1] = maps.finish(gradients[1]);
+  const Tensor absent = empty_vector(x, 0, raw_dtype(*tensors[0]));
   for (int i = 0; i < parameters.facts.parameters; ++i) {
-    gradients.push_back(tensors[i] ? parameter_gradient<A>(i, p, call, parameters.facts, *tensors[i])
-                                   : empty_vector(x, 0, raw_dtype(*tensors[0])));
+    gradients.push_back(tensors[i] ? parameter_gradient<A>(i, p, call, parameters.facts, *tensors[i]) : absent);
+  }
+  if (!norm) return gradients;
+  for (const Tensor* t : {norm->weight, norm->bias}) {
+    gradients.push_back(absent);
+    if (!t) continue;
+    ParameterOutput<A> output(*t, -1);
+    std::copy_n(of_norm + (t == norm->bias) * c, c, output.data());
+    gradients.back() = output.tensor();
   }
   return gradients;
 }
 
 struct Cpu {
-  static Tensor forward(Variant variant, const Tensor& x, const ParameterList& tensors, const OptionalTensor& residual,
-                        int64_t flags, OptionalTensor* mean) {
-    return dtype_of(x) == DType::kDouble ? forward_as<double>(variant, x, tensors, residual, flags, mean)
-                                         : forward_as<float>(variant, x, tensors, residual, flags, mean);
+  static Tensor forward(Variant variant, const Tensor& x, const ParameterList& tensors, const NormTensors* norm,
+                        const OptionalTensor& residual, int64_t flags, Saved* saved) {
+    return dtype_of(x) == DType::kDouble ? forward_as<double>(variant, x, tensors, norm, residual, flags, saved)
+                                         : forward_as<float>(variant, x, tensors, norm, residual, flags, saved);
   }
-  static Gradients backward(Variant variant, const Tensor& grad_y, const Tensor& x, const Tensor& mean,
-                            const OptionalTensor& y, const ParameterList& tensors, int64_t flags) {
-    return dtype_of(x) == DType::kDouble ? backward_as<double>(variant, grad_y, x, mean, y, tensors, flags)
-                                         : backward_as<float>(variant, grad_y, x, mean, y, tensors, flags);
+  static Gradients backward(Variant variant, const Tensor& grad_y, const Tensor& x, const Saved& saved,
+                            const ParameterList& tensors, const NormTensors* norm, int64_t flags) {
+    return dtype_of(x) == DType::kDouble ? backward_as<double>(variant, grad_y, x, saved, tensors, norm, flags)
+                                         : backward_as<float>(variant, grad_y, x, saved, tensors, norm, flags);
   }
 };
 

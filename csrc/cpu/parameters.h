@@ -8,6 +8,7 @@
 
 #include "../arguments.h"
 #include "kernels.h"
+#include "schedule.h"
 
 namespace eca {
 
@@ -24,23 +25,12 @@ auto with_type(const Tensor& t, F f) {
   }
 }
 
+// Tensors as arrays of A: their own memory, or a copy that lives as long as this.
 template <class A>
-class Parameters {
+class Arrays {
  public:
-  Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags) {
-    require_parameters<A>(tensors, x);
-    args.shape = gate_shape(variant, tensors, c, flags);
-    facts = gate_facts(variant, args.shape);
-    for (int i = 0; i < facts.parameters; ++i) {
-      args.parameters[i] = tensors[i] ? values(*tensors[i], centre_tap(variant, flags, *tensors[i], i)) : nullptr;
-    }
-  }
-
-  GateArgs<A> args{};
-  GateFacts facts;
-
- private:
-  const A* values(const Tensor& t, int64_t centre) {
+  // centre: see centre_tap.
+  const A* of(const Tensor& t, int64_t centre = -1) {
     const bool dense = t.is_contiguous();
     if (dense && holds<A>(t) && centre < 0) return static_cast<const A*>(t.const_data_ptr());
     const Tensor source = dense ? t : torch::stable::contiguous(t);
@@ -55,7 +45,51 @@ class Parameters {
     });
   }
 
+ private:
   std::vector<std::vector<A>> converted_;
+};
+
+template <class A>
+class Parameters {
+ public:
+  Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags) {
+    require_parameters<A>(tensors, x);
+    args.shape = gate_shape(variant, tensors, c, flags);
+    facts = gate_facts(variant, args.shape);
+    for (int i = 0; i < facts.parameters; ++i) {
+      args.parameters[i] = tensors[i] ? arrays_.of(*tensors[i], centre_tap(variant, flags, *tensors[i], i)) : nullptr;
+    }
+  }
+
+  GateArgs<A> args{};
+  GateFacts facts;
+
+ private:
+  Arrays<A> arrays_;
+};
+
+// What batch norm is given. Its statistics are copied, or made for them to be written.
+template <class A>
+class NormParameters {
+ public:
+  NormParameters(const NormTensors& norm, const Tensor& x, int64_t c)
+      : mean(empty_vector(x, c, dtype_of_accumulator<A>())), var(empty_vector(x, c, dtype_of_accumulator<A>())) {
+    require_norm<A>(norm, x, c);
+    numbers.weight = norm.weight ? arrays_.of(*norm.weight) : nullptr;
+    numbers.bias = norm.bias ? arrays_.of(*norm.bias) : nullptr;
+    numbers.mean = static_cast<A*>(mean.mutable_data_ptr());
+    numbers.var = static_cast<A*>(var.mutable_data_ptr());
+    numbers.eps = norm.eps;
+    if (!norm.mean) return;
+    std::copy_n(arrays_.of(*norm.mean), c, numbers.mean);
+    std::copy_n(arrays_.of(*norm.var), c, numbers.var);
+  }
+
+  NormNumbers<A> numbers{};
+  Tensor mean, var;  // A[C]
+
+ private:
+  Arrays<A> arrays_;
 };
 
 // The gradient of one parameter: write to data(), then take tensor(). Only a gradient that does not hold A, or that is

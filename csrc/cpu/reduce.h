@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // L1. Sums over the positions of a tile, per channel, in an order that only the shape decides. A term is called as
-// term(run, i, lanes): elements i .. i + lanes of a run, where a run is a plane (kPlanes) or a row (kRows).
+// term(run, i, lanes, out): K packs of elements i .. i + lanes of a run, which is a plane (kPlanes) or a row (kRows).
 #pragma once
 #include "kernels.h"
 #include "memory.h"
@@ -23,23 +23,35 @@ struct Reduce;
 // Along each plane: four running packs, so that additions don't wait for each other.
 template <class A>
 struct Reduce<A, Layout::kPlanes> {
-  template <class Term>
-  static void sums(Tile tile, A* out, Term term) {
+  // out[k][c] = the sum of terms k. K of them from one read.
+  template <int K, class Term>
+  static void sums(Tile tile, A* const (&out)[K], Term term) {
     for (int64_t c = tile.c0; c < tile.c1; ++c) {
-      Pack<A> total[4] = {Pack<A>(0), Pack<A>(0), Pack<A>(0), Pack<A>(0)};
+      Pack<A> total[K][4];
+      for (auto& of_term : total)
+        for (auto& pack : of_term) pack = Pack<A>(0);
       int64_t i = tile.s0;
+      Pack<A> terms[K];
       for (; i + 4 * kLanes <= tile.s1; i += 4 * kLanes) {
-        for (int u = 0; u < 4; ++u) total[u] = total[u] + term(c, i + u * kLanes, kLanes);
+        for (int u = 0; u < 4; ++u) {
+          term(c, i + u * kLanes, kLanes, terms);
+          for (int k = 0; k < K; ++k) total[k][u] = total[k][u] + terms[k];
+        }
       }
-      for (; i + kLanes <= tile.s1; i += kLanes) total[0] = total[0] + term(c, i, kLanes);
-      const int left = static_cast<int>(tile.s1 - i);
-      if (left > 0 && tile.s1 - tile.s0 >= kLanes) {  // one whole pack that ends with the run, less what is counted
-        const Pack<A> last = term(c, tile.s1 - kLanes, kLanes);
-        total[1] = total[1] + select(from_lane<A>(kLanes - left), last, Pack<A>(0));
-      } else if (left > 0) {
-        total[1] = total[1] + term(c, i, left);
+      for (; i + kLanes <= tile.s1; i += kLanes) {
+        term(c, i, kLanes, terms);
+        for (int k = 0; k < K; ++k) total[k][0] = total[k][0] + terms[k];
       }
-      out[c] = sum((total[0] + total[1]) + (total[2] + total[3]));
+      if (const int left = static_cast<int>(tile.s1 - i); left > 0) {
+        // One whole pack that ends with the run, if it is long enough, less what is counted.
+        const bool whole = tile.s1 - tile.s0 >= kLanes;
+        whole ? term(c, tile.s1 - kLanes, kLanes, terms) : term(c, i, left, terms);
+        const Mask<A> uncounted = whole ? from_lane<A>(kLanes - left) : from_lane<A>(0);
+        const Mask<A> beyond = from_lane<A>(whole ? kLanes : left);
+        for (int k = 0; k < K; ++k)
+          total[k][1] = total[k][1] + select(beyond, Pack<A>(0), select(uncounted, terms[k], Pack<A>(0)));
+      }
+      for (int k = 0; k < K; ++k) out[k][c] = sum((total[k][0] + total[k][1]) + (total[k][2] + total[k][3]));
     }
   }
 };
@@ -49,28 +61,30 @@ template <class A>
 struct Reduce<A, Layout::kRows> {
   static constexpr int kRowsAtOnce = 8;
 
-  template <class Term>
-  static void sums(Tile tile, A* out, Term term) {
-    for (int64_t c = tile.c0; c < tile.c1; ++c) out[c] = A(0);
+  template <int K, class Term>
+  static void sums(Tile tile, A* const (&out)[K], Term term) {
+    for (int64_t c = tile.c0; c < tile.c1; ++c)
+      for (int k = 0; k < K; ++k) out[k][c] = A(0);
     int64_t s = tile.s0;
     for (; s + kRowsAtOnce <= tile.s1; s += kRowsAtOnce) {
-      along(tile, out, [&](int64_t c, int n) {
-        Pack<A> t[kRowsAtOnce];
-        for (int r = 0; r < kRowsAtOnce; ++r) t[r] = term(s + r, c, n);
-        return ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]));
+      along(tile, out, [&](int64_t c, int n, Pack<A>(&value)[K]) {
+        Pack<A> t[kRowsAtOnce][K];
+        for (int r = 0; r < kRowsAtOnce; ++r) term(s + r, c, n, t[r]);
+        for (int k = 0; k < K; ++k)
+          value[k] = ((t[0][k] + t[1][k]) + (t[2][k] + t[3][k])) + ((t[4][k] + t[5][k]) + (t[6][k] + t[7][k]));
       });
     }
-    for (; s < tile.s1; ++s) along(tile, out, [&](int64_t c, int n) { return term(s, c, n); });
+    for (; s < tile.s1; ++s) along(tile, out, [&](int64_t c, int n, Pack<A>(&value)[K]) { term(s, c, n, value); });
   }
 
  private:
-  template <class Value>
-  static void along(Tile tile, A* out, Value value) {
-    int64_t c = tile.c0;
-    for (; c + kLanes <= tile.c1; c += kLanes) store(out + c, load(out + c) + value(c, kLanes));
-    if (c < tile.c1) {
-      const int n = static_cast<int>(tile.c1 - c);
-      store_partial(out + c, load_partial(out + c, n) + value(c, n), n);
+  template <int K, class Value>
+  static void along(Tile tile, A* const (&out)[K], Value value) {
+    for (int64_t c = tile.c0; c < tile.c1; c += kLanes) {
+      const int n = static_cast<int>(tile.c1 - c < kLanes ? tile.c1 - c : kLanes);
+      Pack<A> of_rows[K];
+      value(c, n, of_rows);
+      for (int k = 0; k < K; ++k) write(out[k] + c, read(out[k] + c, n) + of_rows[k], n);
     }
   }
 };

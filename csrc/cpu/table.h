@@ -46,7 +46,8 @@ struct CombineEntry {
 
 template <class T, Layout L>
 constexpr MapKernels map_kernels() {
-  return {&Maps<T, L>::pool, &Maps<T, L>::dot, &Maps<T, L>::rescale, &Maps<T, L>::gradient};
+  return {&Maps<T, L>::pool, &Maps<T, L>::moments, &Maps<T, L>::dot,
+          &Maps<T, L>::dots, &Maps<T, L>::rescale, &Maps<T, L>::gradient};
 }
 
 template <template <class> class Gate, class A>

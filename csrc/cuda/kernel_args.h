@@ -13,6 +13,15 @@ struct ParameterView {
   int64_t count, step, centre;
 };
 
+// Batch norm before the gate. Absent where mean and var are; weight and bias may be absent in it. All are [C].
+struct NormParameters {
+  ParameterView weight, bias, mean, var;
+  double eps;
+};
+
+// What a forward kernel with batch norm has a number for each channel of, in the arrays after those of the gate.
+constexpr int kNormArrays = 3;
+
 // What kernels are given of a gate.
 struct GateParameters {
   GateShape shape;
@@ -20,6 +29,7 @@ struct GateParameters {
   ParameterView views[kMaxParameters];
   int64_t numbers;                     // of all parameters that are a few numbers
   int64_t numbers_at[kMaxParameters];  // where each of them lies among these; -1 for those that have rows
+  NormParameters norm;
 };
 
 // one_pass.cuh
@@ -41,7 +51,28 @@ struct TwoPhaseArgs {
   unsigned long long* next_ticket;
   unsigned* arrived;         // [N]: tiles whose first visit is over; one more when the gate is there
   A* partial;                // [N, blocks, C]
-  A *gate, *shift, *memory;  // [N, C], [N, C] (backward), [min(N, grid), gate_numbers]
+  A *gate, *shift, *memory;  // [N, C], [N, C] (backward, batch norm), [min(N, grid), gate_numbers]
+};
+
+// norm.cuh, norm_channels.cu. Pointers are to the workspace, but those in the call and to the statistics [C].
+template <class A, class Call>
+struct NormArgs {
+  Problem problem;
+  Call call;
+  TwoPhasePlan plan;
+  GateParameters gate_of;
+  A *first, *second;                     // [N, blocks, C]: of a tile, means and squares, or sums and dot products
+  A *gate, *shift, *memory;              // [N, C], [N, C], [grid, gate_numbers]
+  A *norm_mean, *norm_var;               // forward: [C]
+  A *sum, *dot, *slope;                  // backward: [N, C], [N, C], [C]
+  ParameterView grad_weight, grad_bias;  // backward
+};
+
+// pack_signs.cu
+struct PackArgs {
+  Problem problem;
+  Batch y;
+  Signs signs;
 };
 
 // parameter_gradients.cu

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L2. How host code launches the three kernels.
+// L2. How host code launches the kernels.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -13,8 +13,8 @@ namespace eca {
 // where it has none.
 enum class Ask { kRoom, kLaunch };
 
-// one_pass_<gate>.cu holds one of these each, for both kinds of call.
-template <Variant V, class Call>
+// one_pass_<gate>.cu holds one of these each, for both kinds of call; one_pass_norm.cu that with batch norm.
+template <Variant V, bool kNorm, class Call>
 cudaError_t launch_one_pass_of(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask);
 
 template <int V = 0, class Call>
@@ -22,7 +22,10 @@ cudaError_t launch_one_pass(const OnePassArgs<Call>& args, int threads, cudaStre
   if constexpr (V + 1 < kVariants) {
     if (args.problem.variant != static_cast<Variant>(V)) return launch_one_pass<V + 1>(args, threads, stream, ask);
   }
-  return launch_one_pass_of<static_cast<Variant>(V), Call>(args, threads, stream, ask);
+  if constexpr (static_cast<Variant>(V) == Variant::kEca && std::is_same_v<Call, ForwardCall>) {
+    if (args.gate.norm.var.data) return launch_one_pass_of<Variant::kEca, true>(args, threads, stream, ask);
+  }
+  return launch_one_pass_of<static_cast<Variant>(V), false>(args, threads, stream, ask);
 }
 
 template <DType D>
@@ -42,6 +45,34 @@ cudaError_t launch_two_phase(const Plan& plan, const TwoPhaseArgs<A, Call>& args
     return launch_two_phase_of<static_cast<DType>(D), Call>(plan, args, stream);
   return cudaErrorInvalidValue;  // maps of another accumulator than the arguments'
 }
+
+// The kernels of batch norm with statistics of its own, which touch maps: first those that read them, then, after
+// launch_norm_channels, those that write. norm_<dtype>.cu holds one of these each, for both kinds of call.
+enum class Norm { kRead, kWrite };
+template <DType D, class Call>
+cudaError_t launch_norm_of(Norm which, const Plan& plan, const NormArgs<AccumulatorFor<D>, Call>& args,
+                           int multiprocessors, cudaStream_t stream);
+
+template <int D = 0, class A, class Call>
+cudaError_t launch_norm(Norm which, const Plan& plan, const NormArgs<A, Call>& args, int multiprocessors,
+                        cudaStream_t stream) {
+  if constexpr (D + 1 < kDTypes) {
+    if (args.problem.dtype != static_cast<DType>(D))
+      return launch_norm<D + 1>(which, plan, args, multiprocessors, stream);
+  }
+  if constexpr (std::is_same_v<A, AccumulatorFor<static_cast<DType>(D)>>)
+    return launch_norm_of<static_cast<DType>(D), Call>(which, plan, args, multiprocessors, stream);
+  return cudaErrorInvalidValue;  // maps of another accumulator than the arguments'
+}
+
+// norm_channels.cu: the kernels between those. threads: at most so many in a block; blocks: of the gates' kernel, as
+// many as `memory` has pieces for.
+template <class A, class Call>
+cudaError_t launch_norm_channels(const Plan& plan, const NormArgs<A, Call>& args, int threads, int64_t blocks,
+                                 cudaStream_t stream);
+
+// Blocks of at most so many threads.
+cudaError_t launch_pack_signs(const PackArgs& args, int multiprocessors, int threads, cudaStream_t stream);
 
 // wide: A is double. threads: of a block. programmatic: it may begin while the kernel before it ends.
 cudaError_t launch_parameter_gradients(bool wide, int threads, bool programmatic, const GradientArgs& args,

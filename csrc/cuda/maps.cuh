@@ -1,23 +1,31 @@
 // SPDX-License-Identifier: MIT
-// L1. What is done to feature maps, N elements at a time: two sums (pool, dot) and visits, element by
-// element, which planes.cuh and rows.cuh lead over a tile. cpu/maps.h is their twin. A sum offers
+// L1. What is done to feature maps, N elements at a time: sums and visits, element by element, which planes.cuh and
+// rows.cuh lead over a tile. cpu/maps.h is their twin. A sum offers
+//   kSums                            how many it computes in one read
 //   Loaded early(run, i)             N elements from element i of a run on, of maps that are there; a run is a plane
 //   arrive()                         or a row. Waits for the other maps
 //   late(run, i, loaded)             the same elements of those
-//   get(loaded, A terms[N])          what is to be added up
+//   A centre(c)                      what channel c is measured from, if the sum uses that
+//   get(loaded, centre[N], A terms[kSums][N])    what is to be added up
 // and a visit
 //   Loaded load(run, i)
-//   finish(run, i, loaded, gate[N], shift[N])
+//   finish(run, i, loaded, number[N])            number[k]: what the visit knows of the channel of element k
 #pragma once
+#include <type_traits>
+
 #include "vector.cuh"
 
 namespace eca {
 
 // Planes or rows; not there where data is null. Index: int where that is known to be enough. kGlobal: in global memory;
 // otherwise in either, the hardware finds out.
-template <class T, class Index, bool kGlobal>
+template <class T, class Index_, bool kGlobal>
 struct Runs {
   using Element = T;
+  using Index = Index_;
+  using Map = Runs;
+  template <int N>
+  using Loaded = Vector<T, N>;
   static constexpr bool kFar = kGlobal;
   T* data;
   Index stride;  // between runs
@@ -40,14 +48,91 @@ struct Runs {
   }
 };
 
+// The signs of y (problem.h), from a vector's first element on.
+template <class T, class Index>
+struct SignBytes {
+  static constexpr int kPerByte = 16 / sizeof(T);
+  uint8_t* data;  // null where nobody needs them
+  Index length;   // of a run of the sample
+
+  // Bit k is that of element i + k of a run.
+  template <int N>
+  __device__ __forceinline__ unsigned load(Index run, Index i) const {
+    const auto element = static_cast<std::make_unsigned_t<Index>>(run * length + i);
+    const unsigned byte = __ldg(data + element / kPerByte);
+    return N == kPerByte ? byte : byte >> (element % kPerByte);
+  }
+  __device__ __forceinline__ void store(Index run, Index i, unsigned bits) const {
+    const auto element = static_cast<std::make_unsigned_t<Index>>(run * length + i);
+    __stcs(data + element / kPerByte, static_cast<uint8_t>(bits));
+  }
+};
+
+// A gradient behind a ReLU: where y is not above zero, it is read as zero.
+template <class M>
+struct Masked {
+  using Element = typename M::Element;
+  using Index = typename M::Index;
+  using Map = M;
+  static constexpr bool kFar = M::kFar;
+  M map;
+  SignBytes<Element, Index> signs;
+
+  template <int N>
+  struct Loaded {
+    Vector<Element, N> vector;
+    unsigned bits;
+
+    __device__ __forceinline__ void get(Accumulator<Element> (&out)[N]) const {
+      vector.get(out);
+#pragma unroll
+      for (int k = 0; k < N; ++k) out[k] = bits >> k & 1 ? out[k] : Accumulator<Element>(0);
+    }
+  };
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load(Index run, Index i) const {
+    return {map.template load<N>(run, i), signs.template load<N>(run, i)};
+  }
+  template <int N>
+  __device__ __forceinline__ Loaded<N> load_once(Index run, Index i) const {
+    return {map.template load_once<N>(run, i), signs.template load<N>(run, i)};
+  }
+};
+
+// y, and its signs if they are wanted. A single element has no byte to itself: pack_signs.cu writes those.
+template <class M>
+struct WithSigns {
+  using Element = typename M::Element;
+  using Index = typename M::Index;
+  M map;
+  SignBytes<Element, Index> signs;
+
+  template <int N>
+  __device__ __forceinline__ void store(Index run, Index i, const Accumulator<Element> (&values)[N]) const {
+    map.store(run, i, values);
+    if constexpr (N == SignBytes<Element, Index>::kPerByte) {
+      if (signs.data) signs.store(run, i, Vector<Element, N>::above_zero(values));
+    }
+  }
+};
+
+struct NoCentre {
+  template <class Index>
+  __device__ __forceinline__ float centre(Index) const {
+    return 0;
+  }
+};
+
 // The sum of x.
 template <int N, class X>
-struct Pool {
+struct Pool : NoCentre {
   using A = Accumulator<typename X::Element>;
   using Loaded = Vector<typename X::Element, N>;
   static constexpr bool kFar = X::kFar;
+  static constexpr int kSums = 1;
   X x;
 
+  __device__ __forceinline__ explicit Pool(const X& x_) : x(x_) {}
   template <class Index>
   __device__ __forceinline__ Loaded early(Index run, Index i) const {
     return x.template load<N>(run, i);
@@ -55,7 +140,9 @@ struct Pool {
   __device__ __forceinline__ void arrive() const {}
   template <class Index>
   __device__ __forceinline__ void late(Index, Index, Loaded&) const {}
-  __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const { loaded.get(terms); }
+  __device__ __forceinline__ void get(const Loaded& loaded, const A (&)[N], A (&terms)[1][N]) const {
+    loaded.get(terms[0]);
+  }
 };
 
 struct AllThere {
@@ -64,17 +151,21 @@ struct AllThere {
 
 // The sum of grad_y * x. `wait` until grad_y is there.
 template <int N, class G, class X, class Wait = AllThere>
-struct Dot {
+struct Dot : NoCentre {
   using T = typename X::Element;
   using A = Accumulator<T>;
   static constexpr bool kFar = X::kFar;
+  static constexpr int kSums = 1;
   struct Loaded {
-    Vector<T, N> grad_y, x;
+    typename G::template Loaded<N> grad_y;
+    Vector<T, N> x;
   };
   G grad_y;
   X x;
   Wait wait;
 
+  __device__ __forceinline__ Dot(const G& grad_y_, const X& x_, const Wait& wait_ = {})
+      : grad_y(grad_y_), x(x_), wait(wait_) {}
   template <class Index>
   __device__ __forceinline__ Loaded early(Index run, Index i) const {
     return {{}, x.template load_once<N>(run, i)};
@@ -84,130 +175,150 @@ struct Dot {
   __device__ __forceinline__ void late(Index run, Index i, Loaded& loaded) const {
     loaded.grad_y = grad_y.template load<N>(run, i);
   }
-  __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const {
+  __device__ __forceinline__ void get(const Loaded& loaded, const A (&)[N], A (&terms)[1][N]) const {
     A values[N];
-    loaded.grad_y.get(terms);
+    loaded.grad_y.get(terms[0]);
     loaded.x.get(values);
 #pragma unroll
-    for (int k = 0; k < N; ++k) terms[k] *= values[k];
+    for (int k = 0; k < N; ++k) terms[0][k] *= values[k];  // masked gradients, too: 0 * Inf is NaN
   }
 };
 
-// The sum of grad_y * x over positions where y > 0.
-template <int N, class M>
-struct MaskedDot : Dot<N, M, M> {
-  using Base = Dot<N, M, M>;
-  using typename Base::A;
-  struct Loaded : Base::Loaded {
-    Vector<typename Base::T, N> y;
-  };
-  M y;
+// --- Visits
 
+// numbers[c], for visits that need none.
+struct Nothing {
+  __device__ Nothing operator[](int64_t) const { return {}; }
+};
+__device__ __forceinline__ Nothing select(bool, Nothing, Nothing) { return {}; }
+
+// x * scale + shift
+template <class A>
+struct Affine {
+  A scale, shift;
+};
+template <class A>
+__device__ __forceinline__ Affine<A> select(bool condition, const Affine<A>& a, const Affine<A>& b) {
+  return {condition ? a.scale : b.scale, condition ? a.shift : b.shift};
+}
+
+// The same for each channel.
+template <class A, class Shift = const A*>
+struct Affines {
+  const A* scale;
+  Shift shift;
   template <class Index>
-  __device__ __forceinline__ Loaded early(Index run, Index i) const {
-    return {Base::early(run, i), y.template load<N>(run, i)};
-  }
-  template <class Index>
-  __device__ __forceinline__ void late(Index run, Index i, Loaded& loaded) const {
-    Base::late(run, i, loaded);
-  }
-  __device__ __forceinline__ void get(const Loaded& loaded, A (&terms)[N]) const {
-    A values[N], outputs[N];
-    loaded.grad_y.get(terms);
-    loaded.x.get(values);
-    loaded.y.get(outputs);
-#pragma unroll
-    for (int k = 0; k < N; ++k) terms[k] = (outputs[k] <= A(0) ? A(0) : terms[k]) * values[k];  // 0 * Inf is NaN
+  __device__ __forceinline__ Affine<A> operator[](Index c) const {
+    return {scale[c], shift[c]};
   }
 };
 
-// For visits that have no use for gates or shifts.
-struct Zeros {
-  __device__ float operator[](int64_t) const { return 0; }
-};
+template <class A>
+__device__ __forceinline__ A scaled(A x, A scale) {
+  return x * scale;
+}
+template <class A>
+__device__ __forceinline__ A scaled(A x, const Affine<A>& of) {
+  return x * of.scale + of.shift;
+}
 
-// Element by element, out[..] = f(in[..], gate, shift); maps that are absent are read as nothing, and not written.
-template <int N, int kIn, int kOut, class M, class F>
+template <class V, bool kThere>
+struct Second {
+  V second;
+};
+template <class V>
+struct Second<V, false> {};
+
+// Element by element, out[..] = f(in[..], number), f having kIn maps and kOut. The second ones are read as nothing, and
+// not written, where they are absent.
+template <int N, class X, class Y, class F>
 struct Visit {
-  using T = typename M::Element;
+  using M = typename X::Map;
+  using T = typename X::Element;
   using A = Accumulator<T>;
-  static constexpr bool kFar = M::kFar;
-  struct Loaded {
-    Vector<T, N> in[kIn];
+  static constexpr bool kFar = X::kFar;
+  struct Loaded : Second<Vector<T, N>, F::kIn == 2> {
+    typename X::template Loaded<N> in;
   };
-  M in[kIn], out[kOut];
+  X in;
+  Y out;
   F f;
+  M other_in, other_out;
 
   template <class Index>
   __device__ __forceinline__ Loaded load(Index run, Index i) const {
     Loaded loaded{};
-#pragma unroll
-    for (int m = 0; m < kIn; ++m)
-      if (m == 0 || in[m].data) loaded.in[m] = in[m].template load_once<N>(run, i);
+    loaded.in = in.template load_once<N>(run, i);
+    if constexpr (F::kIn == 2) {
+      if (other_in.data) loaded.second = other_in.template load_once<N>(run, i);
+    }
     return loaded;
   }
-  template <class Index>
-  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const A (&gate)[N],
-                                         const A (&shift)[N]) const {
-    A values[kIn][N], results[kOut][N];
-#pragma unroll
-    for (int m = 0; m < kIn; ++m) loaded.in[m].get(values[m]);
+  template <class Index, class Number>
+  __device__ __forceinline__ void finish(Index run, Index i, const Loaded& loaded, const Number (&numbers)[N]) const {
+    A values[F::kIn][N], results[F::kOut][N];
+    loaded.in.get(values[0]);
+    if constexpr (F::kIn == 2) loaded.second.get(values[1]);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      A of_element[kIn], result[kOut];
+      A of_element[F::kIn], result[F::kOut];
 #pragma unroll
-      for (int m = 0; m < kIn; ++m) of_element[m] = values[m][k];
-      f(of_element, gate[k], shift[k], result);
+      for (int m = 0; m < F::kIn; ++m) of_element[m] = values[m][k];
+      f(of_element, numbers[k], result);
 #pragma unroll
-      for (int m = 0; m < kOut; ++m) results[m][k] = result[m];
+      for (int m = 0; m < F::kOut; ++m) results[m][k] = result[m];
     }
-#pragma unroll
-    for (int m = 0; m < kOut; ++m)
-      if (m == 0 || out[m].data) out[m].store(run, i, results[m]);
+    out.store(run, i, results[0]);
+    if constexpr (F::kOut == 2) {
+      if (other_out.data) other_out.store(run, i, results[1]);
+    }
   }
 };
 
-// y = x * gate
+template <int N, class X, class Y, class F>
+__device__ __forceinline__ Visit<N, X, Y, F> visit_of(const F& f, const X& in, const Y& out,
+                                                      const typename X::Map& other_in = {},
+                                                      const typename X::Map& other_out = {}) {
+  return {in, out, f, other_in, other_out};
+}
+
+// y = x * gate; grad_x = grad_y * gate + shift
 struct Rescale {
-  template <class A>
-  __device__ void operator()(const A (&x)[1], A gate, A, A (&y)[1]) const {
-    y[0] = x[0] * gate;
+  static constexpr int kIn = 1, kOut = 1;
+  template <class A, class Number>
+  __device__ void operator()(const A (&x)[1], const Number& number, A (&y)[1]) const {
+    y[0] = scaled(x[0], number);
   }
 };
 
 // y = relu(x * gate + residual), with a residual or without
 struct RescaleRelu {
+  static constexpr int kIn = 2, kOut = 1;
   bool residual, relu;
-  template <class A>
-  __device__ void operator()(const A (&in)[2], A gate, A, A (&y)[1]) const {
-    y[0] = in[0] * gate;
+  template <class A, class Number>
+  __device__ void operator()(const A (&in)[2], const Number& number, A (&y)[1]) const {
+    y[0] = scaled(in[0], number);
     if (residual) y[0] += in[1];
     if (relu && y[0] <= A(0)) y[0] = A(0);
   }
 };
 
-// grad_y, grad_residual = [y > 0] grad_y
-struct Mask {
+// Of a masked gradient: the slab, grad_residual = grad_y
+struct Keep {
+  static constexpr int kIn = 1, kOut = 2;
   template <class A>
-  __device__ void operator()(const A (&in)[2], A, A, A (&out)[2]) const {
-    out[0] = out[1] = in[1] <= A(0) ? A(0) : in[0];
+  __device__ void operator()(const A (&grad_y)[1], Nothing, A (&out)[2]) const {
+    out[0] = out[1] = grad_y[0];
   }
 };
 
-// grad_x = grad_y * gate + shift
-struct Gradient {
-  template <class A>
-  __device__ void operator()(const A (&grad_y)[1], A gate, A shift, A (&grad_x)[1]) const {
-    grad_x[0] = grad_y[0] * gate + shift;
-  }
-};
-
-// grad_residual = [y > 0] grad_y, grad_x = grad_residual * gate + shift
-struct MaskedGradient {
-  template <class A>
-  __device__ void operator()(const A (&in)[2], A gate, A shift, A (&out)[2]) const {
-    out[1] = in[1] <= A(0) ? A(0) : in[0];
-    out[0] = out[1] * gate + shift;
+// Of a masked gradient: grad_x = grad_y * gate + shift, grad_residual = grad_y
+struct RescaleMasked {
+  static constexpr int kIn = 1, kOut = 2;
+  template <class A, class Number>
+  __device__ void operator()(const A (&grad_y)[1], const Number& number, A (&out)[2]) const {
+    out[0] = scaled(grad_y[0], number);
+    out[1] = grad_y[0];
   }
 };
 

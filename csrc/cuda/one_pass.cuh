@@ -16,6 +16,7 @@
 #include "../gates/registry.h"
 #include "channels.cuh"
 #include "maps.cuh"
+#include "norm_of.cuh"
 #include "planes.cuh"
 #include "rows.cuh"
 
@@ -86,6 +87,26 @@ struct OnePass {
             kRows ? static_cast<int>(args.problem.c) : length()};
   }
 
+  // Batch norm's numbers of the own channels. What `load_norm` stores, the thread that has stored it reads.
+  __device__ A* norm_array(int i) const { return x.array(args.gate.needs.arrays - kNormArrays + i); }
+  __device__ void load_norm() const {
+    A *const scale = norm_array(0), *const mean = norm_array(1), *const bias = norm_array(2);
+    x.keep_each(scale, [&](int c) {
+      const NormOf<A> of = norm_of<A>(args.gate.norm, c);
+      mean[c] = of.mean;
+      bias[c] = of.bias;
+      return of.scale;
+    });
+  }
+  __device__ NormOf<A> norm(int c) const { return {norm_array(1)[c], norm_array(2)[c], 0, norm_array(0)[c]}; }
+
+  // Of the block's part of y.
+  __device__ SignBytes<T, int> signs() const {
+    const Signs& of = args.call.signs;
+    uint8_t* const data = of.data ? of.data + n() * of.sample_stride + offset / N : nullptr;
+    return {data, kRows ? static_cast<int>(args.problem.c) : length()};
+  }
+
   __device__ bool bulk() const { return !kRows && ptx::has_bulk_copies(args.plan.bulk); }
 
   // Asks for the block's part of maps, each if it has a slab. Load 0 is into slabs from 0 on, load 1, which is waited
@@ -131,18 +152,19 @@ struct OnePass {
   __device__ void sum(const Term& term, A* values, A divisor) {
     const OnePassPlan& plan = args.plan;
     A* const own = values + x.first;
-    Tiles::sums(tile, length(), plan.lanes, term, shared_at<A>(plan.shared.parts), own,
-                plan.parts == 1 ? divisor : A(1));
+    const A by = plan.parts == 1 ? divisor : A(1);
+    Tiles::sums(tile, length(), plan.lanes, term, shared_at<A>(plan.shared.parts),
+                [=](int c, const A(&total)[1]) { own[c] = total[0] / by; });
     if (plan.blocks > 1) ptx::cluster_wait();
     if constexpr (kRows) {
       if (plan.parts > 1) x.add_parts(own, plan.parts, part, divisor);
     }
   }
 
-  // gate and shift have numbers for the own channels.
-  template <class Gate, class Shift, class Body>
-  __device__ void visit(const Gate& gate, const Shift& shift, const Body& body) const {
-    Tiles::each(tile, length(), gate, shift, body);
+  // numbers are of the own channels.
+  template <class Numbers, class Body>
+  __device__ void visit(const Numbers& numbers, const Body& body) const {
+    Tiles::each(tile, length(), numbers, body);
   }
 
  private:
@@ -194,12 +216,8 @@ constexpr bool kHasOnePass = true;
 constexpr bool kHasOnePass = false;
 #endif
 
-// y = relu(x * Gate(mean(x)) + residual)
-// Reads x and the residual [N, C, S] of type T once, and the gate's parameters; writes y [N, C, S], and the means
-// float[N, C] if backward will need them. A cluster for each sample.
-template <class Gate, class T, Walk W>
-__global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
-    eca_forward_kernel(const __grid_constant__ OnePassArgs<ForwardCall> args) {
+template <class Gate, class T, Walk W, bool kNorm>
+__device__ __forceinline__ void run_forward(const OnePassArgs<ForwardCall>& args) {
   if constexpr (kHasOnePass) {
     using Pass = OnePass<T, W, ForwardCall>;
     using Slab = typename Pass::Slab;
@@ -210,35 +228,67 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     pass.template load<0>(Kept{call.x, true});
     pass.template load<1>(Kept{call.residual, keeps_residual});
     pass.prepare();
+    if constexpr (kNorm) pass.load_norm();
 
     pass.template wait<0>();
-    float* const mean = pass.mean();
-    pass.sum(Pool<N, Slab>{pass.slab(0)}, mean, static_cast<float>(args.problem.s));
+    float *const mean = pass.mean(), *const gate = pass.gate();
+    pass.sum(Pool<N, Slab>(pass.slab(0)), mean, static_cast<float>(args.problem.s));
     if (call.mean && pass.part == 0) {
       float* const means = static_cast<float*>(call.mean) + pass.n() * args.problem.c;
       pass.x.keep_each(means, [&](int c) { return mean[c]; });
     }
-    Gate{args.gate.shape}.forward(pass.x, mean, pass.gate());
+    if constexpr (kNorm) pass.x.each([&](int c) { mean[c] = pass.norm(c).of(mean[c]); });
+    Gate{args.gate.shape}.forward(pass.x, mean, gate);
 
-    const float* const gates = pass.gate() + pass.x.first;
+    const int first = pass.x.first;
     const Slab y = pass.template global<Slab>(call.y);
-    if (relu || call.residual.data) {
-      if (keeps_residual) pass.template wait<1>();
-      const Slab residual = keeps_residual ? pass.slab(1) : pass.template global<Slab>(call.residual);
-      const RescaleRelu rescale{residual.data != nullptr, relu};
-      pass.visit(gates, Zeros(), Visit<N, 2, 1, Slab, RescaleRelu>{{pass.slab(0), residual}, {y}, rescale});
+    const auto visit = [&](const auto& numbers) {
+      if (relu || call.residual.data) {
+        if (keeps_residual) pass.template wait<1>();
+        const Slab residual = keeps_residual ? pass.slab(1) : pass.template global<Slab>(call.residual);
+        const RescaleRelu rescale{residual.data != nullptr, relu};
+        pass.visit(numbers, visit_of<N>(rescale, pass.slab(0), WithSigns<Slab>{y, pass.signs()}, residual));
+      } else {
+        pass.visit(numbers, visit_of<N>(Rescale(), pass.slab(0), y));
+      }
+    };
+    if constexpr (kNorm) {
+      float* const shift = pass.norm_array(1);
+      pass.x.each([&](int c) {
+        const NormOf<float> of = pass.norm(c);
+        shift[c] = of.shift() * gate[c];
+        gate[c] *= of.scale;
+      });
+      visit(Affines<float>{gate + first, shift + first});
     } else {
-      pass.visit(gates, Zeros(), Visit<N, 1, 1, Slab, Rescale>{{pass.slab(0)}, {y}, {}});
+      visit(static_cast<const float*>(gate + first));
     }
   } else {
     __trap();
   }
 }
 
+// y = relu(x * Gate(mean(x)) + residual)
+// Reads x and the residual [N, C, S] of type T once, and the gate's parameters; writes y [N, C, S], and the means
+// float[N, C] and the signs of y if backward will need them. A cluster for each sample.
+template <class Gate, class T, Walk W>
+__global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
+    eca_forward_kernel(const __grid_constant__ OnePassArgs<ForwardCall> args) {
+  run_forward<Gate, T, W, false>(args);
+}
+
+// The same of u = batch_norm(x) by given statistics [C] instead of x: y = relu(u * Gate(mean(u)) + residual).
+// Reads and writes what eca_forward_kernel does, and reads batch norm's parameters [C]; the means are those of x.
+template <class Gate, class T, Walk W>
+__global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
+    eca_norm_forward_kernel(const __grid_constant__ OnePassArgs<ForwardCall> args) {
+  run_forward<Gate, T, W, true>(args);
+}
+
 // grad_residual = [y > 0] grad_y with a ReLU, else grad_y;   dg = sum over S of grad_residual * x
 // grad_x = grad_residual * g + dm / S,   where (g, dm) = Gate'(mean, dg)
-// Reads grad_y, x and with a ReLU y [N, C, S] of type T once, the means float[N, C] and the gate's parameters; writes
-// grad_x, grad_residual if it is wanted, and the records of gates/gate.h. A cluster for each sample.
+// Reads grad_y and x [N, C, S] of type T once, with a ReLU the signs of y, the means float[N, C] and the gate's
+// parameters; writes grad_x, grad_residual if it is wanted, and the records of gates/gate.h. A cluster for each sample.
 template <class Gate, class T, Walk W>
 __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     eca_backward_kernel(const __grid_constant__ OnePassArgs<BackwardCall> args) {
@@ -250,7 +300,7 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     const BackwardCall& call = args.call;
     const Slabs& slabs = args.plan.slabs;
     Pass pass(args);
-    pass.template load<0>(Kept{call.grad_y, true}, Kept{call.x, slabs.second_sum}, Kept{call.y, slabs.extra});
+    pass.template load<0>(Kept{call.grad_y, true}, Kept{call.x, slabs.second_sum});
     pass.template load<1>();
     pass.prepare();
     const Slab grad_y = pass.slab(0);
@@ -258,20 +308,19 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     pass.x.load_means(static_cast<const float*>(call.mean) + pass.n() * args.problem.c);
 
     // Where x has no slab, its first vectors are asked for before grad_y is awaited.
-    const bool masks = call.y.data != nullptr, later = !slabs.second_sum && !masks && (Pass::kRows || pass.bulk());
+    const bool masks = call.signs.data != nullptr, later = !slabs.second_sum && !masks && (Pass::kRows || pass.bulk());
     if (!later) pass.template wait<0>();
     if (masks) {
-      const Slab y = slabs.extra ? pass.slab(slabs.count - 1) : pass.template global<Slab>(call.y);
       const Slab grad_residual = pass.template global<Slab>(call.grad_residual);
-      pass.visit(Zeros(), Zeros(), Visit<N, 2, 2, Slab, Mask>{{grad_y, y}, {grad_y, grad_residual}, {}});
+      pass.visit(Nothing(), visit_of<N>(Keep(), Masked<Slab>{grad_y, pass.signs()}, grad_y, {}, grad_residual));
       if (!Pass::kRows) __syncthreads();  // in rows, a thread adds up what it has masked
     }
     if (slabs.second_sum) {
-      pass.sum(Dot<N, Slab, Slab>{grad_y, pass.slab(1), {}}, grad, 1.f);
+      pass.sum(Dot<N, Slab, Slab>(grad_y, pass.slab(1)), grad, 1.f);
     } else {
       const Far x = pass.template global<Far>(call.x);
       const Arrival<Pass::kRows> arrival{later ? pass.loads() : nullptr};
-      pass.sum(Dot<N, Slab, Far, Arrival<Pass::kRows>>{grad_y, x, arrival}, grad, 1.f);
+      pass.sum(Dot<N, Slab, Far, Arrival<Pass::kRows>>(grad_y, x, arrival), grad, 1.f);
       if (later) pass.template wait<0>();  // those who had nothing to add up
     }
     Gate gate{args.gate.shape};
@@ -279,7 +328,7 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
 
     const Slab grad_x = pass.template global<Slab>(call.grad_x);
     const Scaled shift{grad + pass.x.first, 1.f / static_cast<float>(args.problem.s)};
-    pass.visit(pass.gate() + pass.x.first, shift, Visit<N, 1, 1, Slab, Gradient>{{grad_y}, {grad_x}, {}});
+    pass.visit(Affines<float, Scaled>{pass.gate() + pass.x.first, shift}, visit_of<N>(Rescale(), grad_y, grad_x));
     if (pass.part == 0) {
       const Records& to = call.records;
       const int64_t block = pass.n() * pass.x.blocks + pass.x.block;

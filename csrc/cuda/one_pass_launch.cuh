@@ -8,24 +8,31 @@
 
 namespace eca {
 
-template <Variant V, class T, Walk W, class Call>
+template <Variant V, class T, Walk W, bool kNorm, class Call>
 void (*kernel_of())(OnePassArgs<Call>) {
-  if constexpr (std::is_same_v<Call, ForwardCall>) return &eca_forward_kernel<GateOf<V, float>, T, W>;
-  if constexpr (std::is_same_v<Call, BackwardCall>) return &eca_backward_kernel<GateOf<V, float>, T, W>;
+  using Gate = GateOf<V, float>;
+  if constexpr (kNorm) {
+    return &eca_norm_forward_kernel<Gate, T, W>;
+  } else if constexpr (std::is_same_v<Call, ForwardCall>) {
+    return &eca_forward_kernel<Gate, T, W>;
+  } else {
+    return &eca_backward_kernel<Gate, T, W>;
+  }
 }
 
-template <Variant V, class T, class Call>
+template <Variant V, class T, bool kNorm, class Call>
 auto kernel_for(const OnePassArgs<Call>& args) {
-  if (args.problem.layout == Layout::kRows) return kernel_of<V, T, Walk::kRows, Call>();
-  return args.plan.straddle ? kernel_of<V, T, Walk::kStraddling, Call>() : kernel_of<V, T, Walk::kPlanes, Call>();
+  if (args.problem.layout == Layout::kRows) return kernel_of<V, T, Walk::kRows, kNorm, Call>();
+  return args.plan.straddle ? kernel_of<V, T, Walk::kStraddling, kNorm, Call>()
+                            : kernel_of<V, T, Walk::kPlanes, kNorm, Call>();
 }
 
-template <Variant V, class Call>
+template <Variant V, bool kNorm, class Call>
 cudaError_t launch_one_pass_of(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask) {
   const DType dtype = args.problem.dtype;
-  const auto kernel = dtype == DType::kHalf       ? kernel_for<V, __half>(args)
-                      : dtype == DType::kBFloat16 ? kernel_for<V, __nv_bfloat16>(args)
-                                                  : kernel_for<V, float>(args);
+  const auto kernel = dtype == DType::kHalf       ? kernel_for<V, __half, kNorm>(args)
+                      : dtype == DType::kBFloat16 ? kernel_for<V, __nv_bfloat16, kNorm>(args)
+                                                  : kernel_for<V, float, kNorm>(args);
   const OnePassPlan& plan = args.plan;
   LaunchConfig launch(dim3(static_cast<unsigned>(args.problem.n * plan.blocks)), threads, plan.shared.total, stream);
   if (plan.blocks > 1) launch.set_cluster(plan.blocks);

@@ -8,10 +8,10 @@
 namespace eca {
 
 struct Cuda {
-  static Tensor forward(Variant variant, const Tensor& x, const ParameterList& tensors, const OptionalTensor& residual,
-                        int64_t flags, OptionalTensor* mean);
-  static Gradients backward(Variant variant, const Tensor& grad_y, const Tensor& x, const Tensor& mean,
-                            const OptionalTensor& y, const ParameterList& tensors, int64_t flags);
+  static Tensor forward(Variant variant, const Tensor& x, const ParameterList& tensors, const NormTensors* norm,
+                        const OptionalTensor& residual, int64_t flags, Saved* saved);
+  static Gradients backward(Variant variant, const Tensor& grad_y, const Tensor& x, const Saved& saved,
+                            const ParameterList& tensors, const NormTensors* norm, int64_t flags);
 };
 
 }  // namespace eca

@@ -10,17 +10,6 @@
 namespace eca {
 namespace {
 
-// Writes number i of a gradient and the zeros around it.
-template <class A>
-__device__ void put(const ParameterView& to, int64_t i, A value) {
-  const auto write = [&](auto* data) {
-    for (int64_t j = 0; j < to.step; ++j) narrow(j == to.centre ? value : A(0), data + i * to.step + j);
-  };
-  if (to.dtype == DType::kHalf) return write(static_cast<__half*>(to.data));
-  if (to.dtype == DType::kBFloat16) return write(static_cast<__nv_bfloat16*>(to.data));
-  write(static_cast<A*>(to.data));
-}
-
 // A block per number, its threads sharing `count` records, in an order that only the threads decide.
 template <class A>
 __device__ void add_records(const A* records, int64_t size, int64_t count, const Parameter& p,
@@ -35,7 +24,7 @@ __device__ void add_records(const A* records, int64_t size, int64_t count, const
     __syncthreads();
     if (threadIdx.x == 0) {
       for (unsigned w = 1; w < blockDim.x / kWarp; ++w) total += warps[w];
-      put(to, i, total);
+      write(to, i, total);
     }
     __syncthreads();
   }
@@ -53,7 +42,7 @@ __device__ void add_products(const GradientArgs& args, const Parameter& p, const
 #pragma unroll 4
     for (int64_t n = 0; n < args.samples; ++n)
       total += record[n * args.records.sample_size + r] * values[n * args.channels + c];
-    put(to, i, total);
+    write(to, i, total);
   }
 }
 

@@ -5,6 +5,10 @@
 // vector may hold the end of one and the beginning of the next, as those of 7 x 7 do. Then a plane's sum reads the
 // vectors that it shares with its neighbours, too, and a visit takes those that begin in the tile.
 #pragma once
+#include <type_traits>
+#include <utility>
+
+#include "../gates/math.h"
 #include "../tiling.h"
 #include "block.cuh"
 
@@ -37,41 +41,54 @@ struct Place {
   }
 };
 
+template <class Numbers>
+using Number = std::decay_t<decltype(std::declval<Numbers>()[0])>;
+
 template <class A, int N, bool kStraddle>
 struct Planes {
-  // out[c] = the sum over the tile's positions of channel tile.c0 + c, by `lanes` threads for each plane of `length`,
-  // divided by `divisor`. shared: lanes / 32 numbers for each plane, if that is more than one. Ends with a barrier.
-  template <class Index, class Term>
-  __device__ static void sums(const TileOf<Index>& tile, Index length, int lanes, const Term& term, A* shared, A* out,
-                              A divisor) {
+  // Calls out(c, totals) with the sums over the tile's positions of channel tile.c0 + c, by `lanes` threads for each
+  // plane of `length`. shared: lanes / 32 numbers for each plane and sum, if that is more than one. Ends with a
+  // barrier.
+  template <class Index, class Term, class Out>
+  __device__ static void sums(const TileOf<Index>& tile, Index length, int lanes, const Term& term, A* shared,
+                              const Out& out) {
+    constexpr int K = Term::kSums;
     const int planes = static_cast<int>(tile.c1 - tile.c0), shift = __ffs(lanes) - 1;  // a power of two
     const int groups = blockDim.x >> shift, group = threadIdx.x >> shift, lane = threadIdx.x & (lanes - 1);
     const int in_warp = lanes < kWarp ? lanes : kWarp, parts = lanes / in_warp;
     for (int first = 0; first < planes; first += groups) {  // the same number of rounds for all threads
       const int plane = first + group;
-      A total = plane < planes ? along(tile, tile.c0 + plane, length, lane, lanes, term) : A(0);
-      total = sum_of_lanes(total, in_warp);
+      A total[K] = {};
+      if (plane < planes) along(tile, tile.c0 + plane, length, lane, lanes, term, total);
+#pragma unroll
+      for (int q = 0; q < K; ++q) total[q] = sum_of_lanes(total[q], in_warp);
       if (plane < planes && (lane & (in_warp - 1)) == 0) {
         if (parts == 1) {
-          out[plane] = total / divisor;
+          out(plane, total);
         } else {
-          shared[plane * parts + lane / in_warp] = total;
+#pragma unroll
+          for (int q = 0; q < K; ++q) shared[(q * planes + plane) * parts + lane / in_warp] = total[q];
         }
       }
     }
     __syncthreads();
     if (parts == 1) return;
     for (int plane = threadIdx.x; plane < planes; plane += blockDim.x) {
-      A total = shared[plane * parts];
-      for (int part = 1; part < parts; ++part) total += shared[plane * parts + part];
-      out[plane] = total / divisor;
+      A total[K];
+#pragma unroll
+      for (int q = 0; q < K; ++q) {
+        const A* const of_plane = shared + (q * planes + plane) * parts;
+        total[q] = of_plane[0];
+        for (int part = 1; part < parts; ++part) total[q] += of_plane[part];
+      }
+      out(plane, total);
     }
     __syncthreads();
   }
 
-  // Visits every element of the tile once; gate and shift are indexed by channel.
-  template <class Index, class Gate, class Shift, class Body>
-  __device__ static void each(const TileOf<Index>& tile, Index length, Gate gate, Shift shift, const Body& body) {
+  // Visits every element of the tile once; numbers[c] is what the visit knows of channel c.
+  template <class Index, class Numbers, class Body>
+  __device__ static void each(const TileOf<Index>& tile, Index length, Numbers numbers, const Body& body) {
     constexpr bool kWide = sizeof(Index) > 4;  // places that take twice the registers
     constexpr int kBatch = kStraddle && kWide ? 1 : kStraddle || kWide ? 2 : loads_of_visit<Body>();
     const Index c0 = kStraddle ? 0 : tile.c0, s0 = kStraddle ? 0 : tile.s0;  // what places are relative to
@@ -85,10 +102,9 @@ struct Planes {
     Place<Index> place = Place<Index>::of(i, width);
     const auto load = [&](const Place<Index>& at) { return body.load(c0 + at.plane, s0 + at.at); };
     const auto finish = [&](const Place<Index>& at, const typename Body::Loaded& loaded) {
-      A gates[N], shifts[N];
-      numbers_at(c0 + at.plane, at.at, length, gate, gates);
-      numbers_at(c0 + at.plane, at.at, length, shift, shifts);
-      body.finish(c0 + at.plane, s0 + at.at, loaded, gates, shifts);
+      Number<Numbers> of_elements[N];
+      numbers_at(c0 + at.plane, at.at, length, numbers, of_elements);
+      body.finish(c0 + at.plane, s0 + at.at, loaded, of_elements);
     };
     for (; i + (kBatch - 1) * step < end; i += kBatch * step) {
       typename Body::Loaded loaded[kBatch];
@@ -110,18 +126,23 @@ struct Planes {
   }
 
  private:
-  // The sum of what one of `lanes` threads has of plane c.
+  // The sums of what one of `lanes` threads has of plane c.
   template <class Index, class Term>
-  __device__ static A along(const TileOf<Index>& tile, Index c, Index length, int lane, int lanes, const Term& term) {
-    constexpr int kBatch = loads_of_sum<Term>();
-    A total[N] = {};
+  __device__ __forceinline__ static void along(const TileOf<Index>& tile, Index c, Index length, int lane, int lanes,
+                                               const Term& term, A (&totals)[Term::kSums]) {
+    constexpr int kBatch = loads_of_sum<Term>(), K = Term::kSums;
+    A total[K][N] = {}, centre[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) centre[k] = k == 0 ? A(term.centre(c)) : centre[0];
     const auto add = [&](Index i, const typename Term::Loaded& loaded) {
-      A terms[N];
-      term.get(loaded, terms);
+      A terms[K][N];
+      term.get(loaded, centre, terms);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const Index at = i + k - tile.s0;
-        if (!kStraddle || (at >= 0 && at < tile.s1 - tile.s0)) total[k] += terms[k];  // others are the neighbours'
+        if (kStraddle && (at < 0 || at >= tile.s1 - tile.s0)) continue;  // the neighbours'
+#pragma unroll
+        for (int q = 0; q < K; ++q) total[q][k] += terms[q][k];
       }
     };
     const Index step = static_cast<Index>(lanes) * N;
@@ -145,18 +166,22 @@ struct Planes {
       add(i, loaded);
     }
 #pragma unroll
-    for (int k = 1; k < N; ++k) total[0] += total[k];
-    return total[0];
+    for (int q = 0; q < K; ++q) {
+#pragma unroll
+      for (int k = 1; k < N; ++k) total[q][0] += total[q][k];
+      totals[q] = total[q][0];
+    }
   }
 
   // The numbers of the channels that N elements from `at` in plane c on belong to.
   template <class Index, class Numbers>
-  __device__ __forceinline__ static void numbers_at(Index c, Index at, Index length, Numbers numbers, A (&out)[N]) {
+  __device__ __forceinline__ static void numbers_at(Index c, Index at, Index length, Numbers numbers,
+                                                    Number<Numbers> (&out)[N]) {
     if (!kStraddle || length >= N) {
       const Index left = kStraddle ? length - at : N;
-      const A here = numbers[c], next = left < N ? numbers[c + 1] : here;
+      const Number<Numbers> here = numbers[c], next = left < N ? numbers[c + 1] : here;
 #pragma unroll
-      for (int k = 0; k < N; ++k) out[k] = k < left ? here : next;
+      for (int k = 0; k < N; ++k) out[k] = select(k < left, here, next);
     } else {
 #pragma unroll
       for (int k = 0; k < N; ++k) {

@@ -27,12 +27,15 @@ struct Rows {
     }
   }
 
-  // out[c] = the sum over the tile's positions of channel tile.c0 + c, divided by `divisor`. A tile has at most as many
-  // columns as there are threads. shared: parts_of_rows numbers for each channel. Ends with a barrier.
-  template <class Index, class Term>
-  __device__ static void sums(const TileOf<Index>& tile, Index, int, const Term& term, A* shared, A* out, A divisor) {
+  // Calls out(c, totals) with the sums over the tile's positions of channel tile.c0 + c. A tile has at most as many
+  // columns as there are threads. shared: parts_of_rows numbers for each channel and sum. Ends with a barrier.
+  template <class Index, class Term, class Out>
+  __device__ static void sums(const TileOf<Index>& tile, Index, int, const Term& term, A* shared, const Out& out) {
+    constexpr int K = Term::kSums;
     const int channels = static_cast<int>(tile.c1 - tile.c0), columns = channels / N;
-    A total[N] = {};
+    A total[K][N] = {}, centre[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) centre[k] = A(term.centre(tile.c0 + static_cast<Index>(threadIdx.x % columns) * N + k));
     walk<loads_of_sum<Term>()>(tile, [&](auto rows, Index s, int groups, Index c) {
       constexpr int kRows = decltype(rows)::value;
       typename Term::Loaded loaded[kRows];
@@ -41,11 +44,14 @@ struct Rows {
       term.arrive();
 #pragma unroll
       for (int b = 0; b < kRows; ++b) {
-        A terms[N];
+        A terms[K][N];
         term.late(s + b * groups, c, loaded[b]);
-        term.get(loaded[b], terms);
+        term.get(loaded[b], centre, terms);
 #pragma unroll
-        for (int k = 0; k < N; ++k) total[k] += terms[k];
+        for (int q = 0; q < K; ++q) {
+#pragma unroll
+          for (int k = 0; k < N; ++k) total[q][k] += terms[q][k];
+        }
       }
     });
     // Lanes of a warp that have the same column first.
@@ -55,40 +61,48 @@ struct Rows {
     if (share) {
       for (int offset = kWarp / 2; offset >= columns; offset /= 2) {
 #pragma unroll
-        for (int k = 0; k < N; ++k) total[k] += __shfl_xor_sync(0xffffffffu, total[k], offset);
+        for (int q = 0; q < K; ++q) {
+#pragma unroll
+          for (int k = 0; k < N; ++k) total[q][k] += __shfl_xor_sync(0xffffffffu, total[q][k], offset);
+        }
       }
     }
     if (share ? threadIdx.x % kWarp < columns : part < parts) {
 #pragma unroll
-      for (int k = 0; k < N; ++k) shared[(part * N + k) * columns + column] = total[k];
+      for (int q = 0; q < K; ++q) {
+#pragma unroll
+        for (int k = 0; k < N; ++k) shared[((q * parts + part) * N + k) * columns + column] = total[q][k];
+      }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < channels; i += blockDim.x) {
-      A sum = shared[i];
-      for (int p = 1; p < parts; ++p) sum += shared[p * channels + i];
-      out[i % columns * N + i / columns] = sum / divisor;
+      A sum[K];
+#pragma unroll
+      for (int q = 0; q < K; ++q) {
+        const A* const of_sum = shared + q * parts * channels;
+        sum[q] = of_sum[i];
+        for (int p = 1; p < parts; ++p) sum[q] += of_sum[p * channels + i];
+      }
+      out(i % columns * N + i / columns, sum);
     }
     __syncthreads();
   }
 
-  // Visits every element of the tile once; gate and shift are indexed by channel.
-  template <class Index, class Gate, class Shift, class Body>
-  __device__ static void each(const TileOf<Index>& tile, Index, Gate gate, Shift shift, const Body& body) {
+  // Visits every element of the tile once; numbers[c] is what the visit knows of channel c.
+  template <class Index, class Numbers, class Body>
+  __device__ static void each(const TileOf<Index>& tile, Index, Numbers numbers, const Body& body) {
     const int columns = static_cast<int>(tile.c1 - tile.c0) / N;
     const Index first = tile.c0 + static_cast<Index>(threadIdx.x % columns) * N;
-    A gates[N], shifts[N];
+    Number<Numbers> of_column[N];
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      gates[k] = gate[first + k];
-      shifts[k] = shift[first + k];
-    }
+    for (int k = 0; k < N; ++k) of_column[k] = numbers[first + k];
     walk<loads_of_visit<Body>()>(tile, [&](auto rows, Index s, int groups, Index c) {
       constexpr int kRows = decltype(rows)::value;
       typename Body::Loaded loaded[kRows];
 #pragma unroll
       for (int b = 0; b < kRows; ++b) loaded[b] = body.load(s + b * groups, c);
 #pragma unroll
-      for (int b = 0; b < kRows; ++b) body.finish(s + b * groups, c, loaded[b], gates, shifts);
+      for (int b = 0; b < kRows; ++b) body.finish(s + b * groups, c, loaded[b], of_column);
     });
   }
 };

@@ -16,6 +16,7 @@
 #include "../gates/registry.h"
 #include "channels.cuh"
 #include "maps.cuh"
+#include "norm_of.cuh"
 #include "rows.cuh"
 
 namespace eca {
@@ -43,29 +44,61 @@ __device__ __forceinline__ void with_gate(Variant variant, const GateShape& shap
 
 // What distinguishes the kernels, and what a pass knows besides the call. A pass offers reduce(n, tile, out),
 // gate(n, executor) and apply(n, tile).
-template <class T, Layout L, int N_, bool kStraddle, class Call>
+template <class T, Layout L, int N_, bool kStraddle, class Args_>
 struct PassBase {
   using A = Accumulator<T>;
-  using Args = TwoPhaseArgs<A, Call>;
+  using Args = Args_;
   using Channels = BlockChannels<A, int64_t>;
   using Map = Runs<T, int64_t, true>;
   using Tiles = std::conditional_t<L == Layout::kRows, Rows<A, N_>, Planes<A, N_, kStraddle>>;
   static constexpr int N = N_;
   const Args& args;
 
+  struct Totals {
+    A* to;
+    __device__ void operator()(int c, const A (&total)[1]) const { to[c] = total[0]; }
+  };
+
   __device__ Map map(const Batch& batch, int64_t n) const {
     return {batch.data ? static_cast<T*>(batch.data) + n * batch.sample_stride : nullptr, batch.run_stride};
   }
-  template <class Term>
-  __device__ void sums(const Tile& tile, const Term& term, A* out) const {
-    Tiles::sums(tile, args.problem.s, args.plan.lanes, term, shared_at<A>(args.plan.shared.sums), out, A(1));
+  __device__ SignBytes<T, int64_t> signs(int64_t n) const {
+    const Signs& of = args.call.signs;
+    return {of.data ? of.data + n * of.sample_stride : nullptr, L == Layout::kRows ? args.problem.c : args.problem.s};
   }
-  template <class Shift, class Body>
-  __device__ void visit(const Tile& tile, const A* gate, Shift shift, const Body& body) const {
-    Tiles::each(tile, args.problem.s, gate, shift, body);
+  template <class Term, class Out>
+  __device__ void sums(const Tile& tile, const Term& term, const Out& out) const {
+    Tiles::sums(tile, args.problem.s, args.plan.lanes, term, shared_at<A>(args.plan.shared.sums), out);
+  }
+  template <class Numbers, class Body>
+  __device__ void visit(const Tile& tile, const Numbers& numbers, const Body& body) const {
+    Tiles::each(tile, args.problem.s, numbers, body);
+  }
+  // y of a tile.
+  template <class Numbers>
+  __device__ void rescale(int64_t n, const Tile& tile, const Numbers& numbers) const {
+    const ForwardCall& call = args.call;
+    const bool relu = (args.problem.flags & kRelu) != 0;
+    const Map x = map(call.x, n), y = map(call.y, n);
+    if (relu || call.residual.data) {
+      const RescaleRelu rescale{call.residual.data != nullptr, relu};
+      visit(tile, numbers, visit_of<N>(rescale, x, WithSigns<Map>{y, signs(n)}, map(call.residual, n)));
+    } else {
+      visit(tile, numbers, visit_of<N>(Rescale(), x, y));
+    }
   }
   __device__ A* of_sample(A* numbers, int64_t n) const { return numbers + n * args.problem.c; }
   __device__ A* partial(int64_t n) const { return args.partial + n * args.plan.tiling.blocks * args.problem.c; }
+
+  // What computes a gate: in shared memory, or where that is too small in a piece of global memory.
+  __device__ Channels channels(bool backward, int64_t piece) const {
+    const TwoPhasePlan& plan = args.plan;
+    const GateShape& shape = args.gate_of.shape;
+    A* const memory = plan.shared.gate < 0 ? args.memory + piece * plan.gate_numbers : shared_at<A>(plan.shared.gate);
+    const int64_t stride = args.problem.c + 2 * shape.half();
+    A* const few = memory + (kernel_arrays(backward) + args.gate_of.needs.arrays) * stride;
+    return {args.gate_of, 0, args.problem.c, memory, stride, few, few + args.gate_of.numbers, kernel_arrays(backward)};
+  }
 
   // The sum of a channel over all tiles, in their order.
   __device__ A total(const A* partials, int64_t c) const {
@@ -76,61 +109,64 @@ struct PassBase {
 };
 
 template <class T, Layout L, int N_, bool kStraddle>
-struct ForwardPass : PassBase<T, L, N_, kStraddle, ForwardCall> {
-  using Base = PassBase<T, L, N_, kStraddle, ForwardCall>;
+struct ForwardPass : PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>, ForwardCall>> {
+  using Base = PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>, ForwardCall>>;
   using Base::args;
   using Base::N;
   using typename Base::A;
   using typename Base::Channels;
   using typename Base::Map;
+  using typename Base::Totals;
   static constexpr Direction kDirection = Direction::kForward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
-    this->sums(tile, Pool<N, Map>{this->map(args.call.x, n)}, out);
+    this->sums(tile, Pool<N, Map>(this->map(args.call.x, n)), Totals{out});
   }
   __device__ void gate(int64_t n, Channels& x) const {
     const A* const partials = this->partial(n);
     A *const mean = x.kernel_array(0), *const gate = x.kernel_array(1), *const gates = this->of_sample(args.gate, n);
     A* const kept = args.call.mean ? static_cast<A*>(args.call.mean) + n * x.own : nullptr;
+    A* const shifts = this->of_sample(args.shift, n);
+    const NormParameters& norm = args.gate_of.norm;
     x.each([&](int64_t c) {
       mean[c] = this->total(partials, c) / static_cast<A>(args.problem.s);
       if (kept) kept[c] = mean[c];
+      if (norm.var.data) mean[c] = norm_of<A>(norm, c).of(mean[c]);
     });
     with_gate<A>(args.problem.variant, args.gate_of.shape, [&](auto of) { of.forward(x, mean, gate); });
-    x.each([&](int64_t c) { gates[c] = gate[c]; });
+    x.each([&](int64_t c) {
+      gates[c] = gate[c];
+      if (!norm.var.data) return;
+      const NormOf<A> of = norm_of<A>(norm, c);
+      gates[c] *= of.scale;
+      shifts[c] = gate[c] * of.shift();
+    });
   }
   __device__ void apply(int64_t n, const Tile& tile) const {
-    const ForwardCall& call = args.call;
-    const bool relu = (args.problem.flags & kRelu) != 0;
-    const Map x = this->map(call.x, n), y = this->map(call.y, n);
-    const A* const gate = this->of_sample(args.gate, n);
-    if (relu || call.residual.data) {
-      const RescaleRelu rescale{call.residual.data != nullptr, relu};
-      this->visit(tile, gate, Zeros(),
-                  Visit<N, 2, 1, Map, RescaleRelu>{{x, this->map(call.residual, n)}, {y}, rescale});
-    } else {
-      this->visit(tile, gate, Zeros(), Visit<N, 1, 1, Map, Rescale>{{x}, {y}, {}});
-    }
+    const A *const gate = this->of_sample(args.gate, n), *const shift = this->of_sample(args.shift, n);
+    if (args.gate_of.norm.var.data) return this->rescale(n, tile, Affines<A>{gate, shift});
+    this->rescale(n, tile, gate);
   }
 };
 
 template <class T, Layout L, int N_, bool kStraddle>
-struct BackwardPass : PassBase<T, L, N_, kStraddle, BackwardCall> {
-  using Base = PassBase<T, L, N_, kStraddle, BackwardCall>;
+struct BackwardPass : PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>, BackwardCall>> {
+  using Base = PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>, BackwardCall>>;
   using Base::args;
   using Base::N;
   using typename Base::A;
   using typename Base::Channels;
   using typename Base::Map;
+  using typename Base::Totals;
   static constexpr Direction kDirection = Direction::kBackward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
     const BackwardCall& call = args.call;
-    const Dot<N, Map, Map> dot{this->map(call.grad_y, n), this->map(call.x, n), {}};
-    if (call.y.data) {
-      this->sums(tile, MaskedDot<N, Map>{dot, this->map(call.y, n)}, out);
+    const Map grad_y = this->map(call.grad_y, n), x = this->map(call.x, n);
+    if (call.signs.data) {
+      this->sums(tile, Dot<N, Masked<Map>, Map>({grad_y, this->signs(n)}, x), Totals{out});
     } else {
-      this->sums(tile, dot, out);
+      this->sums(tile, Dot<N, Map, Map>(grad_y, x), Totals{out});
     }
   }
   __device__ void gate(int64_t n, Channels& x) const {
@@ -156,13 +192,13 @@ struct BackwardPass : PassBase<T, L, N_, kStraddle, BackwardCall> {
   }
   __device__ void apply(int64_t n, const Tile& tile) const {
     const BackwardCall& call = args.call;
-    const A *const gate = this->of_sample(args.gate, n), *const shift = this->of_sample(args.shift, n);
+    const Affines<A> numbers{this->of_sample(args.gate, n), this->of_sample(args.shift, n)};
     const Map grad_y = this->map(call.grad_y, n), grad_x = this->map(call.grad_x, n);
-    if (call.y.data) {
-      const Map y = this->map(call.y, n), grad_residual = this->map(call.grad_residual, n);
-      this->visit(tile, gate, shift, Visit<N, 2, 2, Map, MaskedGradient>{{grad_y, y}, {grad_x, grad_residual}, {}});
+    if (call.signs.data) {
+      const Masked<Map> masked{grad_y, this->signs(n)};
+      this->visit(tile, numbers, visit_of<N>(RescaleMasked(), masked, grad_x, {}, this->map(call.grad_residual, n)));
     } else {
-      this->visit(tile, gate, shift, Visit<N, 1, 1, Map, Gradient>{{grad_y}, {grad_x}, {}});
+      this->visit(tile, numbers, visit_of<N>(Rescale(), grad_y, grad_x));
     }
   }
 };
@@ -199,16 +235,9 @@ __device__ void run_two_phase(const typename Pass::Args& args) {
       if (threadIdx.x == 0) taken->completes_sample = arrived.fetch_add(1, cuda::memory_order_acq_rel) + 1 == tiles;
       __syncthreads();
       if (taken->completes_sample) {
-        // In global memory, if shared memory is too small: a piece per sample or per block, whichever are fewer.
-        const int64_t piece = args.problem.n < gridDim.x ? n : blockIdx.x;
-        A* const memory =
-            plan.shared.gate < 0 ? args.memory + piece * plan.gate_numbers : shared_at<A>(plan.shared.gate);
-        const bool backward = Pass::kDirection == Direction::kBackward;
-        const GateShape& shape = args.gate_of.shape;
-        const int64_t stride = args.problem.c + 2 * shape.half();
-        A* const few = memory + (kernel_arrays(backward) + args.gate_of.needs.arrays) * stride;
-        typename Pass::Channels x{
-            args.gate_of, 0, args.problem.c, memory, stride, few, few + args.gate_of.numbers, kernel_arrays(backward)};
+        // In global memory a piece per sample or per block, whichever are fewer.
+        typename Pass::Channels x = pass.channels(Pass::kDirection == Direction::kBackward,
+                                                  args.problem.n < gridDim.x ? n : int64_t{blockIdx.x});
         x.load_numbers();
         pass.gate(n, x);
         if (threadIdx.x == 0) arrived.store(tiles + 1, cuda::memory_order_release);
@@ -223,7 +252,8 @@ __device__ void run_two_phase(const typename Pass::Args& args) {
 }
 
 // y = relu(x * Gate(mean(x)) + residual), for maps [N, C, S] of type T with any strides between their runs.
-// Reads x twice, the second time from the L2 cache, and the residual once; writes y, and the means A[N, C] if wanted.
+// Reads x twice, the second time from the L2 cache, and the residual once; writes y, and the means A[N, C] and the
+// signs of y if wanted: those only with 16 bytes at a time.
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
     eca_two_phase_forward_kernel(const __grid_constant__ TwoPhaseArgs<Accumulator<T>, ForwardCall> args) {
@@ -231,7 +261,8 @@ __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
 }
 
 // What eca_backward_kernel (one_pass.cuh) computes, for maps with any strides between their runs.
-// Reads grad_y and y twice, the second time from the L2 cache, and x once; writes grad_x, grad_residual, the records.
+// Reads grad_y and the signs of y twice, the second time from the L2 cache, and x once; writes grad_x, grad_residual,
+// the records.
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
     eca_two_phase_backward_kernel(const __grid_constant__ TwoPhaseArgs<Accumulator<T>, BackwardCall> args) {

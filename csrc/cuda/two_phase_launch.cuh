@@ -26,13 +26,28 @@ struct TypeOf<DType::kBFloat16> {
   using type = __nv_bfloat16;
 };
 
+// Calls f with the layout, the width and the straddling, as types, of the instances that a plan asks for.
+template <DType D, class F>
+cudaError_t with_instance(Layout layout, const TwoPhasePlan& plan, F f) {
+  using Planes = std::integral_constant<Layout, Layout::kPlanes>;
+  using Rows = std::integral_constant<Layout, Layout::kRows>;
+  using Widest = std::integral_constant<int, 16 / sizeof(typename TypeOf<D>::type)>;
+  if constexpr (D != DType::kDouble) {
+    if (plan.straddle) return f(Planes(), Widest(), std::true_type());
+  }
+  const auto with = [&](auto width) {
+    return layout == Layout::kPlanes ? f(Planes(), width, std::false_type()) : f(Rows(), width, std::false_type());
+  };
+  return plan.vector == 1 ? with(std::integral_constant<int, 1>()) : with(Widest());
+}
+
 template <DType D, class Call>
 cudaError_t launch_two_phase_of(const Plan& plan, const TwoPhaseArgs<AccumulatorFor<D>, Call>& args,
                                 cudaStream_t stream) {
   using T = typename TypeOf<D>::type;
   const LaunchConfig launch(dim3(static_cast<unsigned>(plan.blocks)), plan.threads, plan.two_phase.shared.total,
                             stream);
-  const auto run = [&](auto layout, auto width, auto straddle) {
+  return with_instance<D>(args.problem.layout, plan.two_phase, [&](auto layout, auto width, auto straddle) {
     constexpr Layout L = decltype(layout)::value;
     constexpr int N = decltype(width)::value;
     constexpr bool kStraddle = decltype(straddle)::value;
@@ -41,18 +56,7 @@ cudaError_t launch_two_phase_of(const Plan& plan, const TwoPhaseArgs<Accumulator
     } else {
       return launch.launch(&eca_two_phase_backward_kernel<T, L, N, kStraddle>, args);
     }
-  };
-  using Planes = std::integral_constant<Layout, Layout::kPlanes>;
-  using Rows = std::integral_constant<Layout, Layout::kRows>;
-  const auto run_with = [&](auto width) {
-    return args.problem.layout == Layout::kPlanes ? run(Planes(), width, std::false_type())
-                                                  : run(Rows(), width, std::false_type());
-  };
-  using Widest = std::integral_constant<int, 16 / sizeof(T)>;
-  if constexpr (D != DType::kDouble) {
-    if (plan.two_phase.straddle) return run(Planes(), Widest(), std::true_type());
-  }
-  return plan.two_phase.vector == 1 ? run_with(std::integral_constant<int, 1>()) : run_with(Widest());
+  });
 }
 
 }  // namespace eca

@@ -78,6 +78,15 @@ struct Vector {
   __device__ __forceinline__ static void store_once(T* p, const A (&values)[N]) {
     __stcs(reinterpret_cast<Raw*>(p), packed(values));
   }
+  // Bit k: whether values[k], as it is stored, is above zero or NaN.
+  __device__ __forceinline__ static unsigned above_zero(const A (&values)[N]) {
+    A stored[N];
+    Vector{packed(values)}.get(stored);
+    unsigned bits = 0;
+#pragma unroll
+    for (int k = 0; k < N; ++k) bits |= (stored[k] <= A(0) ? 0u : 1u) << k;
+    return bits;
+  }
 
  private:
   __device__ __forceinline__ static Raw packed(const A (&values)[N]) {
@@ -101,6 +110,17 @@ __device__ __forceinline__ A read(const ParameterView& view, int64_t i) {
     if (view.dtype == DType::kHalf) return widen(static_cast<const __half*>(view.data)[i]);
     return widen(static_cast<const __nv_bfloat16*>(view.data)[i]);
   }
+}
+
+// Writes number i of a parameter's gradient and the zeros around it.
+template <class A>
+__device__ __forceinline__ void write(const ParameterView& to, int64_t i, A value) {
+  const auto narrowed = [&](auto* data) {
+    for (int64_t j = 0; j < to.step; ++j) narrow(j == to.centre ? value : A(0), data + i * to.step + j);
+  };
+  if (to.dtype == DType::kHalf) return narrowed(static_cast<__half*>(to.data));
+  if (to.dtype == DType::kBFloat16) return narrowed(static_cast<__nv_bfloat16*>(to.data));
+  narrowed(static_cast<A*>(to.data));
 }
 
 }  // namespace eca

@@ -58,7 +58,7 @@ struct Planner {
 
   // The fewest blocks whose slabs are small enough; more where there are few samples.
   int blocks_wanted(int most) const {
-    const int maps = 1 + r.backward() + (r.backward() ? r.relu() : r.residual);
+    const int maps = 1 + (r.backward() || r.residual);
     const int64_t bytes = c * s * item;
     const int64_t all = std::min(kWanted, d.shared_per_multiprocessor * 7 / 16);  // with all else, room for two blocks
     const int64_t wanted = std::min(all / maps, rows ? kStrip : all);
@@ -103,7 +103,7 @@ struct Planner {
     for (const bool x : {true, false}) {
       for (const bool extra : {true, false}) {
         p.slabs.second_sum = r.backward() && x;
-        p.slabs.extra = extra && (r.backward() ? r.relu() : r.residual);
+        p.slabs.extra = extra && !r.backward() && r.residual;
         p.slabs.count = 1 + p.slabs.second_sum + p.slabs.extra;
         if (p.slabs.extra && p.slabs.count * slab > kTwoBlocks) continue;  // streamed instead
         plan->threads = threads > 0 ? threads : threads_for(p);

@@ -52,11 +52,11 @@ struct Request {
 // Registers of a thread, and so threads of a multiprocessor, as the kernel's launch bounds have it.
 constexpr int kOnePassThreads = 512, kOnePassBlocks = 2;
 
-// The maps that a block keeps in shared memory, in this order, each where there is room: forward x, residual; backward
-// grad_y, x, y.
+// The maps that a block keeps in shared memory, in this order, the second where there is room: forward x, residual;
+// backward grad_y, x.
 struct Slabs {
   bool second_sum;  // backward: x
-  bool extra;       // the residual, or y
+  bool extra;       // forward: the residual
   int count;
   int bytes;  // from one to the next
 };

@@ -21,7 +21,7 @@ int64_t part_of(int64_t total, int64_t most, int64_t unit) {
 // Between the two visits of a tile, the tiles of about one grid pass by, of all maps: they should fit half of the L2.
 // But each thread should have something to load.
 int64_t tile_elements(const Request& r, const Device& d, int threads) {
-  const int maps = r.backward() ? 3 + r.relu() + (r.relu() && r.residual) : 2 + r.residual;
+  const int maps = r.backward() ? 3 + (r.relu() && r.residual) : 2 + r.residual;
   const int64_t passing = int64_t{two_phase_blocks(r.direction)} * d.multiprocessors * maps;
   return std::clamp<int64_t>(d.l2 / 2 / passing, 16 * threads, kMaxTileBytes) / item_size(r.problem.dtype);
 }

@@ -66,6 +66,7 @@ void thread_load(void* shared, const void* source, unsigned bytes, Where);
 void thread_load_commit();
 void thread_load_wait(unsigned groups_left, Where);
 void count_load(unsigned bytes);
+void count_store(unsigned bytes);
 
 }  // namespace emulator
 
@@ -79,6 +80,7 @@ void emulator_set_device(int multiprocessors, int max_threads_per_block, int sha
 long emulator_launches();  // so far
 long emulator_blocks();    // of all of them
 long emulator_loaded();    // bytes: see Counters in runtime/machine.h
+long emulator_stored();
 long emulator_pushed();
 long emulator_barriers();
 }

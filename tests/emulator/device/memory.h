@@ -62,6 +62,7 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
 
 template <typename T>
 T __ldg(const T* address) {
+  emulator::count_load(sizeof *address);
   return *address;
 }
 template <typename T>
@@ -74,6 +75,7 @@ T __ldcg(const T* address) {
 }
 template <typename T>
 T __ldcs(const T* address) {
+  emulator::count_load(sizeof *address);
   return *address;
 }
 template <typename T>
@@ -90,6 +92,7 @@ void __stcg(T* address, std::type_identity_t<T> value) {
 }
 template <typename T>
 void __stcs(T* address, std::type_identity_t<T> value) {
+  emulator::count_store(sizeof value);
   *address = value;
 }
 template <typename T>

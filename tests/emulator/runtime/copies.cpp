@@ -10,6 +10,7 @@ namespace emulator {
 Counters counters;
 
 void count_load(unsigned bytes) { counters.loaded += bytes; }
+void count_store(unsigned bytes) { counters.stored += bytes; }
 
 namespace {
 

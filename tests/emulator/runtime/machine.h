@@ -135,6 +135,7 @@ extern Block* resident;  // whose shared memory `__shared__` names
 // What kernels have done so far.
 struct Counters {
   long loaded = 0;  // bytes of global memory, by all kinds of copies and by loads that say that they are the only ones
+  long stored = 0;  // bytes, by stores with a cache hint
   long pushed = 0;  // numbers
   long barriers = 0;  // of blocks
 };

@@ -58,6 +58,7 @@ void emulator_set_device(int multiprocessors, int max_threads_per_block, int sha
 long emulator_launches() { return machine().launches; }
 long emulator_blocks() { return machine().blocks; }
 long emulator_loaded() { return emulator::counters.loaded; }
+long emulator_stored() { return emulator::counters.stored; }
 long emulator_pushed() { return emulator::counters.pushed; }
 long emulator_barriers() { return emulator::counters.barriers; }
 

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+// L1. Batch norm, whose statistics need all samples before the first output: the kernels that touch maps. Forward and
+// backward read every tile once, then small kernels (norm_channels.cu) turn its sums into numbers for each channel, and
+// then every tile is read for the second time and its outputs written. Nothing waits for anything: these are launches
+// one after another. Statistics that are given need none of this: one_pass.cuh, two_phase.cuh.
+//
+//   u = a x + b    a = weight rstd, b = bias - a mu    m = mean_s x    g = Gate(a m + b)    y = relu(u g + residual)
+#pragma once
+#include "two_phase.cuh"
+
+namespace eca {
+
+// The sums of x - p and (x - p)^2, p being the channel's first element in the tile: nothing large cancels.
+template <int N, Layout L, class X>
+struct Moments {
+  using A = Accumulator<typename X::Element>;
+  using Loaded = Vector<typename X::Element, N>;
+  static constexpr bool kFar = X::kFar;
+  static constexpr int kSums = 2;
+  X x;
+  int64_t s0;  // of the tile
+
+  __device__ __forceinline__ A centre(int64_t c) const {
+    return widen(*(L == Layout::kRows ? x.at(s0, c) : x.at(c, s0)));
+  }
+  __device__ __forceinline__ Loaded early(int64_t run, int64_t i) const { return x.template load_once<N>(run, i); }
+  __device__ __forceinline__ void arrive() const {}
+  __device__ __forceinline__ void late(int64_t, int64_t, Loaded&) const {}
+  __device__ __forceinline__ void get(const Loaded& loaded, const A (&centre)[N], A (&terms)[2][N]) const {
+    loaded.get(terms[0]);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      terms[0][k] -= centre[k];
+      terms[1][k] = terms[0][k] * terms[0][k];
+    }
+  }
+};
+
+// The sums of grad_y and grad_y (x - mu).
+template <int N, class G, class X>
+struct SumAndDot {
+  using A = Accumulator<typename X::Element>;
+  static constexpr bool kFar = X::kFar;
+  static constexpr int kSums = 2;
+  struct Loaded {
+    typename G::template Loaded<N> grad_y;
+    Vector<typename X::Element, N> x;
+  };
+  G grad_y;
+  X x;
+  const A* mu;
+
+  __device__ __forceinline__ A centre(int64_t c) const { return mu[c]; }
+  __device__ __forceinline__ Loaded early(int64_t run, int64_t i) const {
+    return {grad_y.template load_once<N>(run, i), x.template load_once<N>(run, i)};
+  }
+  __device__ __forceinline__ void arrive() const {}
+  __device__ __forceinline__ void late(int64_t, int64_t, Loaded&) const {}
+  __device__ __forceinline__ void get(const Loaded& loaded, const A (&centre)[N], A (&terms)[2][N]) const {
+    A values[N];
+    loaded.grad_y.get(terms[0]);
+    loaded.x.get(values);
+#pragma unroll
+    for (int k = 0; k < N; ++k) terms[1][k] = terms[0][k] * (values[k] - centre[k]);
+  }
+};
+
+// grad_y * scale + x * slope + shift
+template <class A>
+struct Slope {
+  A scale, slope, shift;
+};
+template <class A>
+__device__ __forceinline__ Slope<A> select(bool condition, const Slope<A>& a, const Slope<A>& b) {
+  return {condition ? a.scale : b.scale, condition ? a.slope : b.slope, condition ? a.shift : b.shift};
+}
+template <class A>
+struct Slopes {
+  const A *scale, *slope, *shift;
+  __device__ Slope<A> operator[](int64_t c) const { return {scale[c], slope[c], shift[c]}; }
+};
+
+// Of a masked gradient: grad_x = grad_y * scale + x * slope + shift, grad_residual = grad_y
+struct NormGradient {
+  static constexpr int kIn = 2, kOut = 2;
+  template <class A>
+  __device__ void operator()(const A (&in)[2], const Slope<A>& of, A (&out)[2]) const {
+    out[0] = in[0] * of.scale + in[1] * of.slope + of.shift;
+    out[1] = in[0];
+  }
+};
+
+template <class T, Layout L, int N_, bool kStraddle, class Call>
+struct NormPass : PassBase<T, L, N_, kStraddle, NormArgs<Accumulator<T>, Call>> {
+  using Base = PassBase<T, L, N_, kStraddle, NormArgs<Accumulator<T>, Call>>;
+  using Base::args;
+  using Base::N;
+  using typename Base::A;
+  using typename Base::Map;
+
+  // f(n, tile, where its first channel's number is in first and second)
+  template <class F>
+  __device__ void each_tile(F f) const {
+    const Tiling& tiling = args.plan.tiling;
+    for (int64_t i = blockIdx.x; i < args.problem.n * tiling.count; i += gridDim.x) {
+      const int64_t n = i / tiling.count, of_sample = i % tiling.count;
+      const Tile tile = tiling.at(of_sample);
+      f(n, tile, (n * tiling.blocks + tiling.block(of_sample)) * args.problem.c + tile.c0);
+    }
+  }
+  // f(the gradient behind the ReLU, if there is one)
+  template <class F>
+  __device__ void with_gradient(int64_t n, F f) const {
+    const Map grad_y = this->map(args.call.grad_y, n);
+    if (args.call.signs.data) {
+      f(Masked<Map>{grad_y, this->signs(n)});
+    } else {
+      f(grad_y);
+    }
+  }
+};
+
+// Of each tile's channels, the mean and the sum of squared distances from it.
+// Reads x [N, C, S] of type T; writes first and second A[N, blocks, C].
+template <class T, Layout L, int N, bool kStraddle>
+__global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
+    eca_norm_moments_kernel(const __grid_constant__ NormArgs<Accumulator<T>, ForwardCall> args) {
+  using A = Accumulator<T>;
+  using Pass = NormPass<T, L, N, kStraddle, ForwardCall>;
+  const Pass pass{{args}};
+  pass.each_tile([&](int64_t n, const Tile& tile, int64_t at) {
+    const Moments<N, L, typename Pass::Map> term{pass.map(args.call.x, n), tile.s0};
+    pass.sums(tile, term, [&](int c, const A(&total)[2]) {
+      const A mean = total[0] / static_cast<A>(tile.s1 - tile.s0), squares = total[1] - total[0] * mean;
+      args.first[at + c] = term.centre(tile.c0 + c) + mean;
+      args.second[at + c] = squares < A(0) ? A(0) : squares;
+    });
+  });
+}
+
+// y = relu(x * gate + shift + residual)
+// Reads x and the residual [N, C, S] of type T, gate and shift A[N, C]; writes y and, 16 bytes at a time, its signs.
+template <class T, Layout L, int N, bool kStraddle>
+__global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
+    eca_norm_apply_kernel(const __grid_constant__ NormArgs<Accumulator<T>, ForwardCall> args) {
+  using A = Accumulator<T>;
+  const NormPass<T, L, N, kStraddle, ForwardCall> pass{{args}};
+  pass.each_tile([&](int64_t n, const Tile& tile, int64_t) {
+    pass.rescale(n, tile, Affines<A>{pass.of_sample(args.gate, n), pass.of_sample(args.shift, n)});
+  });
+}
+
+// Of each tile's channels, the sums of grad_y, zero where y is not above zero, and of grad_y (x - mu).
+// Reads grad_y and x [N, C, S] of type T, the signs of y, mu A[C]; writes first and second A[N, blocks, C].
+template <class T, Layout L, int N, bool kStraddle>
+__global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
+    eca_norm_dots_kernel(const __grid_constant__ NormArgs<Accumulator<T>, BackwardCall> args) {
+  using A = Accumulator<T>;
+  using Pass = NormPass<T, L, N, kStraddle, BackwardCall>;
+  using Map = typename Pass::Map;
+  const Pass pass{{args}};
+  const A* const mu = static_cast<const A*>(args.gate_of.norm.mean.data);
+  pass.each_tile([&](int64_t n, const Tile& tile, int64_t at) {
+    pass.with_gradient(n, [&](const auto& grad_y) {
+      const SumAndDot<N, std::decay_t<decltype(grad_y)>, Map> term{grad_y, pass.map(args.call.x, n), mu};
+      pass.sums(tile, term, [&](int c, const A(&total)[2]) {
+        args.first[at + c] = total[0];
+        args.second[at + c] = total[1];
+      });
+    });
+  });
+}
+
+// grad_residual = grad_y, zero where y is not above zero;   grad_x = grad_residual * gate + x * slope + shift
+// Reads grad_y [N, C, S] of type T, the signs of y, gate and shift A[N, C], and where the statistics are those of x
+// also x and slope A[C]; writes grad_x, and grad_residual if it is wanted.
+template <class T, Layout L, int N, bool kStraddle>
+__global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
+    eca_norm_gradient_kernel(const __grid_constant__ NormArgs<Accumulator<T>, BackwardCall> args) {
+  using A = Accumulator<T>;
+  const NormPass<T, L, N, kStraddle, BackwardCall> pass{{args}};
+  const bool of_batch = (args.problem.flags & kBatchStatistics) != 0;
+  pass.each_tile([&](int64_t n, const Tile& tile, int64_t) {
+    const A *const scale = pass.of_sample(args.gate, n), *const shift = pass.of_sample(args.shift, n);
+    const auto grad_x = pass.map(args.call.grad_x, n), grad_residual = pass.map(args.call.grad_residual, n);
+    pass.with_gradient(n, [&](const auto& grad_y) {
+      if (of_batch) {
+        pass.visit(tile, Slopes<A>{scale, args.slope, shift},
+                   visit_of<N>(NormGradient(), grad_y, grad_x, pass.map(args.call.x, n), grad_residual));
+      } else {
+        pass.visit(tile, Affines<A>{scale, shift}, visit_of<N>(RescaleMasked(), grad_y, grad_x, {}, grad_residual));
+      }
+    });
+  });
+}
+
+}  // namespace eca

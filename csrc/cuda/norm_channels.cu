@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MIT
+// L2. Batch norm's kernels between its two reads of the maps (norm.cuh): on numbers [N, C] and [C], in fixed orders.
+#include <algorithm>
+
+#include "launch.cuh"
+#include "norm_of.cuh"
+#include "two_phase.cuh"
+
+namespace eca {
+namespace {
+
+constexpr int kMostThreads = 512;
+
+// 32 channels of all samples, by one block: its warps share out the samples, its lanes have a channel each.
+template <class A>
+struct Columns {
+  int64_t c = int64_t{blockIdx.x} * kWarp + threadIdx.x % kWarp;
+  int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  int64_t samples;
+  bool there;  // whether there is such a channel
+
+  __device__ explicit Columns(const Problem& p) : samples(p.n), there(c < p.c) {}
+
+  // Loads some samples' numbers at a time: f(n, numbers), numbers being load(n).
+  template <class Load, class F>
+  __device__ void each_sample(Load load, F f) const {
+    constexpr int kBatch = 4;
+    if (!there) return;
+    for (int64_t first = warp; first < samples; first += kBatch * warps) {
+      decltype(load(first)) loaded[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) loaded[b] = load(min(first + b * warps, samples - 1));
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b)
+        if (first + b * warps < samples) f(first + b * warps, loaded[b]);
+    }
+  }
+  // The sum of the warps' numbers of a channel, for all of them.
+  __device__ A sum(A number) const {
+    __shared__ A numbers[kMostThreads];
+    __syncthreads();
+    numbers[threadIdx.x] = number;
+    __syncthreads();
+    A total = numbers[threadIdx.x % kWarp];
+    for (int w = 1; w < warps; ++w) total += numbers[w * kWarp + threadIdx.x % kWarp];
+    return total;
+  }
+};
+
+template <class A>
+struct Pair {
+  A first, second;
+};
+
+// The means of all samples, the mean and the variance of all of a channel's elements, the latter by Chan's rule.
+// Reads first and second A[N, blocks, C], of tiles; writes the means A[N, C], norm_mean and norm_var A[C].
+template <class A>
+__global__ void __launch_bounds__(kMostThreads)
+    eca_norm_statistics_kernel(const __grid_constant__ NormArgs<A, ForwardCall> args) {
+  const Problem& p = args.problem;
+  const Tiling& tiling = args.plan.tiling;
+  const Columns<A> columns(p);
+  const int64_t c = columns.c;
+  const A size = static_cast<A>(p.s), pivot = columns.there ? args.first[c] : A(0);
+  A* const means = static_cast<A*>(args.call.mean);
+  A sum = 0, squares = 0;
+  columns.each_sample(
+      [&](int64_t n) {
+        const int64_t at = n * tiling.blocks * p.c + c;
+        return Pair<A>{args.first[at], args.second[at]};
+      },
+      [&](int64_t n, Pair<A> of) {
+        const A* const tile_means = args.first + n * tiling.blocks * p.c + c;
+        const A* const tile_squares = args.second + n * tiling.blocks * p.c + c;
+        const auto count = [&](int64_t b) { return static_cast<A>(min(tiling.positions, p.s - b * tiling.positions)); };
+        const A first = of.first;
+        A distance = 0;  // of the mean from that of the first tile
+        for (int64_t b = 1; b < tiling.blocks; ++b) distance += count(b) * (tile_means[b * p.c] - first);
+        const A mean = first + distance / size;
+        squares += of.second;
+        for (int64_t b = 0; b < tiling.blocks && tiling.blocks > 1; ++b) {
+          const A from = tile_means[b * p.c] - mean;
+          squares += (b > 0 ? tile_squares[b * p.c] : A(0)) + count(b) * from * from;
+        }
+        means[n * p.c + c] = mean;
+        sum += mean - pivot;
+      });
+  const A mean = pivot + columns.sum(sum) / static_cast<A>(p.n);
+  columns.each_sample([&](int64_t n) { return means[n * p.c + c]; },  // this thread's own
+                      [&](int64_t, A of) { squares += size * (of - mean) * (of - mean); });
+  const A total = columns.sum(squares);
+  if (columns.there && columns.warp == 0) {
+    args.norm_mean[c] = mean;
+    args.norm_var[c] = total / (static_cast<A>(p.n) * size);
+  }
+}
+
+// f(n, executor) for the samples of this block.
+template <class A, class Call, class F>
+__device__ void each_gate(const NormArgs<A, Call>& args, bool backward, F f) {
+  const PassBase<A, Layout::kPlanes, 1, false, NormArgs<A, Call>> pass{args};
+  auto x = pass.channels(backward, blockIdx.x);
+  x.load_numbers();
+  for (int64_t n = blockIdx.x; n < args.problem.n; n += gridDim.x) f(n, x);
+}
+
+// g = Gate(a m + b);   gate = a g, shift = b g. A block for each sample.
+// Reads the means A[N, C] and all parameters [C]; writes gate and shift A[N, C].
+template <class A>
+__global__ void __launch_bounds__(256) eca_norm_gates_kernel(const __grid_constant__ NormArgs<A, ForwardCall> args) {
+  const NormParameters& norm = args.gate_of.norm;
+  each_gate(args, false, [&](int64_t n, auto& x) {
+    const int64_t row = n * args.problem.c;
+    const A* const means = static_cast<const A*>(args.call.mean) + row;
+    A *const mean = x.kernel_array(0), *const gate = x.kernel_array(1);
+    x.each([&](int64_t c) { mean[c] = norm_of<A>(norm, c).of(means[c]); });
+    EcaGate<A>{args.gate_of.shape}.forward(x, mean, gate);
+    x.each([&](int64_t c) {
+      const NormOf<A> of = norm_of<A>(norm, c);
+      args.gate[row + c] = of.scale * gate[c];
+      args.shift[row + c] = of.shift() * gate[c];
+    });
+  });
+}
+
+// With A = sum grad_y and B = sum grad_y (x - mu):   dg = a B + bias A   (g, dm) = Gate'(a m + b, dg)
+//   gate = a g   shift = dm   sum = g A + dm   dot = g B + dm (m - mu)   the latter two of dL/du and dL/du (x - mu)
+// Reads first and second A[N, blocks, C], of tiles, the means A[N, C] and all parameters [C]; writes those four A[N,
+// C], and the records of gates/gate.h. A block for each sample.
+template <class A>
+__global__ void __launch_bounds__(256)
+    eca_norm_gate_gradients_kernel(const __grid_constant__ NormArgs<A, BackwardCall> args) {
+  const NormParameters& norm = args.gate_of.norm;
+  const int64_t blocks = args.plan.tiling.blocks, channels = args.problem.c;
+  each_gate(args, true, [&](int64_t n, auto& x) {
+    const int64_t row = n * channels;
+    const A* const means = static_cast<const A*>(args.call.mean) + row;
+    A *const mean = x.kernel_array(0), *const gate = x.kernel_array(1), *const grad = x.kernel_array(2);
+    x.each([&](int64_t c) {
+      const NormOf<A> of = norm_of<A>(norm, c);
+      const auto total = [&](const A* tiles) {
+        A total = tiles[row * blocks + c];
+        for (int64_t b = 1; b < blocks; ++b) total += tiles[row * blocks + b * channels + c];
+        return total;
+      };
+      const A sum = total(args.first), dot = total(args.second);
+      mean[c] = of.of(means[c]);
+      grad[c] = of.scale * dot + of.bias * sum;
+      args.sum[row + c] = sum;
+      args.dot[row + c] = dot;
+    });
+    EcaGate<A> of_gate{args.gate_of.shape};
+    of_gate.backward(x, mean, gate, grad);
+    of_gate.record(
+        x, Record<A>{nullptr, static_cast<A*>(args.call.records.block) + n * args.call.records.block_size, nullptr});
+    x.each([&](int64_t c) {
+      const NormOf<A> of = norm_of<A>(norm, c);
+      args.gate[row + c] = of.scale * gate[c];
+      args.shift[row + c] = grad[c];
+      args.sum[row + c] = gate[c] * args.sum[row + c] + grad[c];
+      args.dot[row + c] = gate[c] * args.dot[row + c] + grad[c] * (means[c] - of.mean);
+    });
+  });
+}
+
+// dbias = sum_n sum, dweight = rstd sum_n dot;   slope = -a rstd dweight / (N S), shift = a (dm / S - dbias / (N S)) -
+// slope mu, or without the terms in 1 / (N S) where the statistics do not depend on x.
+// Reads sum, dot and shift A[N, C], which holds dm, and batch norm's parameters [C]; writes its gradients [C], slope
+// A[C] and shift.
+template <class A>
+__global__ void __launch_bounds__(kMostThreads)
+    eca_norm_weight_gradients_kernel(const __grid_constant__ NormArgs<A, BackwardCall> args) {
+  const Problem& p = args.problem;
+  const Columns<A> columns(p);
+  const int64_t c = columns.c;
+  A sum = 0, dot = 0;
+  columns.each_sample([&](int64_t n) { return Pair<A>{args.sum[n * p.c + c], args.dot[n * p.c + c]}; },
+                      [&](int64_t, Pair<A> of) {
+                        sum += of.first;
+                        dot += of.second;
+                      });
+  sum = columns.sum(sum);
+  dot = columns.sum(dot);
+  if (!columns.there) return;
+  const NormOf<A> of = norm_of<A>(args.gate_of.norm, c);
+  const A grad_weight = of.rstd * dot, size = static_cast<A>(p.s), count = static_cast<A>(p.n) * size;
+  const bool of_batch = (p.flags & kBatchStatistics) != 0;
+  const A slope = of_batch ? -of.scale * of.rstd * grad_weight / count : A(0);
+  const A offset = of_batch ? -of.scale * sum / count - slope * of.mean : A(0);
+  columns.each_sample([&](int64_t n) { return args.shift[n * p.c + c]; },
+                      [&](int64_t n, A dm) { args.shift[n * p.c + c] = of.scale * dm / size + offset; });
+  if (columns.warp > 0) return;
+  args.slope[c] = slope;
+  if (args.grad_weight.data) write(args.grad_weight, c, grad_weight);
+  if (args.grad_bias.data) write(args.grad_bias, c, sum);
+}
+
+}  // namespace
+
+template <class A, class Call>
+cudaError_t launch_norm_channels(const Plan& plan, const NormArgs<A, Call>& args, int threads, int64_t blocks,
+                                 cudaStream_t stream) {
+  const LaunchConfig of_samples(dim3(static_cast<unsigned>(blocks)), plan.threads, plan.two_phase.shared.total, stream);
+  const LaunchConfig of_channels(dim3(static_cast<unsigned>((args.problem.c + kWarp - 1) / kWarp)),
+                                 std::min(threads, kMostThreads), 0, stream);
+  cudaError_t error = cudaSuccess;
+  if constexpr (std::is_same_v<Call, ForwardCall>) {
+    error = of_channels.launch(&eca_norm_statistics_kernel<A>, args);
+    return error ? error : of_samples.launch(&eca_norm_gates_kernel<A>, args);
+  } else {
+    error = of_samples.launch(&eca_norm_gate_gradients_kernel<A>, args);
+    return error ? error : of_channels.launch(&eca_norm_weight_gradients_kernel<A>, args);
+  }
+}
+
+template cudaError_t launch_norm_channels(const Plan&, const NormArgs<float, ForwardCall>&, int, int64_t, cudaStream_t);
+template cudaError_t launch_norm_channels(const Plan&, const NormArgs<double, ForwardCall>&, int, int64_t,
+                                          cudaStream_t);
+template cudaError_t launch_norm_channels(const Plan&, const NormArgs<float, BackwardCall>&, int, int64_t,
+                                          cudaStream_t);
+template cudaError_t launch_norm_channels(const Plan&, const NormArgs<double, BackwardCall>&, int, int64_t,
+                                          cudaStream_t);
+
+}  // namespace eca
