@@ -69,7 +69,7 @@ class Match:
     options: dict[str, Any]
 
 
-class _Other(Exception):
+class Other(Exception):
     """The graph is something else."""
 
 
@@ -80,22 +80,22 @@ def find(product: Node) -> Optional[Match]:
     for x, gate in (product.args, product.args[::-1]):
         try:
             plain = _match(product, x, gate)
-        except _Other:
+        except Other:
             continue
         candidates = [plain, *_with_epilogue(plain)]
-        return next((match for match in reversed(candidates) if _is_valid(match) and _is_undisturbed(match)), None)
+        return next((match for match in reversed(candidates) if is_valid(match) and is_undisturbed(match)), None)
     return None
 
 
 def _match(product: Node, x: Any, gate: Any) -> Match:
-    value = _value(x)
-    _require(3 <= value.dim() <= 5 and _value(product).dtype == value.dtype)
-    _require(_has_shape(product, value.shape))
+    value = value_of(x)
+    require(3 <= value.dim() <= 5 and value_of(product).dtype == value.dtype)
+    require(_has_shape(product, value.shape))
     calls = _calls(x, gate)
     letters = "".join(_LETTERS[call.target] for call in calls)
-    _require(_ORDER.fullmatch(letters) is not None)
+    require(_ORDER.fullmatch(letters) is not None)
     # Nothing else may use what they return, but for views of x, which cost nothing.
-    _require(all(len(call.users) == 1 for call in calls[letters.index("m") :]))
+    require(all(len(call.users) == 1 for call in calls[letters.index("m") :]))
 
     axes: _Axes = [() if _same(size, 1) else (d,) for d, size in enumerate(value.shape)]
     of_x = axes
@@ -108,13 +108,13 @@ def _match(product: Node, x: Any, gate: Any) -> Match:
             axes = _pooled(call, axes)
         elif call is conv:
             weight, bias, padding = _conv_arguments(conv)
-            half = _value(weight).shape[-1] // 2
+            half = value_of(weight).shape[-1] // 2
             is_circular = "p" in letters
-            _require(padding == (0 if is_circular else half))
-            _require(not is_circular or _is_circular_pad(conv.args[0], half))
+            require(padding == (0 if is_circular else half))
+            require(not is_circular or _is_circular_pad(conv.args[0], half))
             options["channels_dim"] = channels_dim = _channels_dim(axes, of_x)
             options["padding_mode"] = "circular" if is_circular else "zeros"
-    _require(list(axes) == [dims if d in (0, channels_dim % value.dim()) else () for d, dims in enumerate(of_x)])
+    require(list(axes) == [dims if d in (0, channels_dim % value.dim()) else () for d, dims in enumerate(of_x)])
     return Match((product, *reversed(calls)), x, weight, bias, options)
 
 
@@ -123,7 +123,7 @@ def _calls(x: Any, gate: Any) -> list[Node]:
     found: list[Node] = []
     node = gate
     while node is not x:
-        _require(isinstance(node, Node) and node.target in _LETTERS and len(node.args) > 0)
+        require(isinstance(node, Node) and node.target in _LETTERS and len(node.args) > 0)
         found.append(node)
         node = node.args[0]
     return found[::-1]
@@ -134,37 +134,37 @@ def _channels_dim(axes: _Axes, of_x: _Axes) -> int:
     for d in (1, -1):
         if list(axes) == [of_x[0], (), of_x[d]]:
             return d
-    raise _Other
+    raise Other
 
 
 def _with_epilogue(match: Match) -> Iterator[Match]:
     """``match`` with the addition behind it, and with the addition and relu."""
     product = match.nodes[0]
-    add = next(iter(product.users))
-    if len(product.users) != 1 or add.target not in _SUMS or len(add.args) != 2 or add.kwargs:
+    add = next(iter(product.users), None)  # none where nobody uses the result
+    if add is None or len(product.users) != 1 or add.target not in _SUMS or len(add.args) != 2 or add.kwargs:
         return
     in_place = add.target in (operator.iadd, "add_")
     residuals = [t for t in add.args if isinstance(t, Node) and t is not product]
     if len(residuals) != 1 or (in_place and add.args[0] is not product):
         return
-    value, x = residuals[0].meta.get("example_value"), _value(match.x)
+    value, x = residuals[0].meta.get("example_value"), value_of(match.x)
     if not isinstance(value, Tensor) or value.dtype != x.dtype or not _has_shape(residuals[0], tuple(x.shape)):
         return
     with_sum = replace(match, nodes=(add, *match.nodes), options=match.options | {"residual": residuals[0]})
     yield with_sum
-    relu = next(iter(add.users))
-    if len(add.users) == 1 and relu.target in _RELUS:
+    relu = next(iter(add.users), None)
+    if relu is not None and len(add.users) == 1 and relu.target in _RELUS:
         yield replace(with_sum, nodes=(relu, *with_sum.nodes), options=with_sum.options | {"activation": "relu"})
 
 
-def _is_valid(match: Match) -> bool:
+def is_valid(match: Match) -> bool:
     """Whether the operator takes these tensors."""
 
     def as_map(node: Node) -> Tensor:
-        return _value(node).movedim(match.options["channels_dim"], 1)
+        return value_of(node).movedim(match.options["channels_dim"], 1)
 
     x, residual = as_map(match.x), match.options.get("residual")
-    parameters = [_value(match.weight), None if match.bias is None else _value(match.bias)]
+    parameters = [value_of(match.weight), None if match.bias is None else value_of(match.bias)]
     circular = match.options["padding_mode"] == "circular"
     try:
         checks.check("eca", x, parameters, None if residual is None else as_map(residual), circular, False)
@@ -174,14 +174,23 @@ def _is_valid(match: Match) -> bool:
     return True
 
 
-def _is_undisturbed(match: Match) -> bool:
+def is_undisturbed(match: Match) -> bool:
     """Whether nothing between the first and the last call writes to a tensor or changes what calls mean."""
     node = match.nodes[-1]
     while node is not match.nodes[0]:
-        if node not in match.nodes and _writes(node):
+        if node not in match.nodes and _writes(node) and not _counts_batches(node):
             return False
         node = node.next
     return True
+
+
+def _counts_batches(node: Node) -> bool:
+    """Whether it is ``num_batches_tracked.add_(1)``, as of the batch norm of a shortcut: a number of its own."""
+    count = node.args[0] if node.target == "add_" and node.args else None
+    if not isinstance(count, Node) or count.op not in ("placeholder", "get_attr"):
+        return False
+    value = traced(count)
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 0
 
 
 def _writes(node: Node) -> bool:
@@ -209,42 +218,42 @@ def _writes(node: Node) -> bool:
         return True
 
 
-def _arguments(node: Node, *names: str, **defaults: Any) -> dict[str, Any]:
+def arguments(node: Node, *names: str, **defaults: Any) -> dict[str, Any]:
     """What a call is given, by name; refused if there is more than is named here."""
-    _require(len(node.args) <= len(names))
+    require(len(node.args) <= len(names))
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    _require(given.keys() <= set(names))
+    require(given.keys() <= set(names))
     return defaults | given
 
 
 def _gate(squash: Node) -> str:
-    _arguments(squash, "input", "inplace")
+    arguments(squash, "input", "inplace")
     return _GATES[squash.target]
 
 
 def _conv_arguments(conv: Node) -> tuple[Node, Optional[Node], int]:
-    """Weight, bias and padding of a convolution without strides, gaps and groups; ``_is_valid`` judges the weight."""
+    """Weight, bias and padding of a convolution without strides, gaps and groups; ``is_valid`` judges the weight."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given = _arguments(conv, *names, bias=None, stride=1, padding=0, dilation=1, groups=1)
+    given = arguments(conv, *names, bias=None, stride=1, padding=0, dilation=1, groups=1)
     weight, padding = given["weight"], _one(given["padding"])
-    half = _value(weight).shape[-1] // 2
-    _require((_one(given["stride"]), _one(given["dilation"]), given["groups"]) == (1, 1, 1))
+    half = value_of(weight).shape[-1] // 2
+    require((_one(given["stride"]), _one(given["dilation"]), given["groups"]) == (1, 1, 1))
     return weight, given["bias"], half if padding == "same" else padding
 
 
 def _is_circular_pad(pad: Any, half: int) -> bool:
-    given = _arguments(pad, "input", "pad", "mode", "value", mode="constant")
+    given = arguments(pad, "input", "pad", "mode", "value", mode="constant")
     return (tuple(given["pad"]), given["mode"]) == ((half, half), "circular")
 
 
 def _pooled(pool: Node, axes: _Axes) -> _Axes:
     """The axes of means over whole dimensions."""
-    rank, after = len(axes), _value(pool)
+    rank, after = len(axes), value_of(pool)
     if pool.target in _MEANS:
-        given = _arguments(pool, "input", "dim", "keepdim", "axis", dim=None, axis=None)
+        given = arguments(pool, "input", "dim", "keepdim", "axis", dim=None, axis=None)
         dims = given["dim"] if given["axis"] is None else given["axis"]
         dims = dims if isinstance(dims, (tuple, list)) else [dims]
-        _require(len(dims) > 0 and all(isinstance(d, int) for d in dims))
+        require(len(dims) > 0 and all(isinstance(d, int) for d in dims))
         means = {d % rank for d in dims}
     else:
         means = _pooled_dims(pool, rank)
@@ -256,41 +265,41 @@ def _pooled(pool: Node, axes: _Axes) -> _Axes:
 def _pooled_dims(pool: Node, rank: int) -> set[int]:
     """The dimensions that an average pool with one window takes the mean over."""
     count = _POOLS[pool.target]
-    _require(all(_same(size, 1) for size in _value(pool).shape[-count:]))
+    require(all(_same(size, 1) for size in value_of(pool).shape[-count:]))
     if pool.target in _ADAPTIVE_POOLS:
         return set(range(rank - count, rank))
     names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    given = _arguments(pool, *names, padding=0, divisor_override=None)
-    _require(given["divisor_override"] is None and all(_same(p, 0) for p in _several(given["padding"], count)))
-    _require(all(map(_same, _several(given["kernel_size"], count), _value(pool.args[0]).shape[-count:])))
+    given = arguments(pool, *names, padding=0, divisor_override=None)
+    require(given["divisor_override"] is None and all(_same(p, 0) for p in _several(given["padding"], count)))
+    require(all(map(_same, _several(given["kernel_size"], count), value_of(pool.args[0]).shape[-count:])))
     return set(range(rank - count, rank))
 
 
 def _viewed(view: Node, axes: _Axes, sizes: Sequence[Any]) -> _Axes:
     """The axes behind a call that rearranges dimensions of x with these sizes, if it does nothing else."""
-    before, after = _value(view.args[0]), _value(view)
-    _require((before.dtype, before.device) == (after.dtype, after.device))
+    before, after = value_of(view.args[0]), value_of(view)
+    require((before.dtype, before.device) == (after.dtype, after.device))
     if view.target in _PERMUTES:
         return [axes[d] for d in _permutation(view, len(axes))]
-    _require(view.target is not operator.getitem or _is_basic(view.args[1]))
+    require(view.target is not operator.getitem or _is_basic(view.args[1]))
     left = [d for dims in axes for d in dims]
     grouped = []
     for size in after.shape:
         dims: tuple[int, ...] = ()
         elements: Any = 1
         while not _same(elements, size):
-            _require(len(left) > 0)
+            require(len(left) > 0)
             dims += (left.pop(0),)
             elements = elements * sizes[dims[-1]]
         grouped.append(dims)
-    _require(not left)  # slices that take a part end here
+    require(not left)  # slices that take a part end here
     return grouped
 
 
 def _permutation(view: Node, rank: int) -> Sequence[int]:
     """The dimension that each one of the result was: what becomes of the sizes 0, 1, 2 and so on."""
-    _require(view.all_input_nodes == [view.args[0]])
-    _require(view.target is not getattr or view.args[1] in ("mT",))
+    require(view.all_input_nodes == [view.args[0]])
+    require(view.target is not getattr or view.args[1] in ("mT",))
     probe = torch.empty(tuple(range(rank)), device="meta")
     function = getattr(Tensor, view.target) if isinstance(view.target, str) else view.target
     return tuple(function(probe, *view.args[1:], **view.kwargs).shape)
@@ -302,16 +311,16 @@ def _is_basic(index: Any) -> bool:
     return all(item is None or item is Ellipsis or type(item) in (slice, int) for item in items)
 
 
-def _value(node: Any) -> Tensor:
+def value_of(node: Any) -> Tensor:
     """What Dynamo saw there."""
-    value = _traced(node)
+    value = traced(node)
     if not isinstance(value, Tensor):
-        raise _Other
+        raise Other
     return value
 
 
 def _has_shape(node: Any, shape: tuple[Any, ...]) -> bool:
-    found = _value(node).shape
+    found = value_of(node).shape
     return len(found) == len(shape) and all(map(_same, found, shape))
 
 
@@ -327,18 +336,18 @@ def _one(value: Any) -> Any:
 
 def _several(value: Any, count: int) -> Sequence[Any]:
     """``count`` sizes, from a sequence of them or from one, or from calls that return them."""
-    value = _traced(value)
+    value = traced(value)
     sizes = value if isinstance(value, (tuple, list)) else [value]
     sizes = sizes if len(sizes) == count else [*sizes] * count
-    _require(len(sizes) == count)
-    return [_traced(size) for size in sizes]
+    require(len(sizes) == count)
+    return [traced(size) for size in sizes]
 
 
-def _traced(value: Any) -> Any:
+def traced(value: Any) -> Any:
     """What Dynamo saw if it is a call, else itself."""
     return value.meta.get("example_value") if isinstance(value, Node) else value
 
 
-def _require(condition: bool) -> None:
+def require(condition: bool) -> None:
     if not condition:
-        raise _Other
+        raise Other

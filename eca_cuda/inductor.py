@@ -5,8 +5,9 @@ A pass over the graph that Dynamo hands to Inductor rewrites
 
     pool over all positions -> convolution across channels -> (hard) sigmoid -> * x   (-> + residual (-> relu))
 
-of maps or tokens into one call of ``eca_cuda.eca``, however the shapes are juggled in between. What it does not know
-for certain to be that stays as it was. Off by default.
+of maps or tokens into one call of ``eca_cuda.eca``, however the shapes are juggled in between, and with the batch norm
+that x comes from into one of ``eca_cuda.batch_norm_eca``. What it does not know for certain to be that stays as it was.
+Off by default.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph
 
-from . import autograd, compiling, eca_graph, ops
+from . import autograd, compiling, eca_graph, norm, norm_graph, ops
 
 __all__ = ["disable", "enable"]
 
@@ -26,7 +27,8 @@ __all__ = ["disable", "enable"]
 def enable() -> None:
     """Rewrite ECA in every model that Inductor compiles from now on; passes that are set already run first.
 
-    ``torch._dynamo.utils.counters["inductor"]["eca_cuda"]`` counts the layers that were rewritten.
+    ``torch._dynamo.utils.counters["inductor"]["eca_cuda"]`` counts the layers that were rewritten, and
+    ``["eca_cuda_norm"]`` those of them that took a batch norm along.
     """
     if not isinstance(config.pre_grad_custom_pass, _Pass):
         config.pre_grad_custom_pass = _Pass(config.pre_grad_custom_pass)
@@ -76,18 +78,46 @@ def traced_eca(
     return y.movedim(1, channels_dim)
 
 
+def traced_batch_norm_eca(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],
+    *,
+    norm_weight: Optional[Tensor],
+    norm_bias: Optional[Tensor],
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    training: bool,
+    momentum: float,
+    eps: float,
+    padding_mode: str,
+    gate: str,
+    residual: Optional[Tensor] = None,
+    activation: Optional[str] = None,
+) -> Tensor:
+    """``batch_norm_eca`` likewise."""
+    of_norm = norm.Norm(norm_weight, norm_bias, running_mean, running_var, training, momentum, eps)
+    return norm.apply_traced(x, (weight, bias), of_norm, residual, ops.FLAGS[padding_mode, gate, activation])
+
+
 def rewrite(graph: Graph) -> None:
-    """Replace every ECA in ``graph``."""
+    """Replace every ECA in ``graph``, and the batch norms that go with them."""
     for node in list(graph.nodes):
-        match = eca_graph.find(node)
-        if match is None:
+        plain = eca_graph.find(node)
+        if plain is None:
             continue
+        joined = norm_graph.with_norm(plain)
+        match, function = (plain, traced_eca) if joined is None else (joined, traced_batch_norm_eca)
         last = match.nodes[0]
         with graph.inserting_before(last):
-            fused = graph.call_function(traced_eca, (match.x, match.weight, match.bias), match.options)
+            fused = graph.call_function(function, (match.x, match.weight, match.bias), match.options)
         fused.meta = dict(last.meta)
         last.replace_all_uses_with(fused)
-        for old in match.nodes:
+        for old in plain.nodes:
             if not old.users:  # views of x may have others
                 graph.erase_node(old)
         counters["inductor"]["eca_cuda"] += 1
+        if joined is not None:
+            plain.x.replace_all_uses_with(joined.x)  # which asked for its size only
+            graph.erase_node(plain.x)
+            counters["inductor"]["eca_cuda_norm"] += 1

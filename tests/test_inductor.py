@@ -83,6 +83,8 @@ EPILOGUES: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "scaled": (lambda y, r: torch.add(y, r, alpha=2), ["traced_eca", "add"]),
     "other-activation": (lambda y, r: F.silu(y + r), ["traced_eca", "silu"]),
     "sum-used-twice": (lambda y, r: torch.cat([y + r, F.relu(y + r)]), ["traced_eca", "add", "add", "relu", "cat"]),
+    "sum-unused": (lambda y, r: [y + r, r.neg()][1], ["traced_eca", "neg"]),
+    "unused": (lambda y, r: r.neg(), ["traced_eca", "neg"]),
     "residual-written-to": (lambda y, r: y + r.mul_(2), ["traced_eca", "mul_", "add"]),
 }
 
@@ -247,7 +249,7 @@ def test_timm_models_use_it_and_compute_the_same(name, layers):
     def backend(graph: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
         inductor.rewrite(graph.graph)
         graph.recompile()
-        found.extend(node for node in graph.graph.nodes if getattr(node.target, "__name__", "") == "traced_eca")
+        found.extend(node for node in graph.graph.nodes if getattr(node.target, "__name__", "").startswith("traced"))
         return graph.forward
 
     with torch.no_grad():
@@ -257,6 +259,7 @@ def test_timm_models_use_it_and_compute_the_same(name, layers):
     assert len(found) == layers
     if name == "ecaresnet26t":  # Its bottlenecks say x = attention(x); x += shortcut; x = relu(x).
         assert all(node.kwargs["residual"] and node.kwargs["activation"] == "relu" for node in found)
+        assert all("running_var" in node.kwargs for node in found)  # and a batch norm before that
 
 
 def test_inductor_compiles_a_timm_model():
