@@ -72,6 +72,7 @@ class Basis:
     globals: tuple[tuple[Place, Any], ...] = ()
     cells: tuple[tuple[Place, str, Any], ...] = ()
     ties: tuple[tuple[str, str], ...] = ()  # two paths of one module
+    apart: tuple[str, ...] = ()  # paths of modules that are no part at another path
     digests: tuple[str, ...] = field(init=False, compare=False)  # of the functions
 
     def __post_init__(self) -> None:
@@ -110,6 +111,10 @@ class Basis:
                     return False
             for _, name in part.absent:
                 if getattr(m, name) is not None:
+                    return False
+        for path in self.apart:
+            for part in self.parts:
+                if part.path != path and at(module, part.path) is at(module, path):
                     return False
         return all(at(module, path) is at(module, first) for path, first in self.ties)
 

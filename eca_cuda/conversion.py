@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .blocks import Fusable, FusedBlock, attention_of, change_of, fuse
+from .blocks import FusedBlock, Verdict, attention_of, change_of, fuse
 from .fused_attention import FusedAttention
 from .recipe import Recipe
 from .recognition import OWN_LAYERS, Answer, Unsupported, gates_in_blocks, recognise_all
@@ -21,7 +21,7 @@ __all__ = ["ConversionReport", "Finding", "conversion_report", "convert", "rever
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def convert(model: Model, *, fuse_residual: bool = False) -> Model:
+def convert(model: Model, *, fuse_residual: bool = False, fuse_norm: bool = False) -> Model:
     """Make every channel attention in ``model`` that computes ECA or a variant of it run fused. In place.
 
     Recognised by what they compute, whatever their class is called: timm's ``EcaModule`` and ``CecaModule``, the
@@ -36,9 +36,11 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
         model: any module; attention is searched for in all of it.
         fuse_residual: also let the attention of a residual block add the shortcut and apply the ReLU, in the same pass,
             where torch.fx shows that it is safe.
+        fuse_norm: also make a batch norm and the attention behind it one call, :func:`batch_norm_eca`, with
+            ``fuse_residual`` together with the shortcut and the ReLU. Running statistics go on as before.
 
     Returns:
-        ``model``. Converting again changes nothing; :func:`revert` undoes it.
+        ``model``. Converting again changes nothing but what further options ask for; :func:`revert` undoes it.
 
     Raises:
         TypeError: if ``model`` is not an ``nn.Module``.
@@ -49,13 +51,13 @@ def convert(model: Model, *, fuse_residual: bool = False) -> Model:
         for module, answer in attention.values():
             if isinstance(answer, Recipe):
                 _convert(module, answer, undo)
-        if fuse_residual:
-            for _, block, verdict in list(_blocks(model, attention)):
-                if isinstance(verdict, Fusable):
+        if fuse_residual or fuse_norm:
+            for _, block, verdict in list(_blocks(model, attention, fuse_residual, fuse_norm)):
+                if (found := verdict.fusable) is not None:
                     undo.callback(_put_back, block, type(block), vars(block).get(STATE))
-                    if isinstance(block, FusedBlock):  # it changed since it was converted
+                    if isinstance(block, FusedBlock):  # it changed since it was converted, or more can be fused
                         restore(block)
-                    swap(block, FusedBlock, Conversion(verdict), verdict.source)
+                    swap(block, FusedBlock, Conversion(found), found.source)
         if not any(_is_fused(module) for module in model.modules()):
             message = "convert: no attention in the model could be fused, see conversion_report(model)"
             warnings.warn(message, stacklevel=2)
@@ -79,7 +81,7 @@ def _put_back(module: nn.Module, kind: type, state: Any) -> None:
 
 
 def revert(model: Model) -> Model:
-    """Undo :func:`convert`, exactly, with or without ``fuse_residual``; returns ``model``.
+    """Undo :func:`convert`, exactly, whatever its options were; returns ``model``.
 
     Raises:
         RuntimeError: if ``fully_shard`` or the like changed a module's class since; then nothing is reverted.
@@ -97,7 +99,7 @@ def revert(model: Model) -> Model:
 
 @dataclass(frozen=True)
 class Finding:
-    """One module that is, or looks like, attention, or one residual block around it."""
+    """One module that is, or looks like, attention, or one block around it."""
 
     path: str
     kind: str
@@ -111,32 +113,26 @@ class ConversionReport:
 
     attention: tuple[Finding, ...]
     residual: tuple[Finding, ...]
+    norm: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([*_summary("attention", self.attention), *_summary("residual blocks", self.residual)])
+        lines = [*_summary("attention", self.attention), *_summary("residual blocks", self.residual)]
+        return "\n".join([*lines, *_summary("batch norms before attention", self.norm)])
 
 
 def conversion_report(model: nn.Module) -> ConversionReport:
     """What is fused in ``model``, what :func:`convert` could fuse, and what it leaves alone and why; changes nothing.
 
-    The residual blocks are those around attention that is fused already or could be.
+    ``residual`` and ``norm`` have one finding for each block around attention that is fused already or could be.
     """
     _check_model(model)
     found = recognise_all(model)
     attention = [_attention(path, module, answer) for path, (module, answer) in found.items()]
     attention += [Finding(path, kind, "left alone", reason) for path, kind, reason in gates_in_blocks(model, found)]
-    residual = []
-    for path, block, verdict in _blocks(model, found):
-        change = change_of(block) if isinstance(block, FusedBlock) else None
-        changed = f"its own forward runs, as {change} since it was converted; now " if change else ""
-        if isinstance(verdict, Unsupported):
-            residual.append(Finding(path, _kind(block), "left alone", changed + verdict.reason))
-        elif isinstance(verdict, Fusable):
-            detail = f"{changed}the shortcut can be added by the attention"
-            residual.append(Finding(path, _kind(block), "could be fused", detail))
-        else:
-            residual.append(Finding(path, _kind(block), "fused", "the shortcut is added by the attention"))
-    return ConversionReport(tuple(attention), tuple(residual))
+    blocks = list(_blocks(model, found, True, True))
+    residual = [_block(*block, "residual", "the shortcut {} added by the attention") for block in blocks]
+    norm = [_block(*block, "norm", "the batch norm {} done by the attention") for block in blocks]
+    return ConversionReport(tuple(attention), tuple(residual), tuple(norm))
 
 
 def _check_model(model: Any) -> None:
@@ -150,18 +146,44 @@ def _is_fused(module: nn.Module) -> bool:
     return isinstance(module, OWN_LAYERS)
 
 
-def _blocks(model: nn.Module, attention: dict[str, tuple[nn.Module, Answer]]) -> Iterator[tuple[str, nn.Module, Any]]:
-    """Path, module and what ``fuse`` says, of all that calls attention; ``None`` for what is fused."""
-    fusable = {module for module, answer in attention.values() if not isinstance(answer, Unsupported)}
+def _blocks(
+    model: nn.Module, attention: dict[str, tuple[nn.Module, Answer]], residual: bool, norm: bool
+) -> Iterator[tuple[str, nn.Module, Verdict]]:
+    """Path, module and what ``fuse`` says, of all that calls attention, besides what is fused in it already."""
+    answers = {module: answer for module, answer in attention.values() if not isinstance(answer, Unsupported)}
     for path, module in list(model.named_modules()):
-        if isinstance(module, FusedBlock) and not change_of(module):
-            yield path, module, None
-        elif isinstance(module, FusedBlock) and is_wrapped(module):
-            yield path, module, Unsupported(f"it is a {type(module).__name__}: revert before fully_shard")
-        elif module not in fusable:
-            names = attention_of(module, fusable.__contains__)
-            if names or isinstance(module, FusedBlock):
-                yield path, module, fuse(module, names)
+        wanted, is_intact = (residual, norm), False
+        if isinstance(module, FusedBlock):
+            found, is_intact = module._eca_cuda.found, not change_of(module)
+            wanted = residual or found.residual, norm or found.norm
+            if is_intact and wanted == (found.residual, found.norm):
+                yield path, module, Verdict()
+                continue
+            if is_wrapped(module):
+                reason = f"it is a {type(module).__name__}: revert before fully_shard"
+                yield path, module, Verdict(None, reason, reason)
+                continue
+        elif module in answers:
+            continue
+        names = attention_of(module, answers.__contains__)
+        if names or isinstance(module, FusedBlock):
+            verdict = fuse(module, {name: answers[module.get_submodule(name)] for name in names}, *wanted)
+            has_more = not is_intact or (verdict.residual is None and verdict.norm is None)
+            yield path, module, verdict if has_more else verdict._replace(fusable=None)
+
+
+def _block(path: str, block: nn.Module, verdict: Verdict, part: str, what: str) -> Finding:
+    """Of a part of a block, the residual or the norm."""
+    change = None
+    if isinstance(block, FusedBlock):
+        change = change_of(block)
+        if not change and getattr(block._eca_cuda.found, part):
+            return Finding(path, _kind(block), "fused", what.format("is"))
+    changed = f"its own forward runs, as {change} since it was converted; now " if change else ""
+    reason = getattr(verdict, part)
+    if reason is not None:
+        return Finding(path, _kind(block), "left alone", changed + reason)
+    return Finding(path, _kind(block), "could be fused", changed + what.format("can be"))
 
 
 def _attention(path: str, module: nn.Module, answer: Answer) -> Finding:

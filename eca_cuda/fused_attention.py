@@ -4,9 +4,9 @@
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from . import functional
+from . import functional, fused_norm
 from ._compat import is_autocast
 from .functional import Activation
 from .recipe import Recipe
@@ -33,14 +33,23 @@ class FusedAttention(Swapped):
         *others: Any,
         eca_cuda_residual: Optional[Tensor] = None,
         eca_cuda_activation: Activation = None,
+        eca_cuda_norm: Optional[nn.Module] = None,
         **by_name: Any,
     ) -> Tensor:
         recipe = self._eca_cuda.found
         given = by_name.get(recipe.argument) if x is ... else x
+        epilogue: dict[str, Any] = {"residual": eca_cuda_residual, "activation": eca_cuda_activation}
         y: Tensor
+        if eca_cuda_norm is not None:  # x is what it is given: in rank, channels and dtype that is what it returns
+            if recipe.ranks and recipe.takes_norm and _is_as_tried(self, x, others, by_name, False):
+                options = epilogue | dict(recipe.options)
+                normed = fused_norm.batch_norm_eca(eca_cuda_norm, x, recipe.parameters(self), options)
+                if normed is not None:
+                    return normed
+            epilogue = {f"eca_cuda_{name}": value for name, value in epilogue.items()}
+            return FusedAttention.forward(self, eca_cuda_norm(x), **epilogue)
         if (recipe.ranks and isinstance(given, fx.Proxy)) or _is_as_tried(self, given, others, by_name, x is ...):
             function = getattr(functional, recipe.variant)
-            epilogue = {"residual": eca_cuda_residual, "activation": eca_cuda_activation}
             try:
                 y = function(given, *recipe.parameters(self), **epilogue, **recipe.options)
                 return y

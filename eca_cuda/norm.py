@@ -34,17 +34,22 @@ def apply(
     x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """``eca(batch_norm(x))`` with the epilogue that ``flags`` asks for."""
-    return _apply(x, parameters, norm, residual, flags, torch.compiler.is_compiling())
+    if autograd.is_traced():
+        return _checked(x, parameters, norm, residual, flags, torch.compiler.is_compiling())
+    try:
+        return _call(x, parameters, norm, residual, flags)
+    except Exception:  # before anything is changed
+        return _checked(x, parameters, norm, residual, flags, False)
 
 
 def apply_traced(
     x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
 ) -> Tensor:
     """The same where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
-    return _apply(x, parameters, norm, residual, flags, True)
+    return _checked(x, parameters, norm, residual, flags, True)
 
 
-def _apply(
+def _checked(
     x: Tensor,
     parameters: tuple[Optional[Tensor], ...],
     norm: Norm,
@@ -52,7 +57,7 @@ def _apply(
     flags: int,
     is_compiling: bool,
 ) -> Tensor:
-    """Checked first: the kernels check the same again, but after a refusal nothing may have been updated."""
+    """For tracers, and for what the operators refused: says what is wrong with it, or finds another way."""
     parameters = autograd.widened(x, parameters)
     affine = autograd.widened(x, norm[:2])
     norm = norm._replace(weight=affine[0], bias=affine[1])
@@ -74,7 +79,7 @@ def _apply(
 
 
 def _wants_grad(x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor]) -> bool:
-    return torch.is_grad_enabled() and autograd.any_requires_grad(x, residual, *parameters, *norm[:2])
+    return torch.is_grad_enabled() and autograd.any_requires_grad(x, residual, *parameters, norm.weight, norm.bias)
 
 
 def _call(
@@ -82,21 +87,29 @@ def _call(
 ) -> Tensor:
     """The operators, and the update of the running statistics."""
     y: Tensor
-    operators, tensors = ops.VARIANTS[ops.NORM], norm.tensors()
+    count = x.numel() // max(x.shape[1], 1)
+    if count <= norm.training or (norm.training and not _can_update(norm, x)):
+        raise ValueError("x: expected more values")
     if _wants_grad(x, parameters, norm, residual):
-        flags |= ops.BATCH_STATISTICS * norm.training
-        given = autograd.distinct(x, residual, *parameters, *tensors)
-        y, mean, var = _FusedNorm.apply(flags, norm.eps, *given)
+        given = autograd.distinct(x, residual, *parameters, *norm.tensors())
+        y, mean, var = _FusedNorm.apply(flags | ops.BATCH_STATISTICS * norm.training, norm.eps, *given)
     elif norm.training:
-        y, _, mean, var, _ = operators.forward(x, *parameters, *tensors, norm.eps, residual, flags)
+        y, _, mean, var, _ = ops.VARIANTS[ops.NORM].forward(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
     else:
-        y = operators.infer(x, *parameters, *tensors, norm.eps, residual, flags)
+        infer: Any = ops.INFER[ops.NORM]
+        y = infer(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
     if norm.training and norm.running_mean is not None and norm.running_var is not None:
-        count = x.numel() // x.shape[1]
-        with torch.no_grad():
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-            norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
     return y
+
+
+def _can_update(norm: Norm, x: Tensor) -> bool:
+    """Whether both running statistics are there and fit, or none is: so that none is updated alone."""
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        return mean is var
+    return mean.shape == var.shape == x.shape[1:2] and mean.device == var.device == x.device
 
 
 def composite(

@@ -29,6 +29,11 @@ class Recipe:
     under_autocast: tuple[torch.dtype, ...] = ()  # dtypes of x that y has then; bfloat16 stands for autocast's own
     basis: Basis = field(default_factory=Basis)
 
+    @property
+    def takes_norm(self) -> bool:
+        """Whether ``batch_norm_eca`` computes it, with a batch norm before it."""
+        return self.variant == "eca" and self.options.keys() <= {"padding_mode", "gate"}
+
     def ignores(self, others: tuple[Any, ...], by_name: Mapping[str, Any], x_is_named: bool) -> bool:
         """Whether these arguments after x are as in the trial: not given, their default, or never read."""
         if len(others) > len(self.others):

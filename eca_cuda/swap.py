@@ -42,7 +42,7 @@ class Source:
 
     def compile(self) -> Any:
         scope = {name: _imported(module, qualified) for name, module, qualified in self.imports}
-        exec(compile(self.text, "<forward with the residual fused, by eca_cuda.convert>", "exec"), scope)
+        exec(compile(self.text, "<forward with more fused, by eca_cuda.convert>", "exec"), scope)
         return scope["forward"]
 
 
@@ -55,6 +55,7 @@ class _Unknown:
 
     modules: tuple[Any, ...] = ()  # of a block: none is fused
     weights: tuple[Any, ...] = ()
+    residual = norm = False
     ranks: tuple[int, ...] = ()  # of x, for attention: none is
     argument = "x"
 

@@ -173,6 +173,10 @@ class Watch:
                 what = f"is a {type(m).__name__}, no {part.kind.__name__}," if is_other else "has other modules in it"
                 self.missing = self.missing or f"{part.path or 'it'} {what if m else 'is gone'}"
                 return
+            for path in basis.apart:
+                if m is at(module, path) and part.path != path:
+                    self.missing = self.missing or f"{path} and {part.path} are one module"
+                    return
             self._add(part, m, m is module)
         for path, first in basis.ties:
             if at(module, path) is not at(module, first):

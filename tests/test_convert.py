@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations, prune
 
 import eca_cuda
 from eca_cuda import conversion_report, convert, revert
-from eca_cuda.blocks import attend
+from eca_cuda.block_rewriting import attend
 from eca_cuda.fused_attention import FusedAttention
 from eca_cuda.testing import make_x, used_budget
 
@@ -181,7 +181,8 @@ def test_the_report_in_full_before_and_after():
         "  left alone: 1 x EcaModule, it computes something else: off by 1.3e+00 from the nearest variant "
         "(Conv1d, Tanh): 4\n"
         "  fused: 1 x CecaModule, eca(padding_mode='circular', gate='sigmoid'): 5\n"
-        "residual blocks: 0 found"
+        "residual blocks: 0 found\n"
+        "batch norms before attention: 0 found"
     )
     assert "could be fused: 4 x EcaModule" in str(conversion_report(revert(model)))
 

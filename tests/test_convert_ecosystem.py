@@ -23,7 +23,8 @@ timm = pytest.importorskip("timm")
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torchvision.models.feature_extraction import create_feature_extractor
 
-every_way = pytest.mark.parametrize("fuse_residual", [False, True])
+WAYS = [{}, {"fuse_residual": True}, {"fuse_residual": True, "fuse_norm": True}]
+every_way = pytest.mark.parametrize("options", WAYS, ids=lambda options: ", ".join(options) or "attention")
 
 
 def make_model() -> nn.Module:
@@ -61,13 +62,13 @@ def assert_close(ours: nn.Module, theirs: nn.Module) -> None:
 
 
 @every_way
-def test_training_goes_on_with_the_same_optimizer(fuse_residual):
+def test_training_goes_on_with_the_same_optimizer(options):
     """Two steps before conversion, two after it, one after reverting, against a model that is never converted."""
     model, plain = make_model(), make_model()
     optimizer, of_plain = optimizer_of(model), optimizer_of(plain)
     losses = train(model, optimizer, range(2))
     momentum = {p: optimizer.state[p]["momentum_buffer"] for p in model.parameters()}
-    convert(model, fuse_residual=fuse_residual)
+    convert(model, **options)
     assert all(optimizer.state[p]["momentum_buffer"] is momentum[p] for p in model.parameters())
     losses += train(model, optimizer, range(2, 4))
     revert(model)
@@ -77,8 +78,8 @@ def test_training_goes_on_with_the_same_optimizer(fuse_residual):
 
 
 @every_way
-def test_checkpoints_load_both_ways(fuse_residual):
-    plain, converted = make_model(), convert(make_model(), fuse_residual=fuse_residual)
+def test_checkpoints_load_both_ways(options):
+    plain, converted = make_model(), convert(make_model(), **options)
     train(converted, optimizer_of(converted), range(1))
     file = io.BytesIO()
     torch.save(converted.state_dict(), file)
@@ -92,11 +93,11 @@ def test_checkpoints_load_both_ways(fuse_residual):
 
 @every_way
 @pytest.mark.parametrize("average", [ModelEmaV2, ModelEmaV3, AveragedModel])
-def test_averages_follow_and_run(average, fuse_residual):
+def test_averages_follow_and_run(average, options):
     """One made before conversion and one made after it, each updated from the converted model."""
     model = make_model()
     before = average(model)
-    convert(model, fuse_residual=fuse_residual)
+    convert(model, **options)
     after = average(model)
     assert type(after.module.layer1[0]) is type(model.layer1[0])
     train(model, optimizer_of(model), range(2))
@@ -117,21 +118,21 @@ def process_group(tmp_path):
 
 @every_way
 @pytest.mark.parametrize("when", ["before wrapping", "after wrapping"])
-def test_distributed_data_parallel_trains_alike(when, fuse_residual, process_group):
+def test_distributed_data_parallel_trains_alike(when, options, process_group):
     model, plain = make_model(), make_model()
     if when == "before wrapping":
-        wrapped = nn.parallel.DistributedDataParallel(convert(model, fuse_residual=fuse_residual))
+        wrapped = nn.parallel.DistributedDataParallel(convert(model, **options))
     else:
-        wrapped = convert(nn.parallel.DistributedDataParallel(model), fuse_residual=fuse_residual)
+        wrapped = convert(nn.parallel.DistributedDataParallel(model), **options)
     losses = train(wrapped, optimizer_of(wrapped), range(3))
     torch.testing.assert_close(losses, train(plain, optimizer_of(plain), range(3)), rtol=1e-7, atol=1e-9)
     assert_close(wrapped.module, plain)
 
 
 @every_way
-def test_fsdp2_trains_alike(fuse_residual, process_group):
+def test_fsdp2_trains_alike(options, process_group):
     """Converted before: `fully_shard` replaces parameters, and the layers take those that are there when they run."""
-    model, plain = convert(make_model(), fuse_residual=fuse_residual), make_model()
+    model, plain = convert(make_model(), **options), make_model()
     mesh = init_device_mesh("cpu", (1,))
     for block in (*model.layer1, *model.layer4):
         fully_shard(block, mesh=mesh)
@@ -143,9 +144,9 @@ def test_fsdp2_trains_alike(fuse_residual, process_group):
 
 
 @every_way
-def test_what_fully_shard_changed_since_is_not_half_reverted(fuse_residual, process_group):
-    model = convert(make_model(), fuse_residual=fuse_residual)
-    block = model.layer4[0] if fuse_residual else model.layer4[0].se
+def test_what_fully_shard_changed_since_is_not_half_reverted(options, process_group):
+    model = convert(make_model(), **options)
+    block = model.layer4[0] if options else model.layer4[0].se
     fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
     kinds = {path: type(m) for path, m in model.named_modules()}
     with pytest.raises(
@@ -156,9 +157,9 @@ def test_what_fully_shard_changed_since_is_not_half_reverted(fuse_residual, proc
 
 
 @every_way
-def test_mixed_precision_steps_with_the_scaler(fuse_residual):
+def test_mixed_precision_steps_with_the_scaler(options):
     """Under float16 autocast, float32 parameters: eager's dtype, finite gradients for all, and a step that is taken."""
-    model = convert(make_model().float(), fuse_residual=fuse_residual)
+    model = convert(make_model().float(), **options)
     before, x = copy.deepcopy(model.state_dict()), images().float()
     optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=2.0**4)
     with torch.autocast("cpu", dtype=torch.float16):
@@ -173,7 +174,7 @@ def test_mixed_precision_steps_with_the_scaler(fuse_residual):
 
 
 @every_way
-def test_optimizer_states_load_both_ways(fuse_residual):
+def test_optimizer_states_load_both_ways(options):
     """Adam's, saved by a training with conversion and loaded by one without, and back."""
 
     def adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -183,7 +184,7 @@ def test_optimizer_states_load_both_ways(fuse_residual):
     for order in ((True, False, True), (False, False, False)):
         state, of_optimizer, seen = make_model().state_dict(), None, []
         for step, converted in enumerate(order):
-            model = convert(make_model(), fuse_residual=fuse_residual) if converted else make_model()
+            model = convert(make_model(), **options) if converted else make_model()
             model.load_state_dict(state)
             optimizer = adam(model)
             if of_optimizer is not None:
@@ -195,9 +196,9 @@ def test_optimizer_states_load_both_ways(fuse_residual):
 
 
 @every_way
-def test_compile_gives_one_graph_and_trains_alike(fuse_residual):
+def test_compile_gives_one_graph_and_trains_alike(options):
     torch.compiler.reset()
-    model, plain = convert(make_model(), fuse_residual=fuse_residual), make_model()
+    model, plain = convert(make_model(), **options), make_model()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     losses = train(compiled, optimizer_of(model), range(3))
     torch.testing.assert_close(losses, train(plain, optimizer_of(plain), range(3)), rtol=1e-7, atol=1e-9)
@@ -221,8 +222,8 @@ def test_converting_a_model_that_was_compiled_compiles_it_anew():
 
 
 @every_way
-def test_gradient_checkpointing_gives_the_same_gradients(fuse_residual):
-    model = convert(make_model().eval(), fuse_residual=fuse_residual)
+def test_gradient_checkpointing_gives_the_same_gradients(options):
+    model = convert(make_model().eval(), **options)
     grads = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -231,8 +232,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(fuse_residual):
 
 
 @every_way
-def test_export_gives_what_eager_gives(fuse_residual):
-    model = convert(make_model().eval(), fuse_residual=fuse_residual)
+def test_export_gives_what_eager_gives(options):
+    model = convert(make_model().eval(), **options)
     with torch.no_grad():
         exported = torch.export.export(model, (images(),))
         torch.testing.assert_close(exported.module()(images()), model(images()), rtol=1e-7, atol=1e-9)
@@ -240,8 +241,8 @@ def test_export_gives_what_eager_gives(fuse_residual):
 
 @every_way
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_a_trace_without_gradients_is_saved(fuse_residual):
-    model, file = convert(make_model().eval(), fuse_residual=fuse_residual), io.BytesIO()
+def test_a_trace_without_gradients_is_saved(options):
+    model, file = convert(make_model().eval(), **options), io.BytesIO()
     with torch.no_grad():
         torch.jit.save(torch.jit.trace(model, images()), file)
         file.seek(0)
@@ -249,9 +250,9 @@ def test_a_trace_without_gradients_is_saved(fuse_residual):
 
 
 @every_way
-def test_fx_traces_the_whole_model(fuse_residual):
+def test_fx_traces_the_whole_model(options):
     """timm's and torchvision's feature extractors build on this."""
-    model = convert(make_model(), fuse_residual=fuse_residual)
+    model = convert(make_model(), **options)
     traced = torch.fx.symbolic_trace(model)
     assert sum(node.target is eca_cuda.eca for node in traced.graph.nodes) == 8
     grads = [torch.autograd.grad(m(images()).square().sum(), list(model.parameters())) for m in (model, traced)]
@@ -264,8 +265,8 @@ def test_fx_traces_the_whole_model(fuse_residual):
 
 
 @every_way
-def test_a_copy_trains_apart_from_its_source(fuse_residual):
-    model = convert(make_model(), fuse_residual=fuse_residual)
+def test_a_copy_trains_apart_from_its_source(options):
+    model = convert(make_model(), **options)
     other, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     train(other, optimizer_of(other), range(1))
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

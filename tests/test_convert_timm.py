@@ -148,15 +148,15 @@ def test_features_only_gives_the_same_features(name):
     torch.testing.assert_close(features, expected)
 
 
-@pytest.mark.parametrize("fuse_residual", [False, True])
-def test_training_updates_batch_norm_alike(fuse_residual):
+@pytest.mark.parametrize("options", [{}, {"fuse_residual": True}, {"fuse_residual": True, "fuse_norm": True}])
+def test_training_updates_batch_norm_alike(options):
     """In training mode, with batch statistics; drop-path is off."""
     model = make_model("ecaresnet26t", num_classes=10).train()
     before = copy.deepcopy(model)
     images = torch.randn(8, 3, 64, 64)
-    check_model(model, images, fuse_residual=fuse_residual)
+    check_model(model, images, **options)
     expected = copy.deepcopy(before).double()
-    exact, eager, ours = expected, before, convert(copy.deepcopy(before), fuse_residual=fuse_residual)
+    exact, eager, ours = expected, before, convert(copy.deepcopy(before), **options)
     for m in (exact, eager, ours):
         m(images.to(next(m.parameters()).dtype))
     for (name, truth), a, b in zip(exact.named_buffers(), eager.buffers(), ours.buffers(), strict=True):
