@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 VARIANTS = ("eca", "multi_kernel_eca", "bidirectional_eca")
+BLOCK = "block"  # ECA with the batch norm before it: what a job may name in place of a variant
 PHASES = ("forward", "training")
 ALL_PHASES = (*PHASES, "backward", "residual_forward", "residual_training", "residual_backward")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -18,6 +19,8 @@ PROVIDERS: dict[str, str] = {
     "autotune": "torch.compile of the authors' with mode max-autotune, without its own CUDA graphs",
     "fused": "the module of eca_cuda",
     "function": "the function of eca_cuda, called without a module",
+    "residual": "of a block: batch norm, then the module of eca_cuda with residual and ReLU",
+    "plain": "of a block: batch norm, residual and ReLU without attention",
     "clone": "x.clone(), a copy of the same size into a fresh tensor: the yardstick",
 }
 
@@ -28,6 +31,7 @@ NETWORKS = {
     "eager": "with ECA",
     "converted": "with ECA, `convert(model)`",
     "residual": "with ECA, `convert(model, fuse_residual=True)`",
+    "norm": "with ECA, `convert(model, fuse_residual=True, fuse_norm=True)`",
 }
 
 

@@ -160,7 +160,7 @@ def _make_parser() -> argparse.ArgumentParser:
     choose = parser.add_argument_group("what to measure (each option takes one name or several)")
     for option, choices, default in (
         ("suite", cases.SUITES, "resnet50, or all with --case"),
-        ("variant", cases.VARIANTS, "eca"),
+        ("variant", (*cases.VARIANTS, cases.BLOCK), "eca"),
         ("pass", cases.ALL_PHASES, "forward and training"),
         ("dtype", cases.DTYPES, "float32"),
         ("layout", cases.LAYOUTS, "contiguous"),

@@ -53,7 +53,7 @@ def settings(device: str, how: Sequence[str] = ("eager",), dry: bool = False) ->
     if device == "cpu":
         return [Setting(phase, 8, how=of) for of in how for phase in PHASES]
     amp = {"forward": (256, "float16"), "training": (128, "bfloat16")}
-    compared = {"eager": COMPARED, "compiled": ("plain", "eager", "converted", "residual")}
+    compared = {"eager": COMPARED, "compiled": ("plain", "eager", "converted", "residual", "norm")}
     chosen = itertools.product(how, PHASES, ("channels_last", "contiguous"))
     return [Setting(phase, *amp[phase], layout, of, compared[of]) for of, phase, layout in chosen]
 
@@ -88,7 +88,7 @@ def measure(wanted: Iterable[Setting], clock: Cpu, results: Results, dry: bool =
 
 
 def make_models(layers: tuple[int, ...], device: str = "cpu") -> dict[str, nn.Module]:
-    """ResNet-50 without attention, with SE, and the same one with ECA as timm runs it, converted, and fused."""
+    """ResNet-50 without attention, with SE, and the same one with ECA as timm runs it, and converted in three ways."""
 
     def resnet(attention: str | None) -> nn.Module:
         torch.manual_seed(0)
@@ -98,7 +98,8 @@ def make_models(layers: tuple[int, ...], device: str = "cpu") -> dict[str, nn.Mo
 
     eager = resnet("eca")
     made = {"plain": resnet(None), "se": resnet("se"), "eager": eager, "converted": convert(copy.deepcopy(eager))}
-    return made | {"residual": convert(copy.deepcopy(eager), fuse_residual=True)}
+    made |= {"residual": convert(copy.deepcopy(eager), fuse_residual=True)}
+    return made | {"norm": convert(copy.deepcopy(eager), fuse_residual=True, fuse_norm=True)}
 
 
 def make_call(models: dict[str, nn.Module], name: str, setting: Setting, device: str) -> Call:
@@ -134,7 +135,7 @@ def check(models: dict[str, nn.Module], device: str = "cpu") -> None:
     try:
         with torch.no_grad():
             exact = copy.deepcopy(models["eager"]).double().eval()(images.double())
-            outputs = {name: models[name].eval()(images) for name in ("eager", "converted", "residual")}
+            outputs = {name: models[name].eval()(images) for name in ("eager", "converted", "residual", "norm")}
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     for name, y in outputs.items():

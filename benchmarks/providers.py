@@ -3,12 +3,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eca_cuda.testing import ECA, Variant
 
+from . import block
 from .cases import Job
 
 OURS = ("fused", "function")
@@ -77,11 +79,20 @@ def make_module(job: Job, variant: Variant, device: str) -> nn.Module:
     return variant.module(job.case.c, device=device, dtype=getattr(torch, job.dtype))
 
 
-def make_layers(job: Job, variant: Variant, module: nn.Module) -> dict[str, Function]:
+def make_layers(job: Job, variant: Variant, module: Any, device: str = "cpu") -> dict[str, Function]:
     """A layer for each of ``job.providers``; all share ``module``'s parameters."""
     parameters = tuple(module.parameters())
 
+    def attention(kind: type[nn.Module]) -> nn.Module:
+        """ECA with the weight of a block's tail."""
+        made = ECA.module(job.case.c, device=device, dtype=getattr(torch, job.dtype))
+        conv = made.get_submodule("conv1")
+        conv.weight = module.weight
+        return made if kind is ECA.module else kind(conv)
+
     def eager(kind: type[nn.Module] = EagerECA) -> nn.Module:
+        if isinstance(module, block.Tail):
+            return block.Apart(module, attention(kind))
         plain = kind(module.get_submodule("conv1")) if variant is ECA else EagerReference(variant, module)
         return _WithResidual(plain) if job.has_residual else plain
 
@@ -97,6 +108,8 @@ def make_layers(job: Job, variant: Variant, module: nn.Module) -> dict[str, Func
         "compile-timm": lambda: compiled(eager(TimmECA)),
         "autotune": lambda: compiled(eager(), "max-autotune-no-cudagraphs"),
         "fused": fused,
+        "residual": lambda: Function(block.Fused(module, attention(ECA.module)), parameters),
+        "plain": lambda: Function(block.Apart(module, None), tuple(module.norm.parameters())),
         "function": lambda: Function(lambda x: variant.function(x, *parameters), parameters),
         "clone": lambda: Function(lambda x, *residual: x.clone()),
     }

@@ -20,7 +20,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from .cases import VARIANTS, Job
+from .cases import BLOCK, VARIANTS, Job
 from .timing import Timing
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +29,11 @@ SCHEMA = 2
 # The bytes model: how many feature maps each kind of work moves at least. Every GB/s in this project comes from here.
 #
 #     forward            read x, write y                    backward           read x, grad_y, write grad_x
-#     residual_forward   read x, the residual, write y      residual_backward  read x, y, grad_y, write both gradients
+#     residual_forward   read x, the residual, write y      residual_backward  read x, grad_y, write both gradients
 #     training           forward, then backward             clone              read x, write its copy
 MOVED = {"forward": 2, "backward": 3, "training": 5, "clone": 2}
-MOVED |= {"residual_forward": 3, "residual_backward": 5, "residual_training": 8}
+MOVED |= {"residual_forward": 3, "residual_backward": 4, "residual_training": 7}
+WITH_NORM = {"residual_forward": 3, "residual_training": 10}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ class Row:
 
     @property
     def bytes(self) -> int:
-        """The least that this work moves, gates (C numbers per sample) not counted."""
-        return MOVED["clone" if self.provider == "clone" else self.phase] * self.map_bytes
+        """The least that this work moves; gates (C numbers per sample) and signs (a bit per element) do not count."""
+        moved = MOVED | (WITH_NORM if self.variant == BLOCK else {})
+        return moved["clone" if self.provider == "clone" else self.phase] * self.map_bytes
 
     @property
     def gb_per_s(self) -> float:

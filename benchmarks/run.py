@@ -16,8 +16,8 @@ from torch import Tensor
 
 from eca_cuda.testing import VARIANTS
 
-from . import gate
-from .cases import Job
+from . import block, gate
+from .cases import BLOCK, Job
 from .clock import Cpu
 from .gate import Maps, in_layout
 from .providers import OURS, Function, make_layers, make_module
@@ -28,7 +28,7 @@ from .timing import Call
 # A backward pass that is repeated may not reuse the memory of what it reads.
 REPEATED = torch._functorch.config.patch(donated_buffer=False)
 Work = Callable[[Job, Cpu], Sequence[Row | Check]]
-BY_NAME = {variant.name: variant for variant in VARIANTS}
+BY_NAME = {variant.name: variant for variant in (*VARIANTS, block.VARIANT)}
 
 
 def run(
@@ -72,11 +72,12 @@ def run_job(job: Job, clock: Cpu) -> list[Row | Check]:
     torch.manual_seed(0)
     variant = BY_NAME[job.variant]
     module = make_module(job, variant, clock.device)
-    layers = make_layers(job, variant, module)
+    layers = make_layers(job, variant, module, clock.device)
     sets = make_sets(job, clock)
     if ours := layers.keys() & OURS:
         gate.check(job, variant, module, clock.device)
-        gate.check_batch(job, variant, layers[min(ours)], sets[0])
+        if job.variant != BLOCK:  # whose samples are no results by themselves
+            gate.check_batch(job, variant, layers[min(ours)], sets[0])
     calls: dict[str, list[Call]] = {}
     captured: dict[str, Call] = {}
     refused: list[Row | Check] = []
@@ -129,6 +130,6 @@ def warm(jobs: Iterable[Job], clock: Cpu) -> None:
         variant = BY_NAME[job.variant]
         with noting(str(job), clock, Results({})), REPEATED, torch.set_grad_enabled(job.differentiates):
             maps = make_sets(job, clock, most=1)[0]
-            for layer in make_layers(job, variant, make_module(job, variant, clock.device)).values():
+            for layer in make_layers(job, variant, make_module(job, variant, clock.device), clock.device).values():
                 make_call(job, layer, maps)()
         torch.compiler.reset()

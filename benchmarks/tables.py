@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .cases import NETWORKS, PHASES, PROVIDERS, TINY, VARIANTS
+from .cases import BLOCK, NETWORKS, PHASES, PROVIDERS, TINY, VARIANTS
 from .environment import describe
 from .results import Results, Row
 from .timing import verdict
@@ -172,6 +172,22 @@ def layers(results: Results, only: Sequence[Group] | None = None, title: str = "
     return _without_empty(title, [*columns, "of clone", "vs eager", "vs compile"], lines, 2 + (only is None))
 
 
+def blocks(results: Results) -> Table:
+    """Batch norm, ECA, shortcut and ReLU: medians, and how many times faster one call for all of it is."""
+    names = ("eager", "compile", "residual", "plain")
+    members = groups(row for row in results.rows if row.variant == BLOCK)
+    lines = []
+    for group in members:
+        row = anyone(group)
+        what = f"{layer_of(row)}, batch {row.shape[0]}, {row.phase.removeprefix('residual_')} {row.dtype} {row.layout}"
+        times = (duration(group[name].q50) if name in group else "" for name in (*names, "fused"))
+        lines.append([what, *times, *(factor(speedup(group, name)) for name in names)])
+    means = [factor(mean_speedup(members, name)) for name in names]
+    lines.append(["geometric means", *[""] * (len(names) + 1), *means])
+    columns = ["tail of a block", *names, "ours", *(f"vs {name}" for name in names)]
+    return _without_empty("Blocks", columns, lines if members else [], 1)
+
+
 def shares(results: Results) -> Table:
     """ECA in ResNet-50's four layers: shares of a copy's rate, a line for each pass and kind of map."""
     peers = ("fused", "compile", "autotune", "triton", "eager")
@@ -335,6 +351,7 @@ BY_NAME: dict[str, Callable[[Results], str]] = {
     "forward": lambda results: layers(results, headline(results, "forward")).markdown(),
     "training": lambda results: layers(results, headline(results, "training")).markdown(),
     "layers": lambda results: layers(results).markdown(),
+    "blocks": lambda results: blocks(results).markdown(),
     "shares": lambda results: shares(results).markdown(),
     "overview": lambda results: overview(results).markdown(),
     "overhead": lambda results: overhead(results).markdown(),
@@ -348,8 +365,8 @@ BY_NAME: dict[str, Callable[[Results], str]] = {
 
 def for_terminal(results: Results) -> list[Table]:
     """All that the results fill, the most important last."""
-    of_gpu = (checks, kernels, plans, layers, networks, shares)
-    of_cpu = (layers, overhead, overview, networks)
+    of_gpu = (checks, kernels, plans, layers, blocks, networks, shares)
+    of_cpu = (layers, overhead, overview, blocks, networks)
     made = [make(results) for make in (of_gpu if results.environment["gpu"] or results.environment["dry"] else of_cpu)]
     with_layers = [goal_table(results)] if of_layers(results) else []
     return [table for table in (*made, *with_layers) if table.rows]

@@ -51,7 +51,7 @@ def of_gpu() -> Results:
     return Results(GPU, rows, [Check("tests cuda", "failed", "a|b\n[31m] 1 | 2", 9.4), Check("ncu k", "done", "")])
 
 
-@pytest.mark.parametrize(("phase", "maps"), list(zip(cases.ALL_PHASES, (2, 5, 3, 3, 8, 5), strict=True)))
+@pytest.mark.parametrize(("phase", "maps"), list(zip(cases.ALL_PHASES, (2, 5, 3, 3, 7, 4), strict=True)))
 def test_bytes_rates_and_shares(phase: str, maps: int) -> None:
     fused, clone = rows_of({"fused": 2e-6, "clone": 1e-6}, Case("a.b", 1, 10, 10, 10), phase, dtype="float32")
     assert (fused.map_bytes, fused.bytes, clone.bytes) == (4000, 4000 * maps, 8000)

@@ -213,7 +213,7 @@ def test_networks_differ_in_their_attention_alone(monkeypatch: pytest.MonkeyPatc
     made = networks.make_models((1, 1, 1, 1))
     assert tuple(made) == networks.COMPARED == tuple(cases.NETWORKS)
     keys = {name: set(model.state_dict()) for name, model in made.items()}
-    assert keys["eager"] == keys["converted"] == keys["residual"]
+    assert keys["eager"] == keys["converted"] == keys["residual"] == keys["norm"]
     assert {key.partition(".se.")[2] for key in keys["eager"] - keys["plain"]} == {"conv.weight"}
     assert {key.split(".")[-2] for key in keys["se"] - keys["plain"]} == {"fc1", "fc2"}
     right, seen = functional.eca, []
