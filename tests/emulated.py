@@ -52,8 +52,7 @@ def sources() -> list[Path]:
     csrc = ROOT / "csrc"
     plans = [csrc / "plan" / name for name in ("plan.cpp", "one_pass.cpp", "two_phase.cpp", "tuning.cpp")]
     host = [csrc / "cuda" / name for name in ("device.cpp", "norm_cuda.cpp", "ops_cuda.cpp")]
-    host = [*(path for path in host if path.exists()), *plans]
-    return [*sorted((csrc / "cuda").glob("*.cu")), *host, ROOT / "tests/emulator/operators.cpp"]
+    return [*sorted((csrc / "cuda").glob("*.cu")), *host, *plans, ROOT / "tests/emulator/operators.cpp"]
 
 
 def build_library(flavour: str = FLAVOUR, name: str = "eca_cuda_emulated", files: Sequence[Path] = ()) -> Path:
@@ -199,7 +198,9 @@ def run_sanitized_tests(flavour: str, library: Path, only: str = "", timeout: fl
     # -s: what a sanitizer prints before it ends the process is not captured.
     command = [*tools.wrapper(flavour), sys.executable, "-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider"]
     here = Path(__file__).parent
-    tests = [str(here / name) for name in ("test_emulated_kernels.py", "test_emulated_one_pass.py")]
+    tests = [
+        str(here / name) for name in ("test_emulated_kernels.py", "test_emulated_norm.py", "test_emulated_one_pass.py")
+    ]
     command += ["-p", "no:xdist", "-m", "sanitized", "-k", only, *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
     return done.returncode, done.stdout + done.stderr

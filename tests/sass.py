@@ -92,10 +92,10 @@ class Kernel:
         return [i for i in self.all(opcodes) if i in between]
 
     def narrow(self) -> list[Instruction]:
-        """Accesses to global memory of fewer than 16 bytes, in loops that store maps."""
+        """Accesses to global memory of fewer than 16 bytes, in loops that store maps; but bytes are signs of 16."""
         loops = [loop for loop in networkx.strongly_connected_components(self.ways()) if len(loop) > 1]
         visits = set().union(*(loop for loop in loops if any(re.match(MAP_STORE, i.opcode) for i in loop)))
-        return [i for i in self.all(r"(LD|ST)G?\.(?!.*\b128)") if i in visits]
+        return [i for i in self.all(r"(LD|ST)G?\.(?!.*\b(128|U8))") if i in visits]
 
 
 def tools() -> tuple[Path, Path]:
@@ -154,7 +154,8 @@ def table(found: list[Kernel]) -> str:
     lines = [MARKER, "", f"{ARCHITECTURE}, {found[0].compiler}:", ""]
     lines += ["| kernels | registers | blocks | barriers | spills |", "| --- | --- | --- | --- | --- |"]
     for family, some in itertools.groupby(found, lambda k: re.sub(r"(?<=Gate),.*|<(?!.*Gate).*", "", k.name)):
-        same, threads = list(some), 256 if "two_phase" in family else 512
+        same = list(some)
+        threads = 512 if re.search("Gate|statistics|weight_gradients", family) else 256
         blocks = [65536 // (threads * -(-k.registers // 8) * 8) for k in same if "parameter" not in family]
         barriers = [k.barriers() for k in same if "Gate" in family]
         columns = [k.registers for k in same], blocks, barriers, [k.spilled() for k in same]

@@ -80,7 +80,7 @@ def check(call: Call, device: str, differentiate: bool = True) -> None:
     assert ours.keys() == exact.keys()
     for name, result in ours.items():
         assert result.dtype == (tensors["x"].dtype if name == "y" else tensors[name.removeprefix("grad_")].dtype)
-        terms = prod(call.shape)
+        terms = max(prod(call.shape), int(call.offset) ** 2)  # of offset * eps is the rounding of the means
         # Rounding of x is not all: statistics, and gradients by them, are of the size of their largest terms.
         scale = max(float(t.abs().max()) for k, t in exact.items() if k[:4] == name[:4])
         used_budget(f"{call} {name}", result, eager[name], exact[name], terms, scale)
@@ -268,6 +268,8 @@ def test_compiled_it_is_what_it_is_in_eager_mode(training):
         ({"norm_weight": torch.ones(7)}, ValueError, r"norm_weight: expected shape \(8,\), got shape \(7,\)"),
         ({"norm_bias": torch.ones(8).double()}, TypeError, "norm_bias: expected torch.float32"),
         ({"running_mean": torch.ones(8, 1)}, ValueError, "running_mean: expected shape"),
+        ({"running_var": torch.ones(8, 1)}, ValueError, "running_var: expected shape"),
+        ({"x": None}, TypeError, "x: expected a Tensor, got NoneType"),
         ({"running_var": None}, TypeError, "running_var: expected a Tensor"),
         ({"momentum": None}, TypeError, "momentum: expected a number, got None"),
         ({"training": 1}, TypeError, "training: expected True or False, got 1"),

@@ -58,8 +58,8 @@ BUGS = {
     # Barriers of a block
     "a tile is counted before all its sums are written": Bug(
         "cuda/rows.cuh",
-        "sum / divisor;\n    }\n    __syncthreads();",
-        "sum / divisor;\n    }",
+        "i / columns, sum);\n    }\n    __syncthreads();",
+        "i / columns, sum);\n    }",
         "thread",
         RACE,
         TWO,
@@ -230,13 +230,13 @@ BUGS = {
     ),
     # One pass: planes that vectors straddle
     "the end of a plane is off by one": Bug(
-        "cuda/planes.cuh", "at < tile.s1 - tile.s0)", "at <= tile.s1 - tile.s0)", "plain", WRONG, ways("lanes")
+        "cuda/planes.cuh", "at >= tile.s1 - tile.s0)", "at > tile.s1 - tile.s0)", "plain", WRONG, ways("lanes")
     ),
     "a plane begins with its neighbour's elements": Bug(
-        "cuda/planes.cuh", "(at >= 0 && at < tile", "(at < tile", "plain", WRONG, ways("lanes")
+        "cuda/planes.cuh", "(at < 0 || at >= tile", "(at >= tile", "plain", WRONG, ways("lanes")
     ),
     "a vector that straddles planes takes the wrong gate": Bug(
-        "cuda/planes.cuh", "k < left ? here : next", "k <= left ? here : next", "plain", WRONG, ways("lanes")
+        "cuda/planes.cuh", "select(k < left,", "select(k <= left,", "plain", WRONG, ways("lanes")
     ),
     # One pass: blocks of a cluster
     "the halo of a cluster is off by one": Bug(

@@ -9,11 +9,13 @@ import pytest
 import sass
 from sass import Instruction, Kernel
 
-REGISTERS = {"eca_two_phase_backward_kernel": 80}  # others 64: as __launch_bounds__ has it
-BARRIERS = {"eca_forward_kernel<EcaGate": 8, "eca_backward_kernel<EcaGate": 12}
+BACKWARD = ("eca_two_phase_backward_kernel", "eca_norm_dots_kernel", "eca_norm_gradient_kernel")
+REGISTERS = dict.fromkeys(BACKWARD, 80)  # others 64: as __launch_bounds__ has it
+BARRIERS = {"eca_forward_kernel<EcaGate": 8, "eca_norm_forward_kernel<EcaGate": 10, "eca_backward_kernel<EcaGate": 12}
+ONE_PASS = ("forward", "norm_forward", "backward")
 WIDE_FENCE = r"MEMBAR(?!.*\.CTA)"  # of the device or the system
 WIDE_COPY, WIDE_LOAD = r"LDGSTS\..*\b128", r"LDS?\..*\b128"  # to, and of, shared memory
-NARROW_LOAD = r"LDG?\.(?!.*\b128)"  # of global memory, or of either
+NARROW_LOAD = r"LDG?\.(?!.*\b(128|U8))"  # of global memory, or of either; a byte is the signs of 16
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,8 @@ def kernels() -> list[Kernel]:
 
 @pytest.fixture(scope="module")
 def one_pass(kernels: list[Kernel]) -> list[Kernel]:
-    found = [k for k in kernels if k.name.startswith(("eca_forward_kernel", "eca_backward_kernel"))]
-    assert len(found) == 2 * 3 * 3 * 3  # directions, gates, dtypes, walks
+    found = [k for k in kernels if k.name.startswith(tuple(f"eca_{d}_kernel" for d in ONE_PASS))]
+    assert len(found) == 2 * 3 * 3 * 3 + 3 * 3  # directions, gates, dtypes, walks; batch norm forward, before one gate
     return found
 
 

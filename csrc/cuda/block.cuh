@@ -25,4 +25,17 @@ __device__ __forceinline__ A sum_of_lanes(A value, int lanes) {
   return value;
 }
 
+// The same of several numbers, in place.
+template <class A, int K>
+__device__ __forceinline__ void sums_of_lanes(A (&values)[K], int lanes) {
+#pragma unroll
+  for (int q = 0; q < K; ++q) values[q] = sum_of_lanes(values[q], lanes);
+}
+
+template <class A, int N>
+__device__ __forceinline__ void fill(A (&to)[N], A value) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) to[k] = value;
+}
+
 }  // namespace eca

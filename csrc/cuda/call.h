@@ -52,6 +52,13 @@ inline ParameterView output(const Tensor& t, int64_t centre) {
   return view;
 }
 
+template <class A>
+NormParameters norm_of(const NormTensors& norm, const Tensor& x, int64_t c) {
+  require_norm<A>(norm, x, c);
+  const auto view = [](const Tensor* t) { return t ? input(*t, -1) : ParameterView{}; };
+  return {view(norm.weight), view(norm.bias), view(norm.mean), view(norm.var), norm.eps};
+}
+
 // The parameters as the kernels read them: in place, in their own dtypes.
 template <class A>
 struct Parameters {
@@ -70,10 +77,7 @@ struct Parameters {
       if (!t->is_contiguous()) t = &copies.emplace_back(torch::stable::contiguous(*t));
       gate.views[i] = input(*t, centre_tap(variant, flags, *tensors[i], i));
     }
-    if (!norm) return;
-    require_norm<A>(*norm, x, c);
-    const auto view = [](const Tensor* t) { return t ? input(*t, -1) : ParameterView{}; };
-    gate.norm = {view(norm->weight), view(norm->bias), view(norm->mean), view(norm->var), norm->eps};
+    if (norm) gate.norm = norm_of<A>(*norm, x, c);
   }
 
   GateFacts facts;
@@ -118,14 +122,6 @@ Request request_for(const Problem& p, Direction direction, bool residual, const 
                   only_two_phase() ? Choice{-1, 0, 0} : tuned(p, direction)};
   request.batch_invariant = batch_invariance();
   return request;
-}
-
-// Signs that the kernels of a plan have left to be written.
-inline cudaError_t pack_signs(const Problem& problem, const ForwardCall& call, const Plan& plan,
-                              const OnDeviceOf& device) {
-  if (!call.signs.data || plan.two_phase.vector > 1) return cudaSuccess;
-  return launch_pack_signs({problem, call.y, call.signs}, device.device().multiprocessors, plan.threads,
-                           device.stream());
 }
 
 // The kernel of one direction: planned, given memory, launched.
@@ -183,8 +179,6 @@ class Launch {
                                      workspace.at<A>(memory_)};
     require_launched(launch_two_phase(plan, args, device_.stream()),
                      request_.backward() ? "eca_two_phase_backward_kernel" : "eca_two_phase_forward_kernel");
-    if constexpr (std::is_same_v<Call, ForwardCall>)
-      require_launched(pack_signs(request_.problem, call, plan, device_), "eca_pack_signs_kernel");
   }
 
   void require_launched(cudaError_t error, const char* kernel) const {

@@ -14,7 +14,7 @@ namespace eca {
 enum class Ask { kRoom, kLaunch };
 
 // one_pass_<gate>.cu holds one of these each, for both kinds of call; one_pass_norm.cu that with batch norm.
-template <Variant V, bool kNorm, class Call>
+template <Variant V, bool kNorm = false, class Call>
 cudaError_t launch_one_pass_of(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask);
 
 template <int V = 0, class Call>
@@ -25,7 +25,7 @@ cudaError_t launch_one_pass(const OnePassArgs<Call>& args, int threads, cudaStre
   if constexpr (static_cast<Variant>(V) == Variant::kEca && std::is_same_v<Call, ForwardCall>) {
     if (args.gate.norm.var.data) return launch_one_pass_of<Variant::kEca, true>(args, threads, stream, ask);
   }
-  return launch_one_pass_of<static_cast<Variant>(V), false>(args, threads, stream, ask);
+  return launch_one_pass_of<static_cast<Variant>(V)>(args, threads, stream, ask);
 }
 
 template <DType D>
@@ -71,8 +71,10 @@ template <class A, class Call>
 cudaError_t launch_norm_channels(const Plan& plan, const NormArgs<A, Call>& args, int threads, int64_t blocks,
                                  cudaStream_t stream);
 
-// Blocks of at most so many threads.
-cudaError_t launch_pack_signs(const PackArgs& args, int multiprocessors, int threads, cudaStream_t stream);
+// After kernels that have written y element by element, so that its signs are left to be written; those of other plans,
+// and of calls that want none, need nothing. error: theirs.
+cudaError_t launch_pack_signs(cudaError_t error, const Problem& problem, const ForwardCall& call, const Plan& plan,
+                              cudaStream_t stream);
 
 // wide: A is double. threads: of a block. programmatic: it may begin while the kernel before it ends.
 cudaError_t launch_parameter_gradients(bool wide, int threads, bool programmatic, const GradientArgs& args,

@@ -99,6 +99,17 @@ struct Masked {
   }
 };
 
+// Bit k: whether values[k], as it is stored, is above zero or NaN.
+template <class T, int N>
+__device__ __forceinline__ unsigned above_zero(const Accumulator<T> (&values)[N]) {
+  Accumulator<T> stored[N];
+  Vector<T, N>{Vector<T, N>::packed(values)}.get(stored);
+  unsigned bits = 0;
+#pragma unroll
+  for (int k = 0; k < N; ++k) bits |= (stored[k] <= 0 ? 0u : 1u) << k;
+  return bits;
+}
+
 // y, and its signs if they are wanted. A single element has no byte to itself: pack_signs.cu writes those.
 template <class M>
 struct WithSigns {
@@ -111,7 +122,7 @@ struct WithSigns {
   __device__ __forceinline__ void store(Index run, Index i, const Accumulator<Element> (&values)[N]) const {
     map.store(run, i, values);
     if constexpr (N == SignBytes<Element, Index>::kPerByte) {
-      if (signs.data) signs.store(run, i, Vector<Element, N>::above_zero(values));
+      if (signs.data) signs.store(run, i, above_zero<Element>(values));
     }
   }
 };
@@ -132,7 +143,6 @@ struct Pool : NoCentre {
   static constexpr int kSums = 1;
   X x;
 
-  __device__ __forceinline__ explicit Pool(const X& x_) : x(x_) {}
   template <class Index>
   __device__ __forceinline__ Loaded early(Index run, Index i) const {
     return x.template load<N>(run, i);
@@ -237,6 +247,7 @@ struct Visit {
   using T = typename X::Element;
   using A = Accumulator<T>;
   static constexpr bool kFar = X::kFar;
+  static constexpr int kMaps = F::kIn;
   struct Loaded : Second<Vector<T, N>, F::kIn == 2> {
     typename X::template Loaded<N> in;
   };
@@ -249,9 +260,8 @@ struct Visit {
   __device__ __forceinline__ Loaded load(Index run, Index i) const {
     Loaded loaded{};
     loaded.in = in.template load_once<N>(run, i);
-    if constexpr (F::kIn == 2) {
+    if constexpr (F::kIn == 2)
       if (other_in.data) loaded.second = other_in.template load_once<N>(run, i);
-    }
     return loaded;
   }
   template <class Index, class Number>
@@ -269,9 +279,8 @@ struct Visit {
       for (int m = 0; m < F::kOut; ++m) results[m][k] = result[m];
     }
     out.store(run, i, results[0]);
-    if constexpr (F::kOut == 2) {
+    if constexpr (F::kOut == 2)
       if (other_out.data) other_out.store(run, i, results[1]);
-    }
   }
 };
 

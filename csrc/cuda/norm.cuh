@@ -120,8 +120,9 @@ struct NormPass : PassBase<T, L, N_, kStraddle, NormArgs<Accumulator<T>, Call>> 
   }
 };
 
-// Of each tile's channels, the mean and the sum of squared distances from it.
-// Reads x [N, C, S] of type T; writes first and second A[N, blocks, C].
+// Of each tile's channels, the mean, as a distance from the channel's first element of all, and the sum of squared
+// distances from it. Reads x [N, C, S] of type T; writes first and second A[N, blocks, C], and those elements to
+// norm_mean A[C].
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
     eca_norm_moments_kernel(const __grid_constant__ NormArgs<Accumulator<T>, ForwardCall> args) {
@@ -129,11 +130,14 @@ __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
   using Pass = NormPass<T, L, N, kStraddle, ForwardCall>;
   const Pass pass{{args}};
   pass.each_tile([&](int64_t n, const Tile& tile, int64_t at) {
-    const Moments<N, L, typename Pass::Map> term{pass.map(args.call.x, n), tile.s0};
+    using Term = Moments<N, L, typename Pass::Map>;
+    const Term term{pass.map(args.call.x, n), tile.s0}, of_all{pass.map(args.call.x, 0), 0};
     pass.sums(tile, term, [&](int c, const A(&total)[2]) {
       const A mean = total[0] / static_cast<A>(tile.s1 - tile.s0), squares = total[1] - total[0] * mean;
-      args.first[at + c] = term.centre(tile.c0 + c) + mean;
+      const A origin = of_all.centre(tile.c0 + c);
+      args.first[at + c] = term.centre(tile.c0 + c) - origin + mean;
       args.second[at + c] = squares < A(0) ? A(0) : squares;
+      if (n == 0 && tile.s0 == 0) args.norm_mean[tile.c0 + c] = origin;
     });
   });
 }

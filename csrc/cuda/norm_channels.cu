@@ -52,45 +52,51 @@ struct Pair {
   A first, second;
 };
 
-// The means of all samples, the mean and the variance of all of a channel's elements, the latter by Chan's rule.
-// Reads first and second A[N, blocks, C], of tiles; writes the means A[N, C], norm_mean and norm_var A[C].
+// The mean and the squared distances from it of a sample's channel, of which `at` is the first tile.
+template <class A>
+__device__ Pair<A> of_tiles(const NormArgs<A, ForwardCall>& args, int64_t at) {
+  const Problem& p = args.problem;
+  const Tiling& tiling = args.plan.tiling;
+  const A *const means = args.first + at, *const squares = args.second + at;
+  const auto count = [&](int64_t b) { return static_cast<A>(min(tiling.positions, p.s - b * tiling.positions)); };
+  A sum = 0, total = 0;
+  for (int64_t b = 0; b < tiling.blocks; ++b) sum += count(b) * means[b * p.c];
+  const A mean = sum / static_cast<A>(p.s);
+  for (int64_t b = 0; b < tiling.blocks; ++b) {
+    const A distance = means[b * p.c] - mean;
+    total += squares[b * p.c] + count(b) * distance * distance;
+  }
+  return {mean, total};
+}
+
+// The means of all samples, the mean and the variance of all of a channel's elements, the latter by Chan's rule. All
+// are measured from an element of the channel, so that the digits of small distances are kept where the mean is large.
+// Reads first and second A[N, blocks, C], of tiles, and those elements from norm_mean A[C]; writes the means A[N, C],
+// norm_mean and norm_var A[C], and overwrites first.
 template <class A>
 __global__ void __launch_bounds__(kMostThreads)
     eca_norm_statistics_kernel(const __grid_constant__ NormArgs<A, ForwardCall> args) {
   const Problem& p = args.problem;
   const Tiling& tiling = args.plan.tiling;
   const Columns<A> columns(p);
-  const int64_t c = columns.c;
-  const A size = static_cast<A>(p.s), pivot = columns.there ? args.first[c] : A(0);
+  const int64_t c = columns.c, stride = tiling.blocks * p.c;
+  const A size = static_cast<A>(p.s), origin = columns.there ? args.norm_mean[c] : A(0);
   A* const means = static_cast<A*>(args.call.mean);
   A sum = 0, squares = 0;
-  columns.each_sample(
-      [&](int64_t n) {
-        const int64_t at = n * tiling.blocks * p.c + c;
-        return Pair<A>{args.first[at], args.second[at]};
-      },
-      [&](int64_t n, Pair<A> of) {
-        const A* const tile_means = args.first + n * tiling.blocks * p.c + c;
-        const A* const tile_squares = args.second + n * tiling.blocks * p.c + c;
-        const auto count = [&](int64_t b) { return static_cast<A>(min(tiling.positions, p.s - b * tiling.positions)); };
-        const A first = of.first;
-        A distance = 0;  // of the mean from that of the first tile
-        for (int64_t b = 1; b < tiling.blocks; ++b) distance += count(b) * (tile_means[b * p.c] - first);
-        const A mean = first + distance / size;
-        squares += of.second;
-        for (int64_t b = 0; b < tiling.blocks && tiling.blocks > 1; ++b) {
-          const A from = tile_means[b * p.c] - mean;
-          squares += (b > 0 ? tile_squares[b * p.c] : A(0)) + count(b) * from * from;
-        }
-        means[n * p.c + c] = mean;
-        sum += mean - pivot;
-      });
-  const A mean = pivot + columns.sum(sum) / static_cast<A>(p.n);
-  columns.each_sample([&](int64_t n) { return means[n * p.c + c]; },  // this thread's own
+  columns.each_sample([&](int64_t n) { return Pair<A>{args.first[n * stride + c], args.second[n * stride + c]}; },
+                      [&](int64_t n, Pair<A> of) {
+                        if (tiling.blocks > 1) of = of_tiles(args, n * stride + c);
+                        args.first[n * stride + c] = of.first;
+                        means[n * p.c + c] = origin + of.first;
+                        sum += of.first;
+                        squares += of.second;
+                      });
+  const A mean = columns.sum(sum) / static_cast<A>(p.n);
+  columns.each_sample([&](int64_t n) { return args.first[n * stride + c]; },  // this thread's own
                       [&](int64_t, A of) { squares += size * (of - mean) * (of - mean); });
   const A total = columns.sum(squares);
   if (columns.there && columns.warp == 0) {
-    args.norm_mean[c] = mean;
+    args.norm_mean[c] = origin + mean;
     args.norm_var[c] = total / (static_cast<A>(p.n) * size);
   }
 }

@@ -52,8 +52,6 @@ class NormLaunch {
     require_launched(launch_norm(Norm::kRead, plan_, args, device.multiprocessors, device_.stream()));
     require_launched(launch_norm_channels(plan_, args, threads, blocks_, device_.stream()));
     require_launched(launch_norm(Norm::kWrite, plan_, args, device.multiprocessors, device_.stream()));
-    if constexpr (std::is_same_v<Call, ForwardCall>)
-      require_launched(pack_signs(request_.problem, args.call, plan_, device_));
   }
 
   void require_launched(cudaError_t error) const {

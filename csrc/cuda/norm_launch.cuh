@@ -26,9 +26,9 @@ cudaError_t launch_norm_of(Norm which, const Plan& plan, const NormArgs<Accumula
     constexpr int N = decltype(width)::value;
     constexpr bool kStraddle = decltype(straddle)::value;
     if constexpr (kForward) {
-      return launch.launch(which == Norm::kRead ? &eca_norm_moments_kernel<T, L, N, kStraddle>
-                                                : &eca_norm_apply_kernel<T, L, N, kStraddle>,
-                           args);
+      if (which == Norm::kRead) return launch.launch(&eca_norm_moments_kernel<T, L, N, kStraddle>, args);
+      const cudaError_t error = launch.launch(&eca_norm_apply_kernel<T, L, N, kStraddle>, args);
+      return launch_pack_signs(error, args.problem, args.call, plan, stream);
     } else {
       return launch.launch(which == Norm::kRead ? &eca_norm_dots_kernel<T, L, N, kStraddle>
                                                 : &eca_norm_gradient_kernel<T, L, N, kStraddle>,

@@ -87,26 +87,6 @@ struct OnePass {
             kRows ? static_cast<int>(args.problem.c) : length()};
   }
 
-  // Batch norm's numbers of the own channels. What `load_norm` stores, the thread that has stored it reads.
-  __device__ A* norm_array(int i) const { return x.array(args.gate.needs.arrays - kNormArrays + i); }
-  __device__ void load_norm() const {
-    A *const scale = norm_array(0), *const mean = norm_array(1), *const bias = norm_array(2);
-    x.keep_each(scale, [&](int c) {
-      const NormOf<A> of = norm_of<A>(args.gate.norm, c);
-      mean[c] = of.mean;
-      bias[c] = of.bias;
-      return of.scale;
-    });
-  }
-  __device__ NormOf<A> norm(int c) const { return {norm_array(1)[c], norm_array(2)[c], 0, norm_array(0)[c]}; }
-
-  // Of the block's part of y.
-  __device__ SignBytes<T, int> signs() const {
-    const Signs& of = args.call.signs;
-    uint8_t* const data = of.data ? of.data + n() * of.sample_stride + offset / N : nullptr;
-    return {data, kRows ? static_cast<int>(args.problem.c) : length()};
-  }
-
   __device__ bool bulk() const { return !kRows && ptx::has_bulk_copies(args.plan.bulk); }
 
   // Asks for the block's part of maps, each if it has a slab. Load 0 is into slabs from 0 on, load 1, which is waited
@@ -216,6 +196,54 @@ constexpr bool kHasOnePass = true;
 constexpr bool kHasOnePass = false;
 #endif
 
+// The signs of the block's part of y.
+template <class Pass>
+__device__ SignBytes<typename Pass::T, int> signs_of(const Pass& pass) {
+  const Signs& of = pass.args.call.signs;
+  uint8_t* const data = of.data ? of.data + pass.n() * of.sample_stride + pass.offset / Pass::N : nullptr;
+  return {data, Pass::kRows ? static_cast<int>(pass.args.problem.c) : pass.length()};
+}
+
+// Batch norm before the gate, if there is one. What `load` stores, the thread that has stored it reads.
+template <class Pass, bool kThere>
+struct OnePassNorm {
+  Pass& pass;
+  __device__ void load() const {}
+  __device__ void before_gate() const {}
+  __device__ const float* after_gate() const { return pass.gate() + pass.x.first; }
+};
+template <class Pass>
+struct OnePassNorm<Pass, true> {
+  Pass& pass;
+
+  __device__ float* array(int i) const { return pass.x.array(pass.args.gate.needs.arrays - kNormArrays + i); }
+  __device__ NormOf<float> of(int c) const { return {array(1)[c], array(2)[c], 0, array(0)[c]}; }
+  __device__ void load() const {
+    float *const scale = array(0), *const mean = array(1), *const bias = array(2);
+    pass.x.keep_each(scale, [&](int c) {
+      const NormOf<float> norm = norm_of<float>(pass.args.gate.norm, c);
+      mean[c] = norm.mean;
+      bias[c] = norm.bias;
+      return norm.scale;
+    });
+  }
+  // The means of x become those of what batch norm returns.
+  __device__ void before_gate() const {
+    float* const mean = pass.mean();
+    pass.x.each([&](int c) { mean[c] = of(c).of(mean[c]); });
+  }
+  // What the visit multiplies with and adds, for the own channels.
+  __device__ Affines<float> after_gate() const {
+    float *const gate = pass.gate(), *const shift = array(1);
+    pass.x.each([&](int c) {
+      const NormOf<float> norm = of(c);
+      shift[c] = norm.shift() * gate[c];
+      gate[c] *= norm.scale;
+    });
+    return {gate + pass.x.first, shift + pass.x.first};
+  }
+};
+
 template <class Gate, class T, Walk W, bool kNorm>
 __device__ __forceinline__ void run_forward(const OnePassArgs<ForwardCall>& args) {
   if constexpr (kHasOnePass) {
@@ -225,43 +253,31 @@ __device__ __forceinline__ void run_forward(const OnePassArgs<ForwardCall>& args
     const ForwardCall& call = args.call;
     const bool keeps_residual = args.plan.slabs.extra, relu = (args.problem.flags & kRelu) != 0;
     Pass pass(args);
+    const OnePassNorm<Pass, kNorm> norm{pass};
     pass.template load<0>(Kept{call.x, true});
     pass.template load<1>(Kept{call.residual, keeps_residual});
     pass.prepare();
-    if constexpr (kNorm) pass.load_norm();
+    norm.load();
 
     pass.template wait<0>();
-    float *const mean = pass.mean(), *const gate = pass.gate();
-    pass.sum(Pool<N, Slab>(pass.slab(0)), mean, static_cast<float>(args.problem.s));
+    float* const mean = pass.mean();
+    pass.sum(Pool<N, Slab>{{}, pass.slab(0)}, mean, static_cast<float>(args.problem.s));
     if (call.mean && pass.part == 0) {
       float* const means = static_cast<float*>(call.mean) + pass.n() * args.problem.c;
       pass.x.keep_each(means, [&](int c) { return mean[c]; });
     }
-    if constexpr (kNorm) pass.x.each([&](int c) { mean[c] = pass.norm(c).of(mean[c]); });
-    Gate{args.gate.shape}.forward(pass.x, mean, gate);
+    norm.before_gate();
+    Gate{args.gate.shape}.forward(pass.x, mean, pass.gate());
 
-    const int first = pass.x.first;
+    const auto numbers = norm.after_gate();
     const Slab y = pass.template global<Slab>(call.y);
-    const auto visit = [&](const auto& numbers) {
-      if (relu || call.residual.data) {
-        if (keeps_residual) pass.template wait<1>();
-        const Slab residual = keeps_residual ? pass.slab(1) : pass.template global<Slab>(call.residual);
-        const RescaleRelu rescale{residual.data != nullptr, relu};
-        pass.visit(numbers, visit_of<N>(rescale, pass.slab(0), WithSigns<Slab>{y, pass.signs()}, residual));
-      } else {
-        pass.visit(numbers, visit_of<N>(Rescale(), pass.slab(0), y));
-      }
-    };
-    if constexpr (kNorm) {
-      float* const shift = pass.norm_array(1);
-      pass.x.each([&](int c) {
-        const NormOf<float> of = pass.norm(c);
-        shift[c] = of.shift() * gate[c];
-        gate[c] *= of.scale;
-      });
-      visit(Affines<float>{gate + first, shift + first});
+    if (relu || call.residual.data) {
+      if (keeps_residual) pass.template wait<1>();
+      const Slab residual = keeps_residual ? pass.slab(1) : pass.template global<Slab>(call.residual);
+      const RescaleRelu rescale{residual.data != nullptr, relu};
+      pass.visit(numbers, visit_of<N>(rescale, pass.slab(0), WithSigns<Slab>{y, signs_of(pass)}, residual));
     } else {
-      visit(static_cast<const float*>(gate + first));
+      pass.visit(numbers, visit_of<N>(Rescale(), pass.slab(0), y));
     }
   } else {
     __trap();
@@ -312,7 +328,7 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     if (!later) pass.template wait<0>();
     if (masks) {
       const Slab grad_residual = pass.template global<Slab>(call.grad_residual);
-      pass.visit(Nothing(), visit_of<N>(Keep(), Masked<Slab>{grad_y, pass.signs()}, grad_y, {}, grad_residual));
+      pass.visit(Nothing(), visit_of<N>(Keep(), Masked<Slab>{grad_y, signs_of(pass)}, grad_y, {}, grad_residual));
       if (!Pass::kRows) __syncthreads();  // in rows, a thread adds up what it has masked
     }
     if (slabs.second_sum) {

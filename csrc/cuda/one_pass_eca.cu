@@ -3,6 +3,6 @@
 #include "one_pass_launch.cuh"
 
 namespace eca {
-template cudaError_t launch_one_pass_of<Variant::kEca, false>(const OnePassArgs<ForwardCall>&, int, cudaStream_t, Ask);
-template cudaError_t launch_one_pass_of<Variant::kEca, false>(const OnePassArgs<BackwardCall>&, int, cudaStream_t, Ask);
+template cudaError_t launch_one_pass_of<Variant::kEca>(const OnePassArgs<ForwardCall>&, int, cudaStream_t, Ask);
+template cudaError_t launch_one_pass_of<Variant::kEca>(const OnePassArgs<BackwardCall>&, int, cudaStream_t, Ask);
 }  // namespace eca

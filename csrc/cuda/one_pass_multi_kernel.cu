@@ -3,8 +3,7 @@
 #include "one_pass_launch.cuh"
 
 namespace eca {
-template cudaError_t launch_one_pass_of<Variant::kMultiKernel, false>(const OnePassArgs<ForwardCall>&, int,
-                                                                      cudaStream_t, Ask);
-template cudaError_t launch_one_pass_of<Variant::kMultiKernel, false>(const OnePassArgs<BackwardCall>&, int,
-                                                                      cudaStream_t, Ask);
+template cudaError_t launch_one_pass_of<Variant::kMultiKernel>(const OnePassArgs<ForwardCall>&, int, cudaStream_t, Ask);
+template cudaError_t launch_one_pass_of<Variant::kMultiKernel>(const OnePassArgs<BackwardCall>&, int, cudaStream_t,
+                                                               Ask);
 }  // namespace eca

@@ -8,6 +8,13 @@ namespace eca {
 namespace {
 
 template <class A>
+void keep_statistics(const NormTensors& norm, const Tensor& x, int64_t c, Saved* saved) {
+  keep_norm<A>(x, c, saved);
+  torch::stable::copy_(*saved->norm_mean, *norm.mean);
+  torch::stable::copy_(*saved->norm_var, *norm.var);
+}
+
+template <class A>
 Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors, const NormTensors* norm,
                   const OptionalTensor& residual, int64_t flags, Saved* saved) {
   const OnDeviceOf device(x);
@@ -20,11 +27,7 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
     call.residual = maps.another(*residual);
   }
   if (saved) keep_for_backward<A>(x, maps, flags, saved, &call);
-  if (saved && norm) {
-    keep_norm<A>(x, maps.shape.c(), saved);
-    torch::stable::copy_(*saved->norm_mean, *norm->mean);
-    torch::stable::copy_(*saved->norm_var, *norm->var);
-  }
+  if (saved && norm) keep_statistics<A>(*norm, x, maps.shape.c(), saved);
   Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
   if (p.s == 0 && !saved) p.n = 0;  // nobody wants anything of them
   Launch<A, ForwardCall> launch(device,

@@ -8,11 +8,12 @@
 namespace eca {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kMostThreads = 256;
+constexpr int64_t kMostGrid = 2048;
 
 // Reads y [N, C, S] of type T, with any strides between its runs, and writes its signs (problem.h), a byte a thread.
 template <class T>
-__global__ void __launch_bounds__(kThreads) eca_pack_signs_kernel(const __grid_constant__ PackArgs args) {
+__global__ void __launch_bounds__(kMostThreads) eca_pack_signs_kernel(const __grid_constant__ PackArgs args) {
   constexpr int kPerByte = 16 / sizeof(T);
   const Problem& p = args.problem;
   const int64_t length = p.layout == Layout::kRows ? p.c : p.s, elements = p.c * p.s;
@@ -36,12 +37,14 @@ __global__ void __launch_bounds__(kThreads) eca_pack_signs_kernel(const __grid_c
 
 }  // namespace
 
-cudaError_t launch_pack_signs(const PackArgs& args, int multiprocessors, int threads, cudaStream_t stream) {
-  const Problem& p = args.problem;
+cudaError_t launch_pack_signs(cudaError_t error, const Problem& p, const ForwardCall& call, const Plan& plan,
+                              cudaStream_t stream) {
+  if (error != cudaSuccess || !call.signs.data || plan.two_phase.vector > 1) return error;
   const int64_t bytes = p.n * sign_bytes(p.c * p.s, 16 / item_size(p.dtype));
-  const int64_t wanted = std::min<int64_t>((bytes + threads - 1) / threads, 8 * int64_t{multiprocessors});
-  if (wanted == 0) return cudaSuccess;
-  const LaunchConfig launch(dim3(static_cast<unsigned>(wanted)), std::min(threads, kThreads), 0, stream);
+  const int64_t blocks = std::min(ceil_divide(bytes, plan.threads), kMostGrid);
+  if (blocks == 0) return cudaSuccess;
+  const LaunchConfig launch(dim3(static_cast<unsigned>(blocks)), plan.threads, 0, stream);
+  const PackArgs args{p, call.y, call.signs};
   if (p.dtype == DType::kHalf) return launch.launch(&eca_pack_signs_kernel<__half>, args);
   if (p.dtype == DType::kBFloat16) return launch.launch(&eca_pack_signs_kernel<__nv_bfloat16>, args);
   if (p.dtype == DType::kFloat) return launch.launch(&eca_pack_signs_kernel<float>, args);

@@ -46,9 +46,8 @@ using Number = std::decay_t<decltype(std::declval<Numbers>()[0])>;
 
 template <class A, int N, bool kStraddle>
 struct Planes {
-  // Calls out(c, totals) with the sums over the tile's positions of channel tile.c0 + c, by `lanes` threads for each
-  // plane of `length`. shared: lanes / 32 numbers for each plane and sum, if that is more than one. Ends with a
-  // barrier.
+  // out(c, totals) gets the sums over the tile's positions of channel tile.c0 + c, by `lanes` threads for each plane of
+  // `length`. shared: lanes / 32 numbers for each plane and sum, if that is more than one. Ends with a barrier.
   template <class Index, class Term, class Out>
   __device__ static void sums(const TileOf<Index>& tile, Index length, int lanes, const Term& term, A* shared,
                               const Out& out) {
@@ -60,27 +59,18 @@ struct Planes {
       const int plane = first + group;
       A total[K] = {};
       if (plane < planes) along(tile, tile.c0 + plane, length, lane, lanes, term, total);
-#pragma unroll
-      for (int q = 0; q < K; ++q) total[q] = sum_of_lanes(total[q], in_warp);
+      sums_of_lanes(total, in_warp);
       if (plane < planes && (lane & (in_warp - 1)) == 0) {
-        if (parts == 1) {
-          out(plane, total);
-        } else {
-#pragma unroll
-          for (int q = 0; q < K; ++q) shared[(q * planes + plane) * parts + lane / in_warp] = total[q];
-        }
+        if (parts == 1) out(plane, total);
+        for (int q = 0; q < K && parts > 1; ++q) shared[(q * planes + plane) * parts + lane / in_warp] = total[q];
       }
     }
     __syncthreads();
     if (parts == 1) return;
     for (int plane = threadIdx.x; plane < planes; plane += blockDim.x) {
-      A total[K];
-#pragma unroll
-      for (int q = 0; q < K; ++q) {
-        const A* const of_plane = shared + (q * planes + plane) * parts;
-        total[q] = of_plane[0];
-        for (int part = 1; part < parts; ++part) total[q] += of_plane[part];
-      }
+      A total[K] = {};
+      for (int q = 0; q < K; ++q)
+        for (int part = 0; part < parts; ++part) total[q] += shared[(q * planes + plane) * parts + part];
       out(plane, total);
     }
     __syncthreads();
@@ -89,8 +79,9 @@ struct Planes {
   // Visits every element of the tile once; numbers[c] is what the visit knows of channel c.
   template <class Index, class Numbers, class Body>
   __device__ static void each(const TileOf<Index>& tile, Index length, Numbers numbers, const Body& body) {
-    constexpr bool kWide = sizeof(Index) > 4;  // places that take twice the registers
-    constexpr int kBatch = kStraddle && kWide ? 1 : kStraddle || kWide ? 2 : loads_of_visit<Body>();
+    constexpr bool kWide = sizeof(Index) > 4;            // places that take twice the registers
+    constexpr bool kFew = kStraddle || Body::kMaps > 1;  // registers are left
+    constexpr int kBatch = kWide && kFew ? 1 : kStraddle || kWide ? 2 : loads_of_visit<Body>();
     const Index c0 = kStraddle ? 0 : tile.c0, s0 = kStraddle ? 0 : tile.s0;  // what places are relative to
     const Index width = kStraddle ? length : tile.s1 - tile.s0;
     const Index begin = kStraddle ? (tile.c0 * length + tile.s0 + N - 1) / N * N : 0;
@@ -126,14 +117,13 @@ struct Planes {
   }
 
  private:
-  // The sums of what one of `lanes` threads has of plane c.
+  // Adds up what one of `lanes` threads has of plane c.
   template <class Index, class Term>
   __device__ __forceinline__ static void along(const TileOf<Index>& tile, Index c, Index length, int lane, int lanes,
                                                const Term& term, A (&totals)[Term::kSums]) {
     constexpr int kBatch = loads_of_sum<Term>(), K = Term::kSums;
     A total[K][N] = {}, centre[N];
-#pragma unroll
-    for (int k = 0; k < N; ++k) centre[k] = k == 0 ? A(term.centre(c)) : centre[0];
+    fill(centre, static_cast<A>(term.centre(c)));
     const auto add = [&](Index i, const typename Term::Loaded& loaded) {
       A terms[K][N];
       term.get(loaded, centre, terms);
@@ -141,7 +131,6 @@ struct Planes {
       for (int k = 0; k < N; ++k) {
         const Index at = i + k - tile.s0;
         if (kStraddle && (at < 0 || at >= tile.s1 - tile.s0)) continue;  // the neighbours'
-#pragma unroll
         for (int q = 0; q < K; ++q) total[q][k] += terms[q][k];
       }
     };
@@ -165,11 +154,9 @@ struct Planes {
       term.late(c, i, loaded);
       add(i, loaded);
     }
-#pragma unroll
     for (int q = 0; q < K; ++q) {
 #pragma unroll
-      for (int k = 1; k < N; ++k) total[q][0] += total[q][k];
-      totals[q] = total[q][0];
+      for (int k = 0; k < N; ++k) totals[q] += total[q][k];
     }
   }
 

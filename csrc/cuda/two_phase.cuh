@@ -80,7 +80,7 @@ struct PassBase {
     const ForwardCall& call = args.call;
     const bool relu = (args.problem.flags & kRelu) != 0;
     const Map x = map(call.x, n), y = map(call.y, n);
-    if (relu || call.residual.data) {
+    if (!std::is_same_v<Numbers, const A*> || relu || call.residual.data) {  // one visit with shifts: registers are few
       const RescaleRelu rescale{call.residual.data != nullptr, relu};
       visit(tile, numbers, visit_of<N>(rescale, x, WithSigns<Map>{y, signs(n)}, map(call.residual, n)));
     } else {
@@ -120,7 +120,7 @@ struct ForwardPass : PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>, 
   static constexpr Direction kDirection = Direction::kForward;
 
   __device__ void reduce(int64_t n, const Tile& tile, A* out) const {
-    this->sums(tile, Pool<N, Map>(this->map(args.call.x, n)), Totals{out});
+    this->sums(tile, Pool<N, Map>{{}, this->map(args.call.x, n)}, Totals{out});
   }
   __device__ void gate(int64_t n, Channels& x) const {
     const A* const partials = this->partial(n);

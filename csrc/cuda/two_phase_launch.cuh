@@ -52,7 +52,8 @@ cudaError_t launch_two_phase_of(const Plan& plan, const TwoPhaseArgs<Accumulator
     constexpr int N = decltype(width)::value;
     constexpr bool kStraddle = decltype(straddle)::value;
     if constexpr (std::is_same_v<Call, ForwardCall>) {
-      return launch.launch(&eca_two_phase_forward_kernel<T, L, N, kStraddle>, args);
+      const cudaError_t error = launch.launch(&eca_two_phase_forward_kernel<T, L, N, kStraddle>, args);
+      return launch_pack_signs(error, args.problem, args.call, plan, stream);
     } else {
       return launch.launch(&eca_two_phase_backward_kernel<T, L, N, kStraddle>, args);
     }

@@ -78,17 +78,7 @@ struct Vector {
   __device__ __forceinline__ static void store_once(T* p, const A (&values)[N]) {
     __stcs(reinterpret_cast<Raw*>(p), packed(values));
   }
-  // Bit k: whether values[k], as it is stored, is above zero or NaN.
-  __device__ __forceinline__ static unsigned above_zero(const A (&values)[N]) {
-    A stored[N];
-    Vector{packed(values)}.get(stored);
-    unsigned bits = 0;
-#pragma unroll
-    for (int k = 0; k < N; ++k) bits |= (stored[k] <= A(0) ? 0u : 1u) << k;
-    return bits;
-  }
 
- private:
   __device__ __forceinline__ static Raw packed(const A (&values)[N]) {
     T narrowed[N];
 #pragma unroll
