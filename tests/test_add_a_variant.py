@@ -153,12 +153,12 @@ OPERATORS = """
   static Tensor contrast_infer(T x, T scale, T shift, Optional residual, int64_t flags) {
     return infer(Variant::kContrast, x, {&scale, &shift}, residual, flags);
   }
-  static Pair contrast_forward(T x, T scale, T shift, Optional residual, int64_t flags) {
+  static Three contrast_forward(T x, T scale, T shift, Optional residual, int64_t flags) {
     return forward(Variant::kContrast, x, {&scale, &shift}, residual, flags);
   }
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_backward(T grad_y, T x, T mean, Optional y, T scale,
-                                                                      T shift, int64_t flags) {
-    Gradients g = Backend::backward(Variant::kContrast, grad_y, x, mean, y, {&scale, &shift}, flags);
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_backward(T grad_y, T x, T mean, Optional signs,
+                                                                      T scale, T shift, int64_t flags) {
+    Gradients g = backward(Variant::kContrast, grad_y, x, mean, signs, {&scale, &shift}, flags);
     return {g[0], g[1], g[2], g[3]};
   }
 """
@@ -171,9 +171,9 @@ IMPLEMENTATIONS = """
 SCHEMAS = """
   m.def("contrast_eca_infer(Tensor x, Tensor scale, Tensor shift, Tensor? residual, int flags) -> Tensor");
   m.def("contrast_eca_forward(Tensor x, Tensor scale, Tensor shift, Tensor? residual, int flags)"
-        " -> (Tensor y, Tensor mean)");
-  m.def("contrast_eca_backward(Tensor grad_y, Tensor x, Tensor mean, Tensor? y, Tensor scale, Tensor shift, int flags)"
-        " -> (Tensor grad_x, Tensor grad_residual, Tensor grad_scale, Tensor grad_shift)");"""
+        " -> (Tensor y, Tensor mean, Tensor signs)");
+  m.def("contrast_eca_backward(Tensor grad_y, Tensor x, Tensor mean, Tensor? signs, Tensor scale, Tensor shift,"
+        " int flags) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_scale, Tensor grad_shift)");"""
 
 SHAPES = """if (variant == Variant::kContrast) {
     require(has_sizes(*p[0], {1}), "scale");
