@@ -87,7 +87,7 @@ def number(name: str, value: Any) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
+    if number - number != 0:  # math.isfinite, which Dynamo can't trace of a symbol
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return number
 

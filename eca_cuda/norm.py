@@ -5,6 +5,7 @@ The operators change nothing in place: forward returns the statistics of the bat
 here. So they mean the same to every tracer.
 """
 
+from functools import partial
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -38,8 +39,8 @@ def apply(
         return _checked(x, parameters, norm, residual, flags, torch.compiler.is_compiling())
     try:
         return _call(x, parameters, norm, residual, flags)
-    except Exception:  # before anything is changed
-        return _checked(x, parameters, norm, residual, flags, False)
+    except Exception as error:
+        return _checked(x, parameters, norm, residual, flags, False, error)
 
 
 def apply_traced(
@@ -56,26 +57,28 @@ def _checked(
     residual: Optional[Tensor],
     flags: int,
     is_compiling: bool,
+    error: Optional[Exception] = None,
 ) -> Tensor:
-    """For tracers, and for what the operators refused: says what is wrong with it, or finds another way."""
-    parameters = autograd.widened(x, parameters)
-    affine = autograd.widened(x, norm[:2])
+    """For tracers, and after an ``error``: says what is wrong with the arguments, or finds another way."""
+    given = parameters, norm[:2]
+    parameters, affine = (autograd.widened(x, tensors) for tensors in given)
     norm = norm._replace(weight=affine[0], bias=affine[1])
-    ops.check("eca", x, parameters, residual, flags)
-    checks.check_norm(x, *norm[:5])
+    try:
+        ops.check("eca", x, parameters, residual, flags)
+        checks.check_norm(x, *norm[:5])
+    except (TypeError, ValueError) as exact:
+        raise exact from None
     if is_compiling and compiling.inlines(x, _wants_grad(x, parameters, norm, residual)):
         return composite(x, parameters, norm, residual, flags, compiling.shifted_conv)
     tensors = (x, *parameters, *norm[:4], residual)
     is_plain = not any(t is not None and (sharding.is_dtensor(t) or autograd.is_foreign(t)) for t in tensors)
     if autograd.needs_composite() or not is_plain or x.numel() == 0:
         return composite(x, parameters, norm, residual, flags)
-    if is_compiling:
-        return _call(x, parameters, norm, residual, flags)
-    try:
-        return _call(x, parameters, norm, residual, flags)
-    except NotImplementedError:
+    if error is None or (parameters, norm[:2]) != given:
+        return _call(x, parameters, norm, residual, flags, is_compiling)
+    if isinstance(error, NotImplementedError):
         checks.check_device(x.device, ops.cuda_toolkit())
-        raise
+    raise error
 
 
 def _wants_grad(x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor]) -> bool:
@@ -83,7 +86,12 @@ def _wants_grad(x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm,
 
 
 def _call(
-    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
+    x: Tensor,
+    parameters: tuple[Optional[Tensor], ...],
+    norm: Norm,
+    residual: Optional[Tensor],
+    flags: int,
+    is_compiling: bool = False,
 ) -> Tensor:
     """The operators, and the update of the running statistics."""
     y: Tensor
@@ -91,17 +99,26 @@ def _call(
     if count <= norm.training or (norm.training and not _can_update(norm, x)):
         raise ValueError("x: expected more values")
     if _wants_grad(x, parameters, norm, residual):
+        # As torch does it: before anything is saved, where a checkpoint may end a repetition. Tracers get it behind.
+        update = None if is_compiling else partial(_update, norm, count)
         given = autograd.distinct(x, residual, *parameters, *norm.tensors())
-        y, mean, var = _FusedNorm.apply(flags | ops.BATCH_STATISTICS * norm.training, norm.eps, *given)
+        y, mean, var = _FusedNorm.apply(flags | ops.BATCH_STATISTICS * norm.training, norm.eps, update, *given)
+        if is_compiling:
+            _update(norm, count, mean, var)
     elif norm.training:
         y, _, mean, var, _ = ops.VARIANTS[ops.NORM].forward(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
+        _update(norm, count, mean, var)
     else:
         infer: Any = ops.INFER[ops.NORM]
         y = infer(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
+    return y
+
+
+def _update(norm: Norm, count: int, mean: Tensor, var: Tensor) -> None:
+    """Move the running statistics towards those of the batch; its variance is biased, the running one is not."""
     if norm.training and norm.running_mean is not None and norm.running_var is not None:
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
-    return y
 
 
 def _can_update(norm: Norm, x: Tensor) -> bool:
@@ -134,11 +151,19 @@ class _FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, flags: int, eps: float, x: Tensor, residual: Optional[Tensor], *tensors: Optional[Tensor]
+        ctx: Any,
+        flags: int,
+        eps: float,
+        update: Any,
+        x: Tensor,
+        residual: Optional[Tensor],
+        *tensors: Optional[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         y: Tensor
         forward = ops.VARIANTS[ops.NORM].forward
         y, mean, norm_mean, norm_var, signs = forward(x, *tensors, eps, residual, flags & ~ops.BATCH_STATISTICS)
+        if update is not None:
+            update(norm_mean, norm_var)
         ctx.flags, ctx.eps = flags, eps
         saved = (x, mean, signs if flags & ops.RELU else None, *tensors[:4], norm_mean, norm_var)
         ctx.there = [t is not None for t in saved]
@@ -150,17 +175,17 @@ class _FusedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Optional[Tensor], *_: Any) -> tuple[Optional[Tensor], ...]:
         if grad_y is None:
-            return (None,) * 10
+            return (None,) * 11
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, grad_y)
         flags, needs = ctx.flags, ctx.needs_input_grad
         x, mean, signs, *tensors = autograd.saved_by(ctx)
-        if needs[3] and signs is not None:
+        if needs[4] and signs is not None:
             flags |= ops.GRAD_RESIDUAL
         grads = ops.VARIANTS[ops.NORM].backward(grad_y, x, mean, signs, *tensors, ctx.eps, flags)
-        grad_residual = (grad_y if signs is None else grads[1]) if needs[3] else None
-        wanted = (grad if needed else None for grad, needed in zip(grads[2:], needs[4:8], strict=True))
-        return None, None, grads[0] if needs[2] else None, grad_residual, *wanted, None, None
+        grad_residual = (grad_y if signs is None else grads[1]) if needs[4] else None
+        wanted = (grad if needed else None for grad, needed in zip(grads[2:], needs[5:9], strict=True))
+        return None, None, None, grads[0] if needs[3] else None, grad_residual, *wanted, None, None
 
 
 def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor], ...]:
@@ -181,9 +206,9 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
         statistics = [None, None] if is_batch else [t.to(dtype) for t in tensors[4:]]
         norm = Norm(affine[0], affine[1], statistics[0], statistics[1], is_batch, 0.0, ctx.eps)
         out = composite(x, (weight, bias), norm, None, ctx.flags & ~ops.RELU)
-        needed = (needs[2], *needs[4:8])
+        needed = (needs[3], *needs[5:9])
         inputs = (x, weight, bias, *affine)
         wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         grads = iter(torch.autograd.grad(out, wanted, grad_sum, create_graph=True) if wanted else ())
     grad_x, *rest = (next(grads) if need else None for need in needed)
-    return None, None, grad_x, grad_sum if needs[3] else None, *rest, None, None
+    return None, None, None, grad_x, grad_sum if needs[4] else None, *rest, None, None

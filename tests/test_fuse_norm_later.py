@@ -321,8 +321,7 @@ def test_compiled_blocks_train_alike_and_see_changes(make, name):
     torch.compiler.reset()
     block, found = prepared(make()).double(), []
     made = fused(block)
-    # TODO: with eps, too, once the checks let Dynamo's symbolic numbers through
-    made.compile(backend="aot_eager", fullgraph=name != "eps")
+    made.compile(backend="aot_eager", fullgraph=True)
     assert_same(behaviour(made), behaviour(block))
     for m in (block, made):
         m.train()

@@ -37,6 +37,7 @@ TWO = "(clean and eca-torch and float32) or (smaller and float32)"  # ThreadSani
 ONE = "one_pass_is_clean and eca and one-block and contiguous"
 CLUSTERS = "one_pass_is_clean and eca and clusters and contiguous"
 ECA, TWO_PHASE = "cuda/one_pass_eca.cu", "cuda/two_phase_float.cu"
+SOUND, NORM = "sound", "cuda/norm_float.cu"
 
 
 def ways(name: str) -> str:
@@ -336,6 +337,43 @@ BUGS = {
         WRONG,
         CLUSTERS,
         ECA,
+    ),
+    # Signs, and batch norm
+    "a bit is that of the neighbour": Bug(
+        "cuda/maps.cuh", "bits >> k & 1", "bits >> (k ^ 1) & 1", "plain", WRONG, ONE, ECA
+    ),
+    "packed signs leave out a byte's last element": Bug(
+        "cuda/pack_signs.cu", "k < kPerByte && first", "k < kPerByte - 1 && first", "plain", WRONG, "float32", TWO_PHASE
+    ),
+    "there is room for one sum of two": Bug(
+        "cuda/norm_launch.cuh",
+        "two.shared.sums + 2 * partial",
+        "two.shared.sums + partial",
+        "address",
+        POISON,
+        SOUND,
+        NORM,
+    ),
+    "samples' means do not count for the variance": Bug(
+        "cuda/norm_channels.cu", "squares += size * (of - mean)", "squares += 0 * (of - mean)", "plain", WRONG, SOUND
+    ),
+    "tiles' means do not count for the variance": Bug(
+        "cuda/norm_channels.cu", "count(b) * distance * distance", "0 * distance", "plain", WRONG, SOUND
+    ),
+    "a tile's mean is measured from another element": Bug(
+        "cuda/norm.cuh", "x, 0), 0};", "x, 0), tile.s0};", "plain", WRONG, SOUND, NORM
+    ),
+    "sums of warps are read before they are there": Bug(
+        "cuda/norm_channels.cu", "= number;\n    __syncthreads();", "= number;", "thread", RACE, SOUND
+    ),
+    "sums of warps are overwritten while they are read": Bug(
+        "cuda/norm_channels.cu", "    __syncthreads();\n    numbers[", "    numbers[", "thread", RACE, SOUND
+    ),
+    "gradients do not depend on the statistics": Bug(
+        "cuda/norm_channels.cu", "- slope * of.mean : A(0)", ": A(0)", "plain", WRONG, SOUND
+    ),
+    "given statistics leave the mean as it is": Bug(
+        "cuda/one_pass.cuh", "mean[c] = of(c).of(mean[c]);", "", "plain", WRONG, SOUND, "cuda/one_pass_norm.cu"
     ),
 }
 

@@ -27,9 +27,10 @@ struct Columns {
     constexpr int kBatch = 4;
     if (!there) return;
     for (int64_t first = warp; first < samples; first += kBatch * warps) {
-      decltype(load(first)) loaded[kBatch];
+      decltype(load(first)) loaded[kBatch] = {};
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) loaded[b] = load(min(first + b * warps, samples - 1));
+      for (int b = 0; b < kBatch; ++b)
+        if (first + b * warps < samples) loaded[b] = load(first + b * warps);
 #pragma unroll
       for (int b = 0; b < kBatch; ++b)
         if (first + b * warps < samples) f(first + b * warps, loaded[b]);
