@@ -272,7 +272,7 @@ STEPS: dict[int, list[Edit]] = {
         Edit("eca_cuda/checks.py", '    "eca": _check_eca,\n', '    "contrast_eca": _check_contrast_eca,\n'),
         Edit("eca_cuda/functional.py", 'apply("bidirectional_eca", x, parameters, residual, flags)\n', FUNCTION),
         Edit("eca_cuda/modules.py", '("" if self.final_sigmoid else ", final_sigmoid=False")\n', MODULE),
-        Edit("eca_cuda/__init__.py", "from .functional import bidirectional_eca, ", "contrast_eca, "),
+        Edit("eca_cuda/__init__.py", "from .functional import batch_norm_eca, bidirectional_eca, ", "contrast_eca, "),
         Edit("eca_cuda/__init__.py", "from .modules import BidirectionalECA, ", "ContrastECA, "),
     ],
     6: [

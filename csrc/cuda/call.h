@@ -53,7 +53,7 @@ inline ParameterView output(const Tensor& t, int64_t centre) {
 }
 
 template <class A>
-NormParameters norm_of(const NormTensors& norm, const Tensor& x, int64_t c) {
+NormParameters norm_parameters(const NormTensors& norm, const Tensor& x, int64_t c) {
   require_norm<A>(norm, x, c);
   const auto view = [](const Tensor* t) { return t ? input(*t, -1) : ParameterView{}; };
   return {view(norm.weight), view(norm.bias), view(norm.mean), view(norm.var), norm.eps};
@@ -77,7 +77,7 @@ struct Parameters {
       if (!t->is_contiguous()) t = &copies.emplace_back(torch::stable::contiguous(*t));
       gate.views[i] = input(*t, centre_tap(variant, flags, *tensors[i], i));
     }
-    if (norm) gate.norm = norm_of<A>(*norm, x, c);
+    if (norm) gate.norm = norm_parameters<A>(*norm, x, c);
   }
 
   GateFacts facts;
