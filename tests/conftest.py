@@ -30,8 +30,8 @@ NO_EMULATOR = emulated.missing()
 # What reads or compiles the repository, or tests benchmarks/: not for a wheel alone, as under make test-versions.
 # fmt: off
 OF_THE_REPOSITORY = [
-    "add_a_variant", "benchmark*", "build", "cuda_bits", "docs", "emulat*", "examples", "gate_contract", "gpu_paths",
-    "hub", "packaging", "plan", "planted_bugs", "reading_path", "repo_rules", "sanitizers", "sass",
+    "add_a_variant", "benchmark*", "block_passes", "build", "cuda_bits", "docs", "emulat*", "examples", "gate_contract",
+    "gpu_paths", "hub", "packaging", "plan", "planted_bugs", "reading_path", "repo_rules", "sanitizers", "sass",
     "typing", "versions",
 ]
 # fmt: on
