@@ -96,7 +96,7 @@ def _call(
     """The operators, and the update of the running statistics."""
     y: Tensor
     count = x.numel() // max(x.shape[1], 1)
-    if count <= norm.training or (norm.training and not _can_update(norm, x)):
+    if count <= int(norm.training) or (norm.training and not _can_update(norm, x)):
         raise ValueError("x: expected more values")
     if _wants_grad(x, parameters, norm, residual):
         # As torch does it: before anything is saved, where a checkpoint may end a repetition. Tracers get it behind.

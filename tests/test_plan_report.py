@@ -60,7 +60,7 @@ def test_the_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     arguments += ["--direction", "backward", "--relu", "--residual", "--device", "b200"]
     text = report(capsys, *arguments)
     assert "bidirectional_eca backward + residual + relu of [32, 2048, 7, 7] bfloat16 channels_last" in text
-    assert "b200, by its public figures\n" in text and "3 maps" in text
+    assert "b200, by its public figures\n" in text and "2 maps" in text
     facts = json.loads(report(capsys, *arguments, "--json"))
     options = {"relu": True, "residual": True, "kernel_size": 3, "hidden": 128}
     assert facts["plan"] == plan(
