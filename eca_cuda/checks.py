@@ -92,6 +92,14 @@ def number(name: str, value: Any) -> float:
     return number
 
 
+def epsilon(value: Any, training: bool) -> float:
+    """``value``, if batch norm may add it to a variance, as torch has it; else TypeError or ValueError."""
+    eps = number("eps", value)
+    if eps < 0 or (training and eps == 0):
+        _refuse("eps", "a positive number for training=True" if training else "no negative number", f"{value}")
+    return eps
+
+
 def flag(name: str, value: Any) -> bool:
     """``value``, if it is True or False; else TypeError."""
     if not isinstance(value, bool):
@@ -141,6 +149,9 @@ def check_norm(
         _check_parameters(x, dict(given))
         for name, t in given.items():
             _check_shape(name, t, (x.shape[1],))
+    for name, statistic in running.items():
+        if statistic is not None and statistic.requires_grad and torch.is_grad_enabled():
+            _refuse(name, "no gradient to be wanted", "requires_grad=True")
     for name, other in (("running_mean", running_var), ("running_var", running_mean)):
         if running[name] is None and not (training and other is None):
             because = "for training=False" if not training else "like the other running statistic"

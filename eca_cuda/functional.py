@@ -141,7 +141,7 @@ def batch_norm_eca(
         running_mean, running_var: ``[C]`` likewise; with ``training`` updated in place, or both None.
         training: whether the statistics are those of ``x``.
         momentum: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
-        eps: added to the variance.
+        eps: added to the variance; not negative, and with ``training`` not 0.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came; with ``training``, also if ``x``
@@ -151,8 +151,8 @@ def batch_norm_eca(
     """
     flags = _flags(padding_mode, gate, activation)
     checks.number("momentum", momentum)
-    checks.number("eps", eps)
     checks.flag("training", training)
+    checks.epsilon(eps, training)
     statistics = norm.Norm(norm_weight, norm_bias, running_mean, running_var, training, momentum, eps)
     return norm.apply(x, (weight, bias), statistics, residual, flags)
 

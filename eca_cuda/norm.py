@@ -30,6 +30,12 @@ class Norm(NamedTuple):
         """Those that the operators are given: running statistics only where they are used."""
         return (*self[:2], None, None) if self.training else self[:4]
 
+    def contiguous(self) -> "Norm":
+        """With copies of those where they are not; running statistics that are updated stay as they are."""
+        weight, bias, mean, var = (None if t is None else t.contiguous() for t in self.tensors())
+        given = self._replace(weight=weight, bias=bias)
+        return given if self.training else given._replace(running_mean=mean, running_var=var)
+
 
 def apply(
     x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
@@ -63,6 +69,7 @@ def _checked(
     given = parameters, norm[:2]
     parameters, affine = (autograd.widened(x, tensors) for tensors in given)
     norm = norm._replace(weight=affine[0], bias=affine[1])
+    is_new = parameters is not given[0] or affine is not given[1]
     try:
         ops.check("eca", x, parameters, residual, flags)
         checks.check_norm(x, *norm[:5])
@@ -74,7 +81,9 @@ def _checked(
     is_plain = not any(t is not None and (sharding.is_dtensor(t) or autograd.is_foreign(t)) for t in tensors)
     if autograd.needs_composite() or not is_plain or x.numel() == 0:
         return composite(x, parameters, norm, residual, flags)
-    if error is None or (parameters, norm[:2]) != given:
+    if not all(t is None or t.is_contiguous() for t in norm.tensors()):  # which the operators ask for
+        norm, is_new = norm.contiguous(), True
+    if error is None or is_new:
         return _call(x, parameters, norm, residual, flags, is_compiling)
     if isinstance(error, NotImplementedError):
         checks.check_device(x.device, ops.cuda_toolkit())
@@ -83,6 +92,10 @@ def _checked(
 
 def _wants_grad(x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor]) -> bool:
     return torch.is_grad_enabled() and autograd.any_requires_grad(x, residual, *parameters, norm.weight, norm.bias)
+
+
+def _wants_grad_of_statistics(norm: Norm) -> bool:
+    return torch.is_grad_enabled() and autograd.any_requires_grad(norm.running_mean, norm.running_var)
 
 
 def _call(
@@ -96,29 +109,42 @@ def _call(
     """The operators, and the update of the running statistics."""
     y: Tensor
     count = x.numel() // max(x.shape[1], 1)
-    if count <= int(norm.training) or (norm.training and not _can_update(norm, x)):
-        raise ValueError("x: expected more values")
+    too_few = count < (2 if norm.training else 1)  # not count <= norm.training, which sizes that are symbols refuse
+    if too_few or (norm.training and not _can_update(norm, x)) or _wants_grad_of_statistics(norm):
+        raise ValueError("eca_cuda: invalid argument x or running_mean")
     if _wants_grad(x, parameters, norm, residual):
         # As torch does it: before anything is saved, where a checkpoint may end a repetition. Tracers get it behind.
         update = None if is_compiling else partial(_update, norm, count)
         given = autograd.distinct(x, residual, *parameters, *norm.tensors())
         y, mean, var = _FusedNorm.apply(flags | ops.BATCH_STATISTICS * norm.training, norm.eps, update, *given)
         if is_compiling:
-            _update(norm, count, mean, var)
+            _update(norm, count, mean, var, True)
     elif norm.training:
         y, _, mean, var, _ = ops.VARIANTS[ops.NORM].forward(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
-        _update(norm, count, mean, var)
+        _update(norm, count, mean, var, is_compiling)
     else:
         infer: Any = ops.INFER[ops.NORM]
         y = infer(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
     return y
 
 
-def _update(norm: Norm, count: int, mean: Tensor, var: Tensor) -> None:
+def _update(norm: Norm, count: int, mean: Tensor, var: Tensor, is_compiling: bool = False) -> None:
     """Move the running statistics towards those of the batch; its variance is biased, the running one is not."""
     if norm.training and norm.running_mean is not None and norm.running_var is not None:
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
+        _move(norm.running_mean, mean, norm.momentum, 1.0, is_compiling)
+        _move(norm.running_var, var, norm.momentum, count / (count - 1), is_compiling)
+
+
+def _move(running: Tensor, batch: Tensor, momentum: float, factor: float, is_compiling: bool) -> None:
+    """As torch does it: rounded once; no lerp, which makes NaN of infinity; and autograd does not see it.
+
+    It would refuse backward of a batch norm of torch's own that ran before and saved the running statistics.
+    """
+    running = running if is_compiling else running.data
+    wide = running.to(batch.dtype)  # the same, unless they are half
+    wide.mul_(1 - momentum).add_(batch, alpha=momentum * factor)
+    if wide is not running:
+        running.copy_(wide)
 
 
 def _can_update(norm: Norm, x: Tensor) -> bool:
@@ -126,7 +152,8 @@ def _can_update(norm: Norm, x: Tensor) -> bool:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         return mean is var
-    return mean.shape == var.shape == x.shape[1:2] and mean.device == var.device == x.device
+    fit = mean.shape == var.shape == x.shape[1:2] and mean.device == var.device == x.device
+    return fit and mean.dtype == var.dtype and mean.dtype in (x.dtype, torch.float32)
 
 
 def composite(
