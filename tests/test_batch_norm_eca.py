@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import prod, sqrt
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from cases import DTYPES
 from layouts import LAYOUTS
 from torch import Tensor
 
-from eca_cuda import batch_norm_eca, reference
+from eca_cuda import batch_norm_eca, eca, reference
 from eca_cuda.testing import make_x, used_budget
 
 NAMES = ("x", "residual", "weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var")
@@ -305,3 +305,27 @@ def test_running_statistics_are_those_of_batch_norm():
         F.batch_norm(x, *theirs, training=True, momentum=0.2)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("far", [30.0, 1000.0])
+def test_an_outlier_costs_the_variance_no_digits(far, memory, device):
+    """The first position of each plane lies far from all others: no pivot for their squares."""
+    x = make_x((2, 4, 64, 64))
+    x[..., 0, 0] += far
+    x = LAYOUTS[memory](x).to(device)
+    running = torch.zeros(4, device=device), torch.zeros(4, device=device)
+    batch_norm_eca(x, torch.ones(1, 1, 3, device=device), None, None, *running, training=True, momentum=1.0)
+    exact = x.double().var((0, 2, 3))
+    rounding = sqrt(x[:, 0].numel()) * torch.finfo(torch.float32).eps
+    assert float(((running[1] - exact) / exact).abs().max()) < rounding
+
+
+def test_what_underflows_lets_no_gradient_pass(device):
+    """As in torch, where the ReLU sees what was rounded to zero."""
+    x = torch.full((1, 8, 16), 6e-8, dtype=torch.float16, device=device, requires_grad=True)
+    y = eca(
+        x, torch.zeros(1, 1, 1, dtype=torch.float16, device=device), torch.full((1,), -8.0).half(), activation="relu"
+    )
+    y.backward(torch.ones_like(y))
+    assert not y.any() and not x.grad.any()

@@ -17,23 +17,15 @@ struct Maps {
     reduce<1>(tile, {sums}, [=](int64_t run, int64_t i, int n, P(&out)[1]) { out[0] = read(at(x, run) + i, n); });
   }
 
-  // What is summed up is less than the values themselves by one of them, so that squares do not cancel where the mean
-  // is large: the error is at worst that of a sum of as many terms.
-  static void moments(Map x, Tile tile, void* means_, void* squares_) {
-    A *const means = static_cast<A*>(means_), *const squares = static_cast<A*>(squares_);
-    const bool rows = L == Layout::kRows;
-    reduce<2>(tile, {means, squares}, [=](int64_t run, int64_t i, int n, P(&out)[2]) {
-      const P first = rows ? read(at(x, tile.s0) + i, n) : P(read_one(at(x, run) + tile.s0));
-      out[0] = read(at(x, run) + i, n) - first;
-      out[1] = out[0] * out[0];
+  // The second visit of the tile is served by a cache: no digit is lost, whatever the mean is.
+  static void moments(Map x, Tile tile, void* means_, void* squares) {
+    A* const means = static_cast<A*>(means_);
+    pool(x, tile, means);
+    for (int64_t c = tile.c0; c < tile.c1; ++c) means[c] /= static_cast<A>(tile.s1 - tile.s0);
+    reduce<1>(tile, {squares}, [=](int64_t run, int64_t i, int n, P(&out)[1]) {
+      const P away = read(at(x, run) + i, n) - of_channels(means, run, i, n);
+      out[0] = away * away;
     });
-    const A count = static_cast<A>(tile.s1 - tile.s0);
-    for (int64_t c = tile.c0; c < tile.c1; ++c) {
-      const A mean = means[c] / count;
-      const A square = squares[c] - means[c] * mean;
-      squares[c] = square < A(0) ? A(0) : square;
-      means[c] = mean + read_one(rows ? at(x, tile.s0) + c : at(x, c) + tile.s0);
-    }
   }
 
   static void dot(const DotArgs& args, Tile tile, void* products) {
@@ -55,11 +47,16 @@ struct Maps {
  private:
   static T* at(Map map, int64_t run) { return static_cast<T*>(map.data) + run * map.stride; }
 
-  // Through a pack, which knows how T is widened.
-  static A read_one(const T* p) {
-    A lanes[kLanes];
-    store(lanes, load_partial(p, 1));
-    return lanes[0];
+  // The numbers of the channels that elements i .. i + n of a run belong to.
+  static P of_channels(const A* numbers, int64_t run, int64_t i, int n) {
+    return L == Layout::kRows ? read(numbers + i, n) : P(numbers[run]);
+  }
+
+  // As it will be stored.
+  static P rounded(P value) {
+    T stored[kLanes];
+    store(stored, value);
+    return load(stored);
   }
 
   static void put(T* p, P value, int n, bool streaming) {
@@ -102,8 +99,7 @@ struct Maps {
     const A* const centre = static_cast<const A*>(args.centre);
     reduce<2>(tile, {sums, products}, [=](int64_t run, int64_t i, int n, P(&out)[2]) {
       out[0] = masked<Signs>(signs, run * signs.length + i, n, read(at(grad_y, run) + i, n));
-      const P of_channels = L == Layout::kRows ? read(centre + i, n) : P(centre[run]);
-      out[1] = out[0] * (read(at(x, run) + i, n) - of_channels);
+      out[1] = out[0] * (read(at(x, run) + i, n) - of_channels(centre, run, i, n));
     });
   }
 
@@ -126,6 +122,7 @@ struct Maps {
       if constexpr (Shift) value = value + numbers[1];
       if constexpr (Residual) value = value + read(p[2] + i, n);
       if constexpr (Relu) {
+        if (signs.data) value = rounded(value);  // what underflows is not above zero
         const Mask<A> off = value <= P(0);
         value = select(off, P(0), value);
         if (signs.data) store_signs(signs.data, e, n, ~bits_of(off));

@@ -10,7 +10,8 @@
 
 namespace eca {
 
-// The sums of x - p and (x - p)^2, p being the channel's first element in the tile: nothing large cancels.
+// The sums of x - p and (x - p)^2. The pivot p is an element of the channel in the tile, so that nothing large cancels:
+// the median of the first, the middle and the last one, as a single one may lie far from the others.
 template <int N, Layout L, class X>
 struct Moments {
   using A = Accumulator<typename X::Element>;
@@ -18,10 +19,15 @@ struct Moments {
   static constexpr bool kFar = X::kFar;
   static constexpr int kSums = 2;
   X x;
-  int64_t s0;  // of the tile
+  int64_t s0, s1;  // of the tile
 
+  __device__ __forceinline__ A at(int64_t c, int64_t s) const {
+    return widen(*(L == Layout::kRows ? x.at(s, c) : x.at(c, s)));
+  }
   __device__ __forceinline__ A centre(int64_t c) const {
-    return widen(*(L == Layout::kRows ? x.at(s0, c) : x.at(c, s0)));
+    const A first = at(c, s0), middle = at(c, s0 + (s1 - s0) / 2), last = at(c, s1 - 1);
+    const A low = first < last ? first : last, high = first < last ? last : first;
+    return middle < low ? low : middle > high ? high : middle;
   }
   __device__ __forceinline__ Loaded early(int64_t run, int64_t i) const { return x.template load_once<N>(run, i); }
   __device__ __forceinline__ void arrive() const {}
@@ -120,9 +126,9 @@ struct NormPass : PassBase<T, L, N_, kStraddle, NormArgs<Accumulator<T>, Call>> 
   }
 };
 
-// Of each tile's channels, the mean, as a distance from the channel's first element of all, and the sum of squared
-// distances from it. Reads x [N, C, S] of type T; writes first and second A[N, blocks, C], and those elements to
-// norm_mean A[C].
+// Of each tile's channels, the mean, as a distance from an element of the channel, the same for all of its tiles, and
+// the sum of squared distances from the mean. Reads x [N, C, S] of type T; writes first and second A[N, blocks, C], and
+// those elements to norm_mean A[C].
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
     eca_norm_moments_kernel(const __grid_constant__ NormArgs<Accumulator<T>, ForwardCall> args) {
@@ -131,7 +137,7 @@ __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
   const Pass pass{{args}};
   pass.each_tile([&](int64_t n, const Tile& tile, int64_t at) {
     using Term = Moments<N, L, typename Pass::Map>;
-    const Term term{pass.map(args.call.x, n), tile.s0}, of_all{pass.map(args.call.x, 0), 0};
+    const Term term{pass.map(args.call.x, n), tile.s0, tile.s1}, of_all{pass.map(args.call.x, 0), 0, args.problem.s};
     pass.sums(tile, term, [&](int c, const A(&total)[2]) {
       const A mean = total[0] / static_cast<A>(tile.s1 - tile.s0), squares = total[1] - total[0] * mean;
       const A origin = of_all.centre(tile.c0 + c);
