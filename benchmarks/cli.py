@@ -192,7 +192,7 @@ def _make_parser() -> argparse.ArgumentParser:
     report.add_argument("--add", nargs="+", type=Path, default=[], metavar="FILE", help="results of a GPU to keep")
     folder = results.ROOT / "benchmarks/results"
     report.add_argument("--results", type=Path, default=folder, metavar="DIR", help="where results are kept")
-    pages = [results.ROOT / name for name in ("README.md", "docs/benchmark.md", "docs/gpu.md")]
+    pages = [results.ROOT / name for name in ("README.md", "docs/benchmark.md", "docs/block.md", "docs/gpu.md")]
     report.add_argument("--pages", nargs="+", type=Path, default=pages, metavar="FILE", help="README and docs")
     both = commands.add_parser("compare", help="compare two runs")
     both.add_argument("old", type=Path, metavar="OLD.jsonl")

@@ -20,7 +20,12 @@ COLORS = {"eager": "#8c959f", "triton": "#3d9e98", "compile": "#4c84c4", "autotu
 LABELS = {"eager": "eager", "triton": "two Triton kernels", "compile": "torch.compile", "autotune": "max-autotune"}
 LABELS |= {"fused": "eca_cuda", "clone": "a copy"}
 INK = {"light": "#1f2328", "dark": "#e6edf3"}
-_COSTS = {"eager": "as it is", "converted": "convert(model)", "residual": "fuse_residual=True"}
+_COSTS = {
+    "eager": "as it is",
+    "converted": "convert(model)",
+    "residual": "fuse_residual=True",
+    "norm": "fuse_norm=True",
+}
 
 
 def save_all(results: Results, folder: Path, stem: str, names: Iterable[str] = ("share", "time", "cost")) -> list[Path]:
@@ -99,18 +104,18 @@ def _of_kind(results: Results, phase: str, dtype: str) -> list[Group]:
 
 def _costs(results: Results) -> Figure | None:
     """Bars around zero: what attention adds to a network, as it is and converted."""
-    costs = {name: network_costs(results, name) for name in _COSTS}
-    kinds = list(costs["eager"])
+    costs = {name: found for name in _COSTS if (found := network_costs(results, name))}
+    kinds = list(costs.get("eager", ()))
     if not kinds:
         return None
     network = next(NETWORK_NAMES[row.case] for row in results.rows if row.case in NETWORK_NAMES)
     figure, (ax,) = _panels(1, f"Time that ECA adds to a {network}", results, height=1.3 + 0.9 * len(kinds))
-    height = 0.8 / len(_COSTS)
-    colors = (COLORS["eager"], COLORS["compile"], COLORS["fused"])
-    for i, ((name, label), color) in enumerate(zip(_COSTS.items(), colors, strict=True)):
+    height = 0.8 / len(costs)
+    colors = (COLORS[name] for name in ("eager", "compile", "fused", "autotune"))
+    for i, (name, color) in enumerate(zip(costs, colors, strict=False)):
         values = [100 * costs[name].get(kind, 0.0) for kind in kinds]
-        places = [y + (i - 1) * height for y in range(len(kinds))]
-        bars = ax.barh(places, values, height * 0.9, color=color, label=label)
+        places = [y + (i - (len(costs) - 1) / 2) * height for y in range(len(kinds))]
+        bars = ax.barh(places, values, height * 0.9, color=color, label=_COSTS[name])
         ax.bar_label(bars, fmt="%+.1f %%", fontsize=9, padding=2)
     ax.axvline(0, color=plt.rcParams["text.color"], linewidth=1)
     ax.set_yticks(range(len(kinds)), [f"{phase}, {how}\nbatch {batch}" for how, phase, batch in kinds])

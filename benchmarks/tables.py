@@ -14,6 +14,7 @@ from .timing import verdict
 Group = dict[str, Row]  # provider -> its row, of one job
 LARGE = 10_000_000  # bytes of a map above which a CPU's caches miss, and only then is a copy the limit
 LARGE_ON_GPU = 50_000_000
+NETWORK_NAMES = {"resnet50": "ResNet-50", "resnet50d": "ResNet-50-D"}
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ def goals(results: Results) -> list[Goal]:
             r for r in results.rows if (r.case, r.variant, r.phase, r.provider) == (TINY.name, "eca", phase, "function")
         ]
         microseconds = tiny[0].q50 * 1e6 if tiny else None
-        what = f"{phase}, one call of the function on a tiny tensor"
-        found.append(Goal(what, target, microseconds, at_least=False, unit=" us"))
+        found.append(Goal(f"{phase}, one call of the function on a tiny tensor", target, microseconds, False, " us"))
     return found
 
 
@@ -175,17 +175,16 @@ def layers(results: Results, only: Sequence[Group] | None = None, title: str = "
 def blocks(results: Results) -> Table:
     """Batch norm, ECA, shortcut and ReLU: medians, and how many times faster one call for all of it is."""
     names = ("eager", "compile", "residual", "plain")
-    members = groups(row for row in results.rows if row.variant == BLOCK)
-    lines = []
+    members, lines = groups(row for row in results.rows if row.variant == BLOCK), []
     for group in members:
         row = anyone(group)
-        what = f"{layer_of(row)}, batch {row.shape[0]}, {row.phase.removeprefix('residual_')} {row.dtype} {row.layout}"
+        what = f"{layer_of(row)}, {row.phase.removeprefix('residual_')} {row.dtype} {row.layout}"
         times = (duration(group[name].q50) if name in group else "" for name in (*names, "fused"))
-        lines.append([what, *times, *(factor(speedup(group, name)) for name in names)])
-    means = [factor(mean_speedup(members, name)) for name in names]
-    lines.append(["geometric means", *[""] * (len(names) + 1), *means])
-    columns = ["tail of a block", *names, "ours", *(f"vs {name}" for name in names)]
-    return _without_empty("Blocks", columns, lines if members else [], 1)
+        lines.append([what, str(row.shape[0]), *times, *(factor(speedup(group, name)) for name in names)])
+    if members:
+        lines.append(["geometric means", *[""] * 6, *(factor(mean_speedup(members, name)) for name in names)])
+    columns = ["tail of a block", "batch", *names, "ours", *(f"vs {name}" for name in names)]
+    return _without_empty("Blocks", columns, lines, 2)
 
 
 def shares(results: Results) -> Table:
@@ -240,9 +239,6 @@ def network_costs(results: Results, name: str) -> dict[tuple[str, str, int], flo
     return {key[:3]: row.q50 / best[(*key[:3], "plain")].q50 - 1 for key, row in best.items() if key[3] == name}
 
 
-NETWORK_NAMES = {"resnet50": "ResNet-50", "resnet50d": "ResNet-50-D"}
-
-
 def _best_formats(results: Results) -> dict[tuple[str, str, int, str], Row]:
     best: dict[tuple[str, str, int, str], Row] = {}
     for row in results.rows:
@@ -267,19 +263,26 @@ def networks(results: Results) -> Table:
 
 def headline_sentence(results: Results) -> str:
     """What ECA costs a network before and after conversion, in eager mode."""
-    costs = [network_costs(results, name) for name in ("eager", "converted", "residual")]
-    first = [next((key for key in costs[0] if key[:2] == ("eager", phase)), None) for phase in PHASES]
+    how = {
+        "converted": "after `convert(model)`",
+        "residual": "with `fuse_residual=True`",
+        "norm": "with `fuse_norm=True` too",
+    }
+    costs = {name: network_costs(results, name) for name in ("eager", *how)}
+    first = [next((key for key in costs["eager"] if key[:2] == ("eager", phase)), None) for phase in PHASES]
     if None in first:
         return "No network was measured."
-    forward, training = ([f"{of[key]:+.1%}" for of in costs] for key in first if key)
-    best = _best_formats(results)
-    noisy = any(not verdict(best[(*key, "eager")].timing, best[(*key, "residual")].timing) for key in first if key)
+    measured = [name for name in how if any(key in costs[name] for key in first)]
+    forward, training = ([f"{costs[name][key]:+.1%}" for name in ("eager", *measured)] for key in first if key)
+    best, last = _best_formats(results), measured[-1]
+    noisy = any(not verdict(best[(*key, "eager")].timing, best[(*key, last)].timing) for key in first if key)
     batches = " and ".join(dict.fromkeys(str(key[2]) for key in first if key))
     network = NETWORK_NAMES[next(iter(best.values())).case]
+    told = [f"{cost} {how[name]}" for cost, name in zip(forward[1:], measured, strict=True)]
+    after, steps = (" and ".join(", ".join(parts).rsplit(", ", 1)) for parts in (told, training))
     return (
-        f"ECA adds {forward[0]} to the inference time of a {network} in eager mode, {forward[1]} after "
-        f"`convert(model)` and {forward[2]} with `fuse_residual=True`; to a training step {training[0]}, "
-        f"{training[1]} and {training[2]} (batch {batches}, 224 x 224, medians"
+        f"ECA adds {forward[0]} to the inference time of a {network} in eager mode, {after}; to a training step "
+        f"{steps} (batch {batches}, 224 x 224, medians"
         + ("; on this machine single calls vary by more than that)." if noisy else ").")
     )
 

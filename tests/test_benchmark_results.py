@@ -256,7 +256,7 @@ def test_pictures_are_drawn_for_what_there_is_in_two_modes(tmp_path: Path) -> No
     assert plots.save_all(Results(CPU, rows_of({"fused": 1.0})), tmp_path, "cpu") == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md", "docs/gpu.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md", "docs/block.md", "docs/gpu.md"])
 def test_the_pages_show_the_committed_results_and_pictures(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- benchmark:begin " in text

@@ -14,7 +14,7 @@ from torch import nn
 
 pytest.importorskip("timm")
 
-from benchmarks import cases, gate, networks, providers, results, run
+from benchmarks import block, cases, gate, networks, providers, results, run, tables
 from benchmarks.cases import Case, Job
 from benchmarks.cli import main
 from benchmarks.clock import DRY, Cpu
@@ -232,3 +232,24 @@ def test_settings_for_a_gpu_come_in_both_memory_formats() -> None:
     assert made[0].names == networks.COMPARED and all({"plain", "eager", "residual"} <= set(of.names) for of in made)
     expected = {("eager", phase, "contiguous") for phase in cases.PHASES}
     assert {(of.how, of.phase, of.layout) for of in networks.settings("cpu")} == expected
+
+
+TAIL = ("eager", "compile", "residual", "plain", "fused")
+
+
+@pytest.mark.parametrize("phase", ["residual_forward", "residual_training"])
+def test_the_tail_of_a_block_is_measured_in_five_ways(phase: str) -> None:
+    wanted = job(phase, *TAIL, variant=cases.BLOCK)
+    found = results.Results({}, list(run.run_job(wanted, Cpu(DRY))))
+    assert [row.provider for row in found.rows] == list(TAIL)
+    assert {row.bytes / row.map_bytes for row in found.rows} == {10 if "training" in phase else 3}
+    lines = tables.blocks(found).rows
+    assert len(lines) == 2 and lines[0][-1] == tables.factor(found.rows[3].q50 / found.rows[4].q50)
+
+
+def test_a_wrong_tail_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = block.batch_norm_eca
+    monkeypatch.setattr(block, "batch_norm_eca", lambda *args, **given: 1.01 * right(*args, **given))
+    found = results.Results({})
+    run.run([job("residual_training", "fused", variant=cases.BLOCK)], Cpu(DRY), found)
+    assert not found.rows and "of its budget" in found.checks[-1].note
