@@ -68,13 +68,13 @@ def apply_to_lengths(
     """The same with the means of the first ``lengths[n]`` positions: the composite, as no kernel does that."""
     parameters = widened(x, parameters)
     ops.check(name, x, parameters, residual, flags)
-    is_traced = torch.compiler.is_compiling()
-    if not is_traced:
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling:
         sharding.check_composite(x)
     # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
-    has_values = type(lengths) is Tensor and not (functorch_is_active() or is_traced or jit_trace() is not None)
+    has_values = type(lengths) is Tensor and not (functorch_is_active() or is_compiling or jit_trace() is not None)
     checks.check_lengths(lengths, x, has_values)
-    is_shifted = compiling.mode() == "inline" if is_traced else sharding.is_dtensor(x)
+    is_shifted = compiling.mode() == "inline" if is_compiling else sharding.is_dtensor(x)
     conv = compiling.shifted_conv if is_shifted else reference.channel_conv
     return composite(name, x, parameters, residual, flags, conv, lengths)
 
