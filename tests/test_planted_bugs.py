@@ -361,7 +361,7 @@ BUGS = {
         "cuda/norm_channels.cu", "count(b) * distance * distance", "0 * distance", "plain", WRONG, SOUND
     ),
     "a tile's mean is measured from another element": Bug(
-        "cuda/norm.cuh", "x, 0), 0};", "x, 0), tile.s0};", "plain", WRONG, SOUND, NORM
+        "cuda/norm.cuh", "x, 0), 0, args.problem.s};", "x, 0), tile.s0, tile.s1};", "plain", WRONG, SOUND, NORM
     ),
     "sums of warps are read before they are there": Bug(
         "cuda/norm_channels.cu", "= number;\n    __syncthreads();", "= number;", "thread", RACE, SOUND
