@@ -81,7 +81,8 @@ def integer(name: str, value: Any) -> int:
 
 def number(name: str, value: Any) -> float:
     """``value``, if it is a finite number; else TypeError or ValueError."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
+    # Up to torch 2.10 Dynamo can't trace hasattr of a symbol.
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "__float__")):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
         number = float(value)
