@@ -14,7 +14,8 @@ struct Maps {
   using P = Pack<A>;
 
   static void pool(Map x, Tile tile, void* sums) {
-    reduce<1>(tile, {sums}, [=](int64_t run, int64_t i, int n, P(&out)[1]) { out[0] = read(at(x, run) + i, n); });
+    reduce<1>(tile, {sums},
+              [=](int64_t run, int64_t i, int n, P(&out)[1]) ECA_INLINE { out[0] = read(at(x, run) + i, n); });
   }
 
   // The second visit of the tile is served by a cache: no digit is lost, whatever the mean is.
@@ -22,7 +23,7 @@ struct Maps {
     A* const means = static_cast<A*>(means_);
     pool(x, tile, means);
     for (int64_t c = tile.c0; c < tile.c1; ++c) means[c] /= static_cast<A>(tile.s1 - tile.s0);
-    reduce<1>(tile, {squares}, [=](int64_t run, int64_t i, int n, P(&out)[1]) {
+    reduce<1>(tile, {squares}, [=](int64_t run, int64_t i, int n, P(&out)[1]) ECA_INLINE {
       const P away = read(at(x, run) + i, n) - of_channels(means, run, i, n);
       out[0] = away * away;
     });
@@ -86,7 +87,7 @@ struct Maps {
   static void dot_as(const DotArgs& args, Tile tile, void* products) {
     const Map grad_y = args.grad_y, x = args.x;
     const SignMap signs = args.signs;
-    reduce<1>(tile, {products}, [=](int64_t run, int64_t i, int n, P(&out)[1]) {
+    reduce<1>(tile, {products}, [=](int64_t run, int64_t i, int n, P(&out)[1]) ECA_INLINE {
       const P grad = masked<Signs>(signs, run * signs.length + i, n, read(at(grad_y, run) + i, n));
       out[0] = grad * read(at(x, run) + i, n);
     });
@@ -97,7 +98,7 @@ struct Maps {
     const Map grad_y = args.grad_y, x = args.x;
     const SignMap signs = args.signs;
     const A* const centre = static_cast<const A*>(args.centre);
-    reduce<2>(tile, {sums, products}, [=](int64_t run, int64_t i, int n, P(&out)[2]) {
+    reduce<2>(tile, {sums, products}, [=](int64_t run, int64_t i, int n, P(&out)[2]) ECA_INLINE {
       out[0] = masked<Signs>(signs, run * signs.length + i, n, read(at(grad_y, run) + i, n));
       out[1] = out[0] * (read(at(x, run) + i, n) - of_channels(centre, run, i, n));
     });
@@ -117,7 +118,7 @@ struct Maps {
     const Map maps[] = {args.y, args.x, args.residual};
     const bool streaming = args.streaming;
     const SignMap signs = args.signs;
-    const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) {
+    const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) ECA_INLINE {
       P value = read(p[1] + i, n) * numbers[0];
       if constexpr (Shift) value = value + numbers[1];
       if constexpr (Residual) value = value + read(p[2] + i, n);
@@ -152,7 +153,7 @@ struct Maps {
     const Map maps[] = {args.grad_x, args.grad_y, args.x, args.grad_residual};
     const bool streaming = args.streaming;
     const SignMap signs = args.signs;
-    const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) {
+    const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) ECA_INLINE {
       const P grad = masked<Signs>(signs, e, n, read(p[1] + i, n));
       if constexpr (GradResidual) put(p[3] + i, grad, n, streaming);
       P value = grad * numbers[0];

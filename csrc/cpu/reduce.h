@@ -42,14 +42,15 @@ struct Reduce<A, Layout::kPlanes> {
         term(c, i, kLanes, terms);
         for (int k = 0; k < K; ++k) total[k][0] = total[k][0] + terms[k];
       }
-      if (const int left = static_cast<int>(tile.s1 - i); left > 0) {
-        // One whole pack that ends with the run, if it is long enough, less what is counted.
-        const bool whole = tile.s1 - tile.s0 >= kLanes;
-        whole ? term(c, tile.s1 - kLanes, kLanes, terms) : term(c, i, left, terms);
-        const Mask<A> uncounted = whole ? from_lane<A>(kLanes - left) : from_lane<A>(0);
-        const Mask<A> beyond = from_lane<A>(whole ? kLanes : left);
-        for (int k = 0; k < K; ++k)
-          total[k][1] = total[k][1] + select(beyond, Pack<A>(0), select(uncounted, terms[k], Pack<A>(0)));
+      const int left = static_cast<int>(tile.s1 - i);
+      if (left > 0 && tile.s1 - tile.s0 >= kLanes) {  // one whole pack that ends with the run, less what is counted
+        term(c, tile.s1 - kLanes, kLanes, terms);
+        const Mask<A> uncounted = from_lane<A>(kLanes - left);
+        for (int k = 0; k < K; ++k) total[k][1] = total[k][1] + select(uncounted, terms[k], Pack<A>(0));
+      } else if (left > 0) {
+        term(c, i, left, terms);
+        const Mask<A> beyond = from_lane<A>(left);
+        for (int k = 0; k < K; ++k) total[k][1] = total[k][1] + select(beyond, Pack<A>(0), terms[k]);
       }
       for (int k = 0; k < K; ++k) out[k][c] = sum((total[k][0] + total[k][1]) + (total[k][2] + total[k][3]));
     }

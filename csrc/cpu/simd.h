@@ -21,6 +21,9 @@ inline namespace ECA_TARGET {
 
 inline constexpr int kLanes = 16;
 
+// For what loops call for each pack: called, it would pass packs through memory.
+#define ECA_INLINE __attribute__((always_inline))
+
 struct Half {
   uint16_t bits;
 };

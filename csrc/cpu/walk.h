@@ -37,7 +37,7 @@ struct Walk<T, Layout::kPlanes> {
   struct Numbers {
     const void* const (&data)[K];
     int64_t first;
-    void at(int64_t c, P (&out)[K]) const {
+    ECA_INLINE void at(int64_t c, P (&out)[K]) const {
       for (int k = 0; k < K; ++k) out[k] = data[k] ? P(static_cast<const A*>(data[k])[first + c]) : P(0);
     }
   };
