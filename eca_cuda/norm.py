@@ -113,7 +113,7 @@ def _call(
     if too_few or (norm.training and not _can_update(norm, x)) or _wants_grad_of_statistics(norm):
         raise ValueError("eca_cuda: invalid argument x or running_mean")
     if _wants_grad(x, parameters, norm, residual):
-        # As torch does it: before anything is saved, where a checkpoint may end a repetition. Tracers get it behind.
+        # As torch does it, before anything is saved: there a checkpoint may end a repetition. Traced, it comes after.
         update = None if is_compiling else partial(_update, norm, count)
         given = autograd.distinct(x, residual, *parameters, *norm.tensors())
         y, mean, var = _FusedNorm.apply(flags | ops.BATCH_STATISTICS * norm.training, norm.eps, update, *given)

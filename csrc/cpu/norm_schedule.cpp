@@ -117,7 +117,7 @@ void run_norm_forward(const Problem& p, const GateCall& gate, const ForwardCall&
 }
 
 // With A = sum of grad_y and B = sum of grad_y (x - mu) over the positions, u being what batch norm returns:
-//   dgate = scale B + shift A                dL/du = grad_y gate + dmean / S
+//   dgate = scale B + bias A                 dL/du = grad_y gate + dmean / S
 //   grad_bias = sum_n (gate A + dmean)       grad_weight = rstd sum_n (gate B + dmean (mean - mu))
 //   grad_x = scale (dL/du - grad_bias / count - (x - mu) rstd grad_weight / count)
 // and without the last two terms where the statistics are not those of x.
@@ -141,7 +141,7 @@ void run_norm_backward(const Problem& p, const GateCall& gate, const BackwardCal
       for (int64_t c = 0; c < 2 * p.c; ++c) sum[c] += pass.sums(n, b)[c];
     for (int64_t c = 0; c < p.c; ++c) {
       of_norm[c] = norm.of(c, means[n * p.c + c]);
-      grad[c] = norm.scale(c) * product[c] + norm.shift(c) * sum[c];
+      grad[c] = norm.scale(c) * product[c] + norm.bias_of(c) * sum[c];
     }
     backward_of_gate<A>(pass, call.records, n, of_norm, gates, grad, memory + 2 * p.c);
     for (int64_t c = 0; c < p.c; ++c) {

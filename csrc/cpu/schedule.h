@@ -29,14 +29,14 @@ struct NormNumbers {
 
   A rstd(int64_t c) const { return A(1) / std::sqrt(var[c] + static_cast<A>(eps)); }
   A scale(int64_t c) const { return weight ? weight[c] * rstd(c) : rstd(c); }
-  A shift(int64_t c) const { return bias ? bias[c] : A(0); }
+  A bias_of(int64_t c) const { return bias ? bias[c] : A(0); }
   // x after batch norm; its mean, if x is one.
-  A of(int64_t c, A x) const { return scale(c) * (x - mean[c]) + shift(c); }
+  A of(int64_t c, A x) const { return scale(c) * (x - mean[c]) + bias_of(c); }
 
   // From gates to what batch norm and gate do to x together: x * gate + shift.
   void fold(int64_t channels, A* gate, A* shifts) const {
     for (int64_t c = 0; c < channels; ++c) {
-      shifts[c] = (shift(c) - scale(c) * mean[c]) * gate[c];
+      shifts[c] = (bias_of(c) - scale(c) * mean[c]) * gate[c];
       gate[c] *= scale(c);
     }
   }
