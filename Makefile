@@ -8,15 +8,15 @@ JOBS ?= auto
 TORCHES ?= 2.10 2.11 2.12 2.13 2.14
 PYTHONS ?= 3.10 3.12 3.13
 VERSION_TESTS ?= tests
-PYTHON_TESTS ?= $(addprefix tests/,test_compile.py test_convert.py test_errors.py test_forward.py test_gradcheck.py test_info.py \
-	test_lengths.py test_module_tools.py test_modules.py test_oldest_torch.py test_reference.py test_training.py)
+PYTHON_TESTS ?= $(patsubst %,tests/%.py,convert/test_convert $(addprefix kernels/test_,errors forward gradcheck lengths reference) \
+	$(addprefix torch/test_,compile module_tools modules oldest_torch training))
 BIN := $(VENV)/bin
 BUILD := $(VENV)/.built
 SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-FORMATTED := $(shell find csrc tests torch-ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench gpu gpu-build lint format docs links wheel sdist test-versions hub clean
+.PHONY: all test bench gpu gpu-build lint format docs links wheel sdist test-versions clean
 .PRECIOUS: .venvs/torch-%/.installed .venvs/python-%/.installed
 
 all: $(BUILD)
@@ -118,14 +118,6 @@ test-python-%: .venvs/python-%/.installed
 	$(firstword $(wildcard $(HOME)/.pyenv/versions/$*.*/bin/python3) python$*) -m venv $(@D)
 	$(@D)/bin/pip install -q torch $(TOOLS)
 	touch $@
-
-# A project of Hugging Face's kernel-builder, to be committed as a repository of its own: docs/install.md.
-HUB ?= build/hub
-hub:
-	rm -rf $(HUB) && mkdir -p $(HUB)
-	cp -r build.toml csrc torch-ext LICENSE $(HUB)/
-	mv $(HUB)/torch-ext/flake.nix $(HUB)/
-	mkdir $(HUB)/torch-ext/eca_cuda && cp eca_cuda/*.py $(HUB)/torch-ext/eca_cuda/
 
 clean:
 	rm -rf build dist .venvs *.egg-info eca_cuda/_C*.so $(BUILD) $(VENV)/.bench

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L3. What both ways to build the library share: setup.py's (ops.cpp) and that of Hugging Face's kernel-builder
-// (torch-ext/torch_binding.cpp), which gives the operators a namespace of their own so that a process can hold several
-// builds.
+// L3. The library torch.ops.eca_cuda: defined once in a process, implemented by each backend.
 #pragma once
 #include <torch/csrc/stable/library.h>
 
@@ -11,14 +9,6 @@
 #include "options.h"
 #include "schemas.h"
 
-#ifndef ECA_NAMESPACE
-#define ECA_NAMESPACE eca_cuda
-#endif
-
-// ECA_NAMESPACE may be a macro: expanded before it is made a string.
-#define ECA_QUOTED(name) #name
-#define ECA_STRING(name) ECA_QUOTED(name)
-
 namespace eca {
 
 using torch::stable::detail::StableLibrary;
@@ -27,7 +17,7 @@ using torch::stable::detail::StableLibrary;
 // operators of the first, and whatever the second one registered would end the process.
 inline bool is_first_copy() {
   static const bool first = [] {
-    constexpr const char* kName = ECA_STRING(ECA_NAMESPACE);
+    constexpr const char* kName = "eca_cuda";
     TorchLibraryHandle claim;  // on the namespace: torch grants it once, until the process ends
     if (aoti_torch_library_init_def(kName, __FILE__, __LINE__, &claim) != TORCH_SUCCESS) return false;
     static StableLibrary operators(StableLibrary::Kind::FRAGMENT, kName, nullptr, __FILE__, __LINE__);
@@ -43,7 +33,7 @@ class Registration {
  public:
   explicit Registration(const char* key) {
     if (!is_first_copy()) return;
-    library_.emplace(StableLibrary::Kind::IMPL, ECA_STRING(ECA_NAMESPACE), key, __FILE__, __LINE__);
+    library_.emplace(StableLibrary::Kind::IMPL, "eca_cuda", key, __FILE__, __LINE__);
     implement<Backend>(*library_);
   }
 

@@ -15,17 +15,12 @@ from ._compat import TORCH
 
 _BUILD = "pip install . (in a checkout; it needs torch and a C++ compiler)"
 _MINIMUM_TORCH = (2, 10)
-_NAME = f"{__package__}._C"  # the package may run under another name, as from Hugging Face's kernels
-_HUB = f"{__package__}._ops"  # written by kernel-builder, which gives library and operators names of the build's own
+_NAME = f"{__package__}._C"  # the package may run under another name
 
 
-def _load() -> tuple[ModuleType, Any]:
-    """The library's module, and the namespace that holds its operators."""
+def _load() -> ModuleType:
     if TORCH < _MINIMUM_TORCH:
         raise ImportError(f"eca_cuda needs torch >= 2.10, found {torch.__version__}: upgrade torch")
-    if importlib.util.find_spec(_HUB) is not None:
-        operators = importlib.import_module(_HUB).ops
-        return _first_copy(sys.modules[f"{__package__}.{operators.name}"]), operators
     try:
         spec, module = importlib.util.find_spec(_NAME), importlib.import_module(_NAME)
     except ModuleNotFoundError as error:
@@ -42,14 +37,9 @@ def _load() -> tuple[ModuleType, Any]:
         raise ImportError(f"{message} ({error}): rebuild with {_BUILD}") from error
     # pybind11 gives a library that is imported again the module of the first one by that name.
     is_another = spec is not None and not os.path.samefile(str(spec.origin), str(module.__file__))
-    return _first_copy(module, is_another), torch.ops.eca_cuda
-
-
-def _first_copy(module: ModuleType, is_another: bool = False) -> ModuleType:
-    """``module``; refused if another file has registered the operators, as torch keeps those (csrc/library.h)."""
-    if is_another or not module.IS_FIRST_COPY:
+    if is_another or not module.IS_FIRST_COPY:  # torch keeps the operators that were registered first: csrc/library.h
         raise ImportError("eca_cuda: another copy of the library is loaded in this process: import only one of them")
     return module
 
 
-_C, OPERATORS = _load()
+_C: Any = _load()

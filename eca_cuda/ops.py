@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from ._ext import _C, OPERATORS
+from ._ext import _C
 
 CIRCULAR: int = _C.CIRCULAR
 HARD_SIGMOID: int = _C.HARD_SIGMOID
@@ -51,7 +51,7 @@ class Variant(NamedTuple):
 
 
 def _variant(name: str) -> Variant:
-    return Variant(*(getattr(OPERATORS, f"{name}_{direction}").default for direction in Variant._fields))
+    return Variant(*(getattr(torch.ops.eca_cuda, f"{name}_{direction}").default for direction in Variant._fields))
 
 
 VARIANTS: dict[str, Variant] = {name: _variant(name) for name in (*checks.PARAMETERS, NORM)}
