@@ -62,7 +62,7 @@ def _tests(dry: bool) -> list[Command]:
 
 
 def _sanitizers(dry: bool) -> list[Command]:
-    program = (sys.executable, "tests/small_calls.py")
+    program = (sys.executable, "tests/kernels/small_calls.py")
     if dry:
         return [Command("small calls", (*program, "--dry"), 60)]
 

@@ -3,7 +3,7 @@
 
     {"schema": 2, "environment": {...}, "columns": ["case", ...]}    first
     ["resnet50.layer1.n8", [8, 256, 56, 56], "eca", ...]             a row, written when it is measured
-    {"check": "tests/test_cuda.py", "status": "done", ...}           what else was run, and how it ended
+    {"check": "tests/kernels/test_cuda.py", "status": "done", ...}           what else was run, and how it ended
 
 A run that is cut off loses the job in work and nothing else; one that goes on skips the rows that are there.
 """

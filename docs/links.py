@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``make links``: the links out of the given pages answer. Those inside are checked by tests/test_docs.py.
+"""``make links``: the links out of the given pages answer. Those inside are checked by tests/build/test_docs.py.
 
 Exits with 1 if a page is gone, and with 0 if there is no network to ask, saying so.
 """

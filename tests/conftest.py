@@ -28,15 +28,10 @@ EMULATED = {"amp", "backward", "batch_norm_eca", "determinism", "errors", "forwa
 EMULATED |= {"nonfinite", "properties", "saved_memory", "sizes"}
 NO_EMULATOR = emulated.missing()
 # What reads or compiles the repository, or tests benchmarks/: not for a wheel alone, as under make test-versions.
-# fmt: off
-OF_THE_REPOSITORY = [
-    "add_a_variant", "benchmark*", "block_passes", "build", "cuda_bits", "docs", "emulat*", "examples", "gate_contract",
-    "gpu_paths", "hub", "packaging", "plan", "planted_bugs", "reading_path", "repo_rules", "sanitizers", "sass",
-    "typing", "versions",
-]
-# fmt: on
+OF_THE_REPOSITORY = ["bench", "build", "emulator"]
+OF_THE_REPOSITORY += [f"kernels/test_{name}.py" for name in ("cuda_bits", "gpu_paths", "plan", "sass")]
 if not (Path(__file__).parents[1] / "csrc").exists():
-    collect_ignore_glob = [f"test_{name}.py" for name in OF_THE_REPOSITORY]
+    collect_ignore = OF_THE_REPOSITORY
 SHARE = "share of the error budget"
 
 

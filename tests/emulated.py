@@ -197,7 +197,7 @@ def run_sanitized_tests(flavour: str, library: Path, only: str = "", timeout: fl
     environment |= {"ECA_CUDA_EMULATOR": flavour, "ECA_CUDA_EMULATED_LIBRARY": str(library)}
     # -s: what a sanitizer prints before it ends the process is not captured.
     command = [*tools.wrapper(flavour), sys.executable, "-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider"]
-    here = Path(__file__).parent
+    here = Path(__file__).parent / "emulator"
     tests = [
         str(here / name) for name in ("test_emulated_kernels.py", "test_emulated_norm.py", "test_emulated_one_pass.py")
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tests/test_distributed.py starts twice: sharded or in DDP, every variant gives what one process alone gets."""
+"""What torch/test_distributed.py starts twice: sharded or in DDP, every variant gives what one process alone gets."""
 
 import os
 import sys

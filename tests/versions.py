@@ -24,8 +24,8 @@ UP_TO = {
     "2.11": "DTensors are refused where they have `lengths=` and in gradients of gradients "
     "([two_processes.py](tests/two_processes.py)).",
     "2.10": "AOTInductor packages need `import torch._inductor.codecache` before they are loaded "
-    "([test_export.py](tests/test_export.py)), and exported convolutions bounds on their sizes "
-    "([test_compile.py](tests/test_compile.py)).",
+    "([test_export.py](tests/torch/test_export.py)), and exported convolutions bounds on their sizes "
+    "([test_compile.py](tests/torch/test_compile.py)).",
 }
 
 

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""The versions that the package promises are those that were tested, and every place that names the oldest agrees."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import versions
+
+import eca_cuda._ext
+
+ROOT = Path(__file__).parents[2]
+OLDEST = "2.10"
+RESULTS = json.loads(versions.RESULTS.read_text())
+
+
+def value(pattern: str, file: str) -> str:
+    found = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"))
+    assert found, f"{pattern} is not in {file}"
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "file"),
+    [
+        (r'dependencies = \["torch>=([\d.]+)"\]', "pyproject.toml"),
+        (r"(?m)^TORCHES \?= ([\d.]+) ", "Makefile"),
+        (r'"torch >= ([\d.]+) is needed', "setup.py"),
+        (r"what: torch-([\d.]+),", ".github/workflows/ci.yml"),
+        (r"for torch in ([\d.]+) ", ".ci/run"),
+        (r"torch ([\d.]+) or later", "docs/install.md"),
+    ],
+)
+def test_every_place_names_the_same_oldest_torch(pattern, file):
+    assert value(pattern, file) == OLDEST
+
+
+def test_what_is_compiled_and_what_is_loaded_ask_for_that_torch():
+    number = int(value(r'STABLE_ABI = "(0x\w+)"', "setup.py"), 16)
+    assert f"{number >> 56}.{number >> 48 & 255}" == OLDEST
+    assert versions.release(OLDEST) == eca_cuda._ext._MINIMUM_TORCH
+
+
+def test_the_readme_shows_what_was_recorded():
+    assert versions.between(versions.README.read_text()) == versions.table(RESULTS)
+
+
+def test_every_version_was_tested_whole_and_nothing_failed():
+    wheels = [r for r in RESULTS if not versions.is_of_sources(r)]
+    assert sorted({versions.release(r["torch"]) for r in wheels}) == sorted(
+        versions.release(version) for version in value(r"(?m)^TORCHES \?= (.+)", "Makefile").split()
+    )
+    pythons = {versions.release(r["python"]) for r in RESULTS if versions.is_of_sources(r)}
+    assert pythons >= {versions.release(version) for version in value(r"(?m)^PYTHONS \?= (.+)", "Makefile").split()}
+    assert all(r["failed"] == r["error"] == 0 for r in RESULTS)
+    assert all(r["passed"] > 4000 for r in wheels) and all(r["passed"] > 500 for r in RESULTS)
+
+
+def test_the_classifiers_name_the_pythons_that_were_tested():
+    listed = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert listed == sorted({".".join(map(str, versions.release(r["python"]))) for r in RESULTS}, key=versions.release)
+    assert value(r'requires-python = ">=([\d.]+)"', "pyproject.toml") == listed[0]
