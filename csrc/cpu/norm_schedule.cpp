@@ -78,10 +78,7 @@ void statistics(const NormPass<A>& pass, A* means, int64_t c0, int64_t c1) {
   for (int64_t n = 0; n < p.n; ++n) {
     for (int64_t b = 0; b < pass.tiling.blocks; ++b) {
       const A *const mean = pass.sums(n, b), *const squares = mean + p.c;
-      for (int64_t c = c0; c < c1; ++c) {
-        const A away = mean[c] - mu[c];
-        var[c] += squares[c] + pass.count(b) * away * away;
-      }
+      for (int64_t c = c0; c < c1; ++c) var[c] += squares_about(squares[c], pass.count(b), mean[c] - mu[c]);
     }
   }
   for (int64_t c = c0; c < c1; ++c) var[c] /= count;
@@ -116,11 +113,6 @@ void run_norm_forward(const Problem& p, const GateCall& gate, const ForwardCall&
   });
 }
 
-// With A = sum of grad_y and B = sum of grad_y (x - mu) over the positions, u being what batch norm returns:
-//   dgate = scale B + bias A                 dL/du = grad_y gate + dmean / S
-//   grad_bias = sum_n (gate A + dmean)       grad_weight = rstd sum_n (gate B + dmean (mean - mu))
-//   grad_x = scale (dL/du - grad_bias / count - (x - mu) rstd grad_weight / count)
-// and without the last two terms where the statistics are not those of x.
 template <class A>
 void run_norm_backward(const Problem& p, const GateCall& gate, const BackwardCall& call, const NormNumbers<A>& norm,
                        A* grad_weight, A* grad_bias, const Parallel& parallel) {
@@ -140,15 +132,15 @@ void run_norm_backward(const Problem& p, const GateCall& gate, const BackwardCal
     for (int64_t b = 1; b < pass.tiling.blocks; ++b)
       for (int64_t c = 0; c < 2 * p.c; ++c) sum[c] += pass.sums(n, b)[c];
     for (int64_t c = 0; c < p.c; ++c) {
-      of_norm[c] = norm.of(c, means[n * p.c + c]);
-      grad[c] = norm.scale(c) * product[c] + norm.bias_of(c) * sum[c];
+      of_norm[c] = norm[c].normalized(means[n * p.c + c]);
+      grad[c] = norm[c].gate_gradient(sum[c], product[c]);
     }
     backward_of_gate<A>(pass, call.records, n, of_norm, gates, grad, memory + 2 * p.c);
     for (int64_t c = 0; c < p.c; ++c) {
-      sum[c] = gates[c] * sum[c] + grad[c];
-      product[c] = gates[c] * product[c] + grad[c] * (means[n * p.c + c] - norm.mean[c]);
-      gates[c] *= norm.scale(c);
-      shift[c] = norm.scale(c) * grad[c] / positions;
+      const ChannelNorm<A> of = norm[c];
+      of.add_gate(gates[c], grad[c], means[n * p.c + c], &sum[c], &product[c]);
+      gates[c] *= of.scale;
+      shift[c] = of.scale * grad[c] / positions;
     }
   });
   const bool of_batch = (p.flags & kBatchStatistics) != 0;
@@ -159,11 +151,11 @@ void run_norm_backward(const Problem& p, const GateCall& gate, const BackwardCal
         sum += pass.sums(n, 0)[c];
         product += pass.sums(n, 0)[p.c + c];
       }
-      grad_bias[c] = sum;
-      grad_weight[c] = norm.rstd(c) * product;
-      slope[c] = of_batch ? -norm.scale(c) * norm.rstd(c) * grad_weight[c] / count : A(0);
-      const A common = of_batch ? norm.scale(c) * sum / count + slope[c] * norm.mean[c] : A(0);
-      for (int64_t n = 0; n < p.n; ++n) numbers[(2 * n + 1) * p.c + c] -= common;
+      const NormGradients<A> grad = norm[c].gradients(sum, product, count, of_batch);
+      grad_bias[c] = grad.bias;
+      grad_weight[c] = grad.weight;
+      slope[c] = grad.slope;
+      for (int64_t n = 0; n < p.n; ++n) numbers[(2 * n + 1) * p.c + c] -= grad.common;
     }
   });
   const bool streaming = is_streamed(call.grad_x, p);

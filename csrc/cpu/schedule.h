@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 // L1. One forward or backward pass over a batch on the CPU: which thread does what, in which order.
 #pragma once
-#include <cmath>
-
+#include "../gates/norm.h"
 #include "../problem.h"
 #include "kernels.h"
 
@@ -20,24 +19,24 @@ struct GateCall {
   int64_t memory;
 };
 
-// Batch norm on a CPU: A[C] each; weight and bias null for 1 and 0. Its forward in training writes mean and var.
+// The parameters and statistics of batch norm.
 template <class A>
 struct NormNumbers {
-  const A *weight, *bias;
-  A *mean, *var;
+  const A *weight, *bias;  // A[C]; null for 1 and 0
+  A *mean, *var;           // A[C]; the forward pass in training writes them
   double eps;
 
-  A rstd(int64_t c) const { return A(1) / std::sqrt(var[c] + static_cast<A>(eps)); }
-  A scale(int64_t c) const { return weight ? weight[c] * rstd(c) : rstd(c); }
-  A bias_of(int64_t c) const { return bias ? bias[c] : A(0); }
-  // x after batch norm; its mean, if x is one.
-  A of(int64_t c, A x) const { return scale(c) * (x - mean[c]) + bias_of(c); }
+  ChannelNorm<A> operator[](int64_t c) const {
+    return ChannelNorm<A>::of(weight ? weight[c] : A(1), bias ? bias[c] : A(0), mean[c], var[c], static_cast<A>(eps));
+  }
+  A of(int64_t c, A x) const { return (*this)[c].normalized(x); }
 
-  // From gates to what batch norm and gate do to x together: x * gate + shift.
+  // gate A[C] becomes the factor of x, and shifts A[C] the summand, of batch norm and gate together.
   void fold(int64_t channels, A* gate, A* shifts) const {
     for (int64_t c = 0; c < channels; ++c) {
-      shifts[c] = (bias_of(c) - scale(c) * mean[c]) * gate[c];
-      gate[c] *= scale(c);
+      const ChannelNorm<A> norm = (*this)[c];
+      shifts[c] = norm.shift() * gate[c];
+      gate[c] *= norm.scale;
     }
   }
 };

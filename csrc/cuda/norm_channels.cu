@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "launch.cuh"
-#include "norm_of.cuh"
 #include "two_phase.cuh"
 
 namespace eca {
@@ -63,10 +62,7 @@ __device__ Pair<A> of_tiles(const NormArgs<A, ForwardCall>& args, int64_t at) {
   A sum = 0, total = 0;
   for (int64_t b = 0; b < tiling.blocks; ++b) sum += count(b) * means[b * p.c];
   const A mean = sum / static_cast<A>(p.s);
-  for (int64_t b = 0; b < tiling.blocks; ++b) {
-    const A distance = means[b * p.c] - mean;
-    total += squares[b * p.c] + count(b) * distance * distance;
-  }
+  for (int64_t b = 0; b < tiling.blocks; ++b) total += squares_about(squares[b * p.c], count(b), means[b * p.c] - mean);
   return {mean, total};
 }
 
@@ -94,7 +90,7 @@ __global__ void __launch_bounds__(kMostThreads)
                       });
   const A mean = columns.sum(sum) / static_cast<A>(p.n);
   columns.each_sample([&](int64_t n) { return args.first[n * stride + c]; },  // this thread's own
-                      [&](int64_t, A of) { squares += size * (of - mean) * (of - mean); });
+                      [&](int64_t, A of) { squares = squares_about(squares, size, of - mean); });
   const A total = columns.sum(squares);
   if (columns.there && columns.warp == 0) {
     args.norm_mean[c] = origin + mean;
@@ -120,10 +116,10 @@ __global__ void __launch_bounds__(256) eca_norm_gates_kernel(const __grid_consta
     const int64_t row = n * args.problem.c;
     const A* const means = static_cast<const A*>(args.call.mean) + row;
     A *const mean = x.kernel_array(0), *const gate = x.kernel_array(1);
-    x.each([&](int64_t c) { mean[c] = norm_of<A>(norm, c).of(means[c]); });
+    x.each([&](int64_t c) { mean[c] = channel_norm<A>(norm, c).normalized(means[c]); });
     EcaGate<A>{args.gate_of.shape}.forward(x, mean, gate);
     x.each([&](int64_t c) {
-      const NormOf<A> of = norm_of<A>(norm, c);
+      const ChannelNorm<A> of = channel_norm<A>(norm, c);
       args.gate[row + c] = of.scale * gate[c];
       args.shift[row + c] = of.shift() * gate[c];
     });
@@ -144,15 +140,15 @@ __global__ void __launch_bounds__(256)
     const A* const means = static_cast<const A*>(args.call.mean) + row;
     A *const mean = x.kernel_array(0), *const gate = x.kernel_array(1), *const grad = x.kernel_array(2);
     x.each([&](int64_t c) {
-      const NormOf<A> of = norm_of<A>(norm, c);
+      const ChannelNorm<A> of = channel_norm<A>(norm, c);
       const auto total = [&](const A* tiles) {
         A total = tiles[row * blocks + c];
         for (int64_t b = 1; b < blocks; ++b) total += tiles[row * blocks + b * channels + c];
         return total;
       };
       const A sum = total(args.first), dot = total(args.second);
-      mean[c] = of.of(means[c]);
-      grad[c] = of.scale * dot + of.bias * sum;
+      mean[c] = of.normalized(means[c]);
+      grad[c] = of.gate_gradient(sum, dot);
       args.sum[row + c] = sum;
       args.dot[row + c] = dot;
     });
@@ -161,11 +157,10 @@ __global__ void __launch_bounds__(256)
     of_gate.record(
         x, Record<A>{nullptr, static_cast<A*>(args.call.records.block) + n * args.call.records.block_size, nullptr});
     x.each([&](int64_t c) {
-      const NormOf<A> of = norm_of<A>(norm, c);
+      const ChannelNorm<A> of = channel_norm<A>(norm, c);
       args.gate[row + c] = of.scale * gate[c];
       args.shift[row + c] = grad[c];
-      args.sum[row + c] = gate[c] * args.sum[row + c] + grad[c];
-      args.dot[row + c] = gate[c] * args.dot[row + c] + grad[c] * (means[c] - of.mean);
+      of.add_gate(gate[c], grad[c], means[c], &args.sum[row + c], &args.dot[row + c]);
     });
   });
 }
@@ -189,17 +184,15 @@ __global__ void __launch_bounds__(kMostThreads)
   sum = columns.sum(sum);
   dot = columns.sum(dot);
   if (!columns.there) return;
-  const NormOf<A> of = norm_of<A>(args.gate_of.norm, c);
-  const A grad_weight = of.rstd * dot, size = static_cast<A>(p.s), count = static_cast<A>(p.n) * size;
-  const bool of_batch = (p.flags & kBatchStatistics) != 0;
-  const A slope = of_batch ? -of.scale * of.rstd * grad_weight / count : A(0);
-  const A offset = of_batch ? -of.scale * sum / count - slope * of.mean : A(0);
+  const ChannelNorm<A> norm = channel_norm<A>(args.gate_of.norm, c);
+  const A size = static_cast<A>(p.s);
+  const NormGradients<A> grad = norm.gradients(sum, dot, static_cast<A>(p.n) * size, (p.flags & kBatchStatistics) != 0);
   columns.each_sample([&](int64_t n) { return args.shift[n * p.c + c]; },
-                      [&](int64_t n, A dm) { args.shift[n * p.c + c] = of.scale * dm / size + offset; });
+                      [&](int64_t n, A dm) { args.shift[n * p.c + c] = norm.scale * dm / size - grad.common; });
   if (columns.warp > 0) return;
-  args.slope[c] = slope;
-  if (args.grad_weight.data) write(args.grad_weight, c, grad_weight);
-  if (args.grad_bias.data) write(args.grad_bias, c, sum);
+  args.slope[c] = grad.slope;
+  if (args.grad_weight.data) write(args.grad_weight, c, grad.weight);
+  if (args.grad_bias.data) write(args.grad_bias, c, grad.bias);
 }
 
 }  // namespace

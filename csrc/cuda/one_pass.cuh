@@ -16,7 +16,6 @@
 #include "../gates/registry.h"
 #include "channels.cuh"
 #include "maps.cuh"
-#include "norm_of.cuh"
 #include "planes.cuh"
 #include "rows.cuh"
 
@@ -217,11 +216,11 @@ struct OnePassNorm<Pass, true> {
   Pass& pass;
 
   __device__ float* array(int i) const { return pass.x.array(pass.args.gate.needs.arrays - kNormArrays + i); }
-  __device__ NormOf<float> of(int c) const { return {array(1)[c], array(2)[c], 0, array(0)[c]}; }
+  __device__ ChannelNorm<float> of(int c) const { return {array(1)[c], array(2)[c], 0, array(0)[c]}; }
   __device__ void load() const {
     float *const scale = array(0), *const mean = array(1), *const bias = array(2);
     pass.x.keep_each(scale, [&](int c) {
-      const NormOf<float> norm = norm_of<float>(pass.args.gate.norm, c);
+      const ChannelNorm<float> norm = channel_norm<float>(pass.args.gate.norm, c);
       mean[c] = norm.mean;
       bias[c] = norm.bias;
       return norm.scale;
@@ -230,13 +229,13 @@ struct OnePassNorm<Pass, true> {
   // The means of x become those of what batch norm returns.
   __device__ void before_gate() const {
     float* const mean = pass.mean();
-    pass.x.each([&](int c) { mean[c] = of(c).of(mean[c]); });
+    pass.x.each([&](int c) { mean[c] = of(c).normalized(mean[c]); });
   }
   // What the visit multiplies with and adds, for the own channels.
   __device__ Affines<float> after_gate() const {
     float *const gate = pass.gate(), *const shift = array(1);
     pass.x.each([&](int c) {
-      const NormOf<float> norm = of(c);
+      const ChannelNorm<float> norm = of(c);
       shift[c] = norm.shift() * gate[c];
       gate[c] *= norm.scale;
     });

@@ -16,7 +16,6 @@
 #include "../gates/registry.h"
 #include "channels.cuh"
 #include "maps.cuh"
-#include "norm_of.cuh"
 #include "rows.cuh"
 
 namespace eca {
@@ -131,13 +130,13 @@ struct ForwardPass : PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>, 
     x.each([&](int64_t c) {
       mean[c] = this->total(partials, c) / static_cast<A>(args.problem.s);
       if (kept) kept[c] = mean[c];
-      if (norm.var.data) mean[c] = norm_of<A>(norm, c).of(mean[c]);
+      if (norm.var.data) mean[c] = channel_norm<A>(norm, c).normalized(mean[c]);
     });
     with_gate<A>(args.problem.variant, args.gate_of.shape, [&](auto of) { of.forward(x, mean, gate); });
     x.each([&](int64_t c) {
       gates[c] = gate[c];
       if (!norm.var.data) return;
-      const NormOf<A> of = norm_of<A>(norm, c);
+      const ChannelNorm<A> of = channel_norm<A>(norm, c);
       gates[c] *= of.scale;
       shifts[c] = gate[c] * of.shift();
     });

@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "../gates/norm.h"
 #include "kernel_args.h"
 #include "ptx.cuh"
 
@@ -100,6 +101,12 @@ __device__ __forceinline__ A read(const ParameterView& view, int64_t i) {
     if (view.dtype == DType::kHalf) return widen(static_cast<const __half*>(view.data)[i]);
     return widen(static_cast<const __nv_bfloat16*>(view.data)[i]);
   }
+}
+
+template <class A>
+__device__ ChannelNorm<A> channel_norm(const NormParameters& p, int64_t c) {
+  return ChannelNorm<A>::of(p.weight.data ? read<A>(p.weight, c) : A(1), p.bias.data ? read<A>(p.bias, c) : A(0),
+                            read<A>(p.mean, c), read<A>(p.var, c), static_cast<A>(p.eps));
 }
 
 // Writes number i of a parameter's gradient and the zeros around it.
