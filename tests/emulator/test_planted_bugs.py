@@ -355,10 +355,10 @@ BUGS = {
         NORM,
     ),
     "samples' means do not count for the variance": Bug(
-        "cuda/norm_channels.cu", "squares += size * (of - mean)", "squares += 0 * (of - mean)", "plain", WRONG, SOUND
+        "cuda/norm_channels.cu", "about(squares, size,", "about(squares, 0 * size,", "plain", WRONG, SOUND
     ),
     "tiles' means do not count for the variance": Bug(
-        "cuda/norm_channels.cu", "count(b) * distance * distance", "0 * distance", "plain", WRONG, SOUND
+        "cuda/norm_channels.cu", "[b * p.c], count(b),", "[b * p.c], 0 * count(b),", "plain", WRONG, SOUND
     ),
     "a tile's mean is measured from another element": Bug(
         "cuda/norm.cuh", "x, 0), 0, args.problem.s};", "x, 0), tile.s0, tile.s1};", "plain", WRONG, SOUND, NORM
@@ -370,10 +370,10 @@ BUGS = {
         "cuda/norm_channels.cu", "    __syncthreads();\n    numbers[", "    numbers[", "thread", RACE, SOUND
     ),
     "gradients do not depend on the statistics": Bug(
-        "cuda/norm_channels.cu", "- slope * of.mean : A(0)", ": A(0)", "plain", WRONG, SOUND
+        "gates/norm.h", "+ slope * mean};", "};", "plain", WRONG, SOUND, "cuda/norm_channels.cu"
     ),
     "given statistics leave the mean as it is": Bug(
-        "cuda/one_pass.cuh", "mean[c] = of(c).of(mean[c]);", "", "plain", WRONG, SOUND, "cuda/one_pass_norm.cu"
+        "cuda/one_pass.cuh", "mean[c] = of(c).normalized(mean[c]);", "", "plain", WRONG, SOUND, "cuda/one_pass_norm.cu"
     ),
 }
 
