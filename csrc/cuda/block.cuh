@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-// The one declaration of dynamic shared memory: the layouts of plan/plan.h say what lies where.
+// Dynamic shared memory; OnePassLayout and TwoPhaseLayout (plan/plan.h) say what lies where.
 extern __shared__ __align__(1024) unsigned char dynamic_shared_memory[];
 
 namespace eca {
@@ -17,15 +17,13 @@ __device__ __forceinline__ T* shared_at(int64_t offset) {
   return reinterpret_cast<T*>(dynamic_shared_memory + offset);
 }
 
-// The sum over groups of `lanes` neighbouring lanes, a power of two up to 32; for every lane. The whole warp takes
-// part.
+// All-reduce over groups of `lanes` neighbouring lanes, a power of two up to 32. The whole warp takes part.
 template <class A>
 __device__ __forceinline__ A sum_of_lanes(A value, int lanes) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 
-// The same of several numbers, in place.
 template <class A, int K>
 __device__ __forceinline__ void sums_of_lanes(A (&values)[K], int lanes) {
 #pragma unroll

@@ -31,8 +31,8 @@ cudaError_t query_device(Device* device) {
 
 namespace {
 
-// Attributes belong to the kernel, not to the launch, and other threads may launch it with other plans: so each is set
-// to the one value that serves all.
+// Attributes belong to the kernel, and other threads may launch it with other plans: each is set to a value that serves
+// all of them.
 cudaError_t prepare(const void* kernel, int device, bool cluster) {
   int shared = 0;
   cudaError_t error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -69,7 +69,7 @@ bool has_room(const void* kernel, const cudaLaunchConfig_t& config, int capabili
   if (error == cudaSuccess) error = ask_room(kernel, config, capability, &count);
   if (error != cudaSuccess) cudaGetLastError();
   const bool room = error == cudaSuccess && count > 0;
-  // Other errors say nothing about the next call.
+  // Other errors may be transient.
   if (error == cudaSuccess || error == cudaErrorInvalidClusterSize) known[key] = room;
   return room;
 }

@@ -7,12 +7,12 @@
 
 namespace eca {
 
-// cudaSuccess and the facts, or the first error. It asks the driver each time: keep the answer.
+// Asks the driver each time: cache the answer. Returns the first error.
 cudaError_t query_device(Device* device);
 
-// Whether the current device can run a block, or a cluster, of this configuration; not where the code that is loaded
-// was compiled for less than a compute capability. The first time it prepares the kernel for as much shared memory as
-// there is, and asks the driver: that takes longer than a small kernel runs, and is not possible at all times.
+// Whether the current device can run a block, or a cluster, of this configuration, by code compiled for at least this
+// compute capability. The first call sets the kernel's attributes, up to all shared memory, and asks the driver, which
+// takes longer than a small kernel runs; the answer is cached.
 bool has_room(const void* kernel, const cudaLaunchConfig_t& config, int capability);
 
 }  // namespace eca

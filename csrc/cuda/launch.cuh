@@ -24,7 +24,7 @@ struct LaunchConfig {
     attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
     config.numAttrs = 1;
   }
-  // The kernel may begin before the one before it has ended, and waits for that itself.
+  // The kernel may start before the previous one has ended, and waits for that itself.
   void set_programmatic() {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

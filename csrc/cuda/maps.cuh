@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
-// L1. What is done to feature maps, N elements at a time: sums and visits, element by element, which planes.cuh and
-// rows.cuh lead over a tile. cpu/maps.h is their twin. A sum offers
-//   kSums                            how many it computes in one read
-//   Loaded early(run, i)             N elements from element i of a run on, of maps that are there; a run is a plane
-//   arrive()                         or a row. Waits for the other maps
-//   late(run, i, loaded)             the same elements of those
-//   A centre(c)                      what channel c is measured from, if the sum uses that
-//   get(loaded, centre[N], A terms[kSums][N])    what is to be added up
-// and a visit
+// L1. The elementwise work on feature maps, N elements at a time: reductions (here "sums") and visits, which planes.cuh
+// and rows.cuh apply to a tile. A run is a plane or a row. cpu/maps.h does the same on a CPU. A sum has
+//   kSums                            the number of sums it computes in one read
+//   Loaded early(run, i)             loads elements i .. i + N of a run, from the maps that need no waiting
+//   arrive()                         waits for the other maps
+//   late(run, i, loaded)             loads the same elements from those
+//   A centre(c)                      what the elements of channel c are measured from, if anything
+//   get(loaded, centre[N], A terms[kSums][N])    the terms to add up
+// a visit has
 //   Loaded load(run, i)
-//   finish(run, i, loaded, number[N])            number[k]: what the visit knows of the channel of element k
+//   finish(run, i, loaded, number[N])            number[k]: what the visit needs of the channel of element k
+// and both have kFar: whether they load from global memory.
 #pragma once
 #include <type_traits>
 
@@ -17,8 +18,8 @@
 
 namespace eca {
 
-// Planes or rows; not there where data is null. Index: int where that is known to be enough. kGlobal: in global memory;
-// otherwise in either, the hardware finds out.
+// One sample of a feature map [C, S], absent if data is null. Index: int where all offsets fit one. kGlobal: in global
+// memory; else it may be in shared memory, too.
 template <class T, class Index_, bool kGlobal>
 struct Runs {
   using Element = T;
@@ -35,7 +36,7 @@ struct Runs {
   __device__ __forceinline__ Vector<T, N> load(Index run, Index i) const {
     return Vector<T, N>::load(at(run, i));
   }
-  // Of what will not be read again, so that what will be stays in the caches.
+  // For what this kernel does not read again: other data stays in the caches.
   template <int N>
   __device__ __forceinline__ Vector<T, N> load_once(Index run, Index i) const {
     if constexpr (kGlobal) return Vector<T, N>::load_once(at(run, i));
@@ -48,12 +49,12 @@ struct Runs {
   }
 };
 
-// The signs of y (problem.h), from a vector's first element on.
+// The signs of one sample of y (problem.h).
 template <class T, class Index>
 struct SignBytes {
   static constexpr int kPerByte = 16 / sizeof(T);
-  uint8_t* data;  // null where nobody needs them
-  Index length;   // of a run of the sample
+  uint8_t* data;  // uint8[sign_bytes]; null where they are not needed
+  Index length;   // of a run
 
   // Bit k is that of element i + k of a run.
   template <int N>
@@ -68,7 +69,7 @@ struct SignBytes {
   }
 };
 
-// A gradient behind a ReLU: where y is not above zero, it is read as zero.
+// The gradient behind a ReLU: reads as zero where the sign of y is not set.
 template <class M>
 struct Masked {
   using Element = typename M::Element;
@@ -110,7 +111,7 @@ __device__ __forceinline__ unsigned above_zero(const Accumulator<T> (&values)[N]
   return bits;
 }
 
-// y, and its signs if they are wanted. A single element has no byte to itself: pack_signs.cu writes those.
+// Stores y and, in vectors of 16 bytes, its signs. Single elements would share a byte: pack_signs.cu does those.
 template <class M>
 struct WithSigns {
   using Element = typename M::Element;
@@ -155,12 +156,12 @@ struct Pool : NoCentre {
   }
 };
 
-struct AllThere {
+struct NoWait {
   __device__ void operator()() const {}
 };
 
-// The sum of grad_y * x. `wait` until grad_y is there.
-template <int N, class G, class X, class Wait = AllThere>
+// The sum of grad_y * x. wait() returns when grad_y has arrived.
+template <int N, class G, class X, class Wait = NoWait>
 struct Dot : NoCentre {
   using T = typename X::Element;
   using A = Accumulator<T>;
@@ -190,13 +191,13 @@ struct Dot : NoCentre {
     loaded.grad_y.get(terms[0]);
     loaded.x.get(values);
 #pragma unroll
-    for (int k = 0; k < N; ++k) terms[0][k] *= values[k];  // masked gradients, too: 0 * Inf is NaN
+    for (int k = 0; k < N; ++k) terms[0][k] *= values[k];  // also where grad_y is masked: 0 * Inf is NaN
   }
 };
 
 // --- Visits
 
-// numbers[c], for visits that need none.
+// numbers[c] of visits that need nothing of a channel.
 struct Nothing {
   __device__ Nothing operator[](int64_t) const { return {}; }
 };
@@ -212,7 +213,7 @@ __device__ __forceinline__ Affine<A> select(bool condition, const Affine<A>& a, 
   return {condition ? a.scale : b.scale, condition ? a.shift : b.shift};
 }
 
-// The same for each channel.
+// scale and shift A[C], or something like it.
 template <class A, class Shift = const A*>
 struct Affines {
   const A* scale;
@@ -239,8 +240,8 @@ struct Second {
 template <class V>
 struct Second<V, false> {};
 
-// Element by element, out[..] = f(in[..], number), f having kIn maps and kOut. The second ones are read as nothing, and
-// not written, where they are absent.
+// out[kOut] = f(in[kIn], number) for each element of F::kIn maps. An absent second input reads as zeros, an absent
+// second output is not written.
 template <int N, class X, class Y, class F>
 struct Visit {
   using M = typename X::Map;
@@ -291,7 +292,7 @@ __device__ __forceinline__ Visit<N, X, Y, F> visit_of(const F& f, const X& in, c
   return {in, out, f, other_in, other_out};
 }
 
-// y = x * gate; grad_x = grad_y * gate + shift
+// y = x * gate or, with Affines, x * gate + shift
 struct Rescale {
   static constexpr int kIn = 1, kOut = 1;
   template <class A, class Number>
@@ -300,7 +301,7 @@ struct Rescale {
   }
 };
 
-// y = relu(x * gate + residual), with a residual or without
+// y = relu(x * gate + shift + residual), each of relu, shift and residual being optional
 struct RescaleRelu {
   static constexpr int kIn = 2, kOut = 1;
   bool residual, relu;
@@ -312,7 +313,7 @@ struct RescaleRelu {
   }
 };
 
-// Of a masked gradient: the slab, grad_residual = grad_y
+// grad_y, masked: back to its slab, and to grad_residual
 struct Keep {
   static constexpr int kIn = 1, kOut = 2;
   template <class A>
@@ -321,7 +322,7 @@ struct Keep {
   }
 };
 
-// Of a masked gradient: grad_x = grad_y * gate + shift, grad_residual = grad_y
+// With grad_y masked: grad_x = grad_y * gate + shift, grad_residual = grad_y
 struct RescaleMasked {
   static constexpr int kIn = 1, kOut = 2;
   template <class A, class Number>

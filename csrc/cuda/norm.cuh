@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: MIT
-// L1. Batch norm, whose statistics need all samples before the first output: the kernels that touch maps. Forward and
-// backward read every tile once, then small kernels (norm_channels.cu) turn its sums into numbers for each channel, and
-// then every tile is read for the second time and its outputs written. Nothing waits for anything: these are launches
-// one after another. Statistics that are given need none of this: one_pass.cuh, two_phase.cuh.
-//
-//   u = a x + b    a = weight rstd, b = bias - a mu    m = mean_s x    g = Gate(a m + b)    y = relu(u g + residual)
+// L1. Batch norm before a gate (gates/norm.h), where statistics or their gradients need all samples before the first
+// output: the forward pass in training, and every backward pass. The kernels here touch the maps. One launch reads
+// every tile, two launches of norm_channels.cu turn the sums into numbers per channel, and one launch reads every tile
+// again and writes the outputs. Forward passes by given statistics are in one_pass.cuh and two_phase.cuh.
 #pragma once
 #include "two_phase.cuh"
 
 namespace eca {
 
-// The sums of x - p and (x - p)^2. The pivot p is an element of the channel in the tile, so that nothing large cancels:
-// the median of the first, the middle and the last one, as a single one may lie far from the others.
+// The sums of x - p and (x - p)^2. The pivot p avoids cancellation: it is the median of the first, middle and last
+// element of the channel in the tile, as a single element may be an outlier.
 template <int N, Layout L, class X>
 struct Moments {
   using A = Accumulator<typename X::Element>;
@@ -19,7 +17,7 @@ struct Moments {
   static constexpr bool kFar = X::kFar;
   static constexpr int kSums = 2;
   X x;
-  int64_t s0, s1;  // of the tile
+  int64_t s0, s1;  // positions of the tile
 
   __device__ __forceinline__ A at(int64_t c, int64_t s) const {
     return widen(*(L == Layout::kRows ? x.at(s, c) : x.at(c, s)));
@@ -54,7 +52,7 @@ struct SumAndDot {
   };
   G grad_y;
   X x;
-  const A* mu;
+  const A* mu;  // A[C]
 
   __device__ __forceinline__ A centre(int64_t c) const { return mu[c]; }
   __device__ __forceinline__ Loaded early(int64_t run, int64_t i) const {
@@ -82,11 +80,11 @@ __device__ __forceinline__ Slope<A> select(bool condition, const Slope<A>& a, co
 }
 template <class A>
 struct Slopes {
-  const A *scale, *slope, *shift;
+  const A *scale, *slope, *shift;  // A[C] each
   __device__ Slope<A> operator[](int64_t c) const { return {scale[c], slope[c], shift[c]}; }
 };
 
-// Of a masked gradient: grad_x = grad_y * scale + x * slope + shift, grad_residual = grad_y
+// With grad_y masked: grad_x = grad_y * scale + x * slope + shift, grad_residual = grad_y
 struct NormGradient {
   static constexpr int kIn = 2, kOut = 2;
   template <class A>
@@ -104,7 +102,7 @@ struct NormPass : PassBase<T, L, N_, kStraddle, NormArgs<Accumulator<T>, Call>> 
   using typename Base::A;
   using typename Base::Map;
 
-  // f(n, tile, where its first channel's number is in first and second)
+  // f(n, tile, index of the tile's first channel in args.first and args.second)
   template <class F>
   __device__ void each_tile(F f) const {
     const Tiling& tiling = args.plan.tiling;
@@ -114,7 +112,7 @@ struct NormPass : PassBase<T, L, N_, kStraddle, NormArgs<Accumulator<T>, Call>> 
       f(n, tile, (n * tiling.blocks + tiling.block(of_sample)) * args.problem.c + tile.c0);
     }
   }
-  // f(the gradient behind the ReLU, if there is one)
+  // f(grad_y), masked if there is a ReLU
   template <class F>
   __device__ void with_gradient(int64_t n, F f) const {
     const Map grad_y = this->map(args.call.grad_y, n);
@@ -126,9 +124,9 @@ struct NormPass : PassBase<T, L, N_, kStraddle, NormArgs<Accumulator<T>, Call>> 
   }
 };
 
-// Of each tile's channels, the mean, as a distance from an element of the channel, the same for all of its tiles, and
-// the sum of squared distances from the mean. Reads x [N, C, S] of type T; writes first and second A[N, blocks, C], and
-// those elements to norm_mean A[C].
+// For each channel of each tile: its mean, measured from one element of the channel, the same in all tiles, and the sum
+// of squared distances from the mean. Reads x T[N, C, S]; writes these to first and second, A[N, blocks, C], and the
+// elements to norm_mean A[C].
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
     eca_norm_moments_kernel(const __grid_constant__ NormArgs<Accumulator<T>, ForwardCall> args) {
@@ -149,7 +147,8 @@ __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
 }
 
 // y = relu(x * gate + shift + residual)
-// Reads x and the residual [N, C, S] of type T, gate and shift A[N, C]; writes y and, 16 bytes at a time, its signs.
+// Reads x and the residual, T[N, C, S], gate and shift, A[N, C]; writes y T[N, C, S] and, in vectors of 16 bytes, its
+// signs (problem.h).
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
     eca_norm_apply_kernel(const __grid_constant__ NormArgs<Accumulator<T>, ForwardCall> args) {
@@ -160,8 +159,8 @@ __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
   });
 }
 
-// Of each tile's channels, the sums of grad_y, zero where y is not above zero, and of grad_y (x - mu).
-// Reads grad_y and x [N, C, S] of type T, the signs of y, mu A[C]; writes first and second A[N, blocks, C].
+// For each channel of each tile: the sums of grad_y, masked by the ReLU, and of grad_y (x - mu).
+// Reads grad_y and x, T[N, C, S], the signs of y and mu A[C]; writes first and second, A[N, blocks, C].
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
     eca_norm_dots_kernel(const __grid_constant__ NormArgs<Accumulator<T>, BackwardCall> args) {
@@ -181,9 +180,9 @@ __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
   });
 }
 
-// grad_residual = grad_y, zero where y is not above zero;   grad_x = grad_residual * gate + x * slope + shift
-// Reads grad_y [N, C, S] of type T, the signs of y, gate and shift A[N, C], and where the statistics are those of x
-// also x and slope A[C]; writes grad_x, and grad_residual if it is wanted.
+// grad_residual = grad_y, masked by the ReLU;   grad_x = grad_residual * gate + x * slope + shift
+// Reads grad_y T[N, C, S], the signs of y, gate and shift, A[N, C], and with statistics of x also x T[N, C, S] and
+// slope A[C]; writes grad_x and, if wanted, grad_residual, T[N, C, S].
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
     eca_norm_gradient_kernel(const __grid_constant__ NormArgs<Accumulator<T>, BackwardCall> args) {

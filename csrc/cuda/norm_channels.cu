@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L2. Batch norm's kernels between its two reads of the maps (norm.cuh): on numbers [N, C] and [C], in fixed orders.
+// L2. Batch norm's kernels between the two reads of the maps (norm.cuh): on numbers [N, C] and [C], which they add up
+// in a fixed order.
 #include <algorithm>
 
 #include "launch.cuh"
@@ -10,21 +11,21 @@ namespace {
 
 constexpr int kMostThreads = 512;
 
-// 32 channels of all samples, by one block: its warps share out the samples, its lanes have a channel each.
+// One block has 32 channels of all samples: a channel per lane, every warps-th sample per warp.
 template <class A>
 struct Columns {
   int64_t c = int64_t{blockIdx.x} * kWarp + threadIdx.x % kWarp;
   int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
   int64_t samples;
-  bool there;  // whether there is such a channel
+  bool exists;  // whether c < C
 
-  __device__ explicit Columns(const Problem& p) : samples(p.n), there(c < p.c) {}
+  __device__ explicit Columns(const Problem& p) : samples(p.n), exists(c < p.c) {}
 
-  // Loads some samples' numbers at a time: f(n, numbers), numbers being load(n).
+  // Calls f(n, load(n)) for this warp's samples, with kBatch loads in flight.
   template <class Load, class F>
   __device__ void each_sample(Load load, F f) const {
     constexpr int kBatch = 4;
-    if (!there) return;
+    if (!exists) return;
     for (int64_t first = warp; first < samples; first += kBatch * warps) {
       decltype(load(first)) loaded[kBatch] = {};
 #pragma unroll
@@ -35,7 +36,7 @@ struct Columns {
         if (first + b * warps < samples) f(first + b * warps, loaded[b]);
     }
   }
-  // The sum of the warps' numbers of a channel, for all of them.
+  // All-reduce over the warps, per channel.
   __device__ A sum(A number) const {
     __shared__ A numbers[kMostThreads];
     __syncthreads();
@@ -52,7 +53,7 @@ struct Pair {
   A first, second;
 };
 
-// The mean and the squared distances from it of a sample's channel, of which `at` is the first tile.
+// The mean of one channel of one sample, and the sum of squared distances from it. at: the index of its first tile.
 template <class A>
 __device__ Pair<A> of_tiles(const NormArgs<A, ForwardCall>& args, int64_t at) {
   const Problem& p = args.problem;
@@ -66,10 +67,9 @@ __device__ Pair<A> of_tiles(const NormArgs<A, ForwardCall>& args, int64_t at) {
   return {mean, total};
 }
 
-// The means of all samples, the mean and the variance of all of a channel's elements, the latter by Chan's rule. All
-// are measured from an element of the channel, so that the digits of small distances are kept where the mean is large.
-// Reads first and second A[N, blocks, C], of tiles, and those elements from norm_mean A[C]; writes the means A[N, C],
-// norm_mean and norm_var A[C], and overwrites first.
+// The means of each sample, and mean and variance over all samples. Means are measured from an element of the channel,
+// so that no digits are lost where the mean is large. Reads first and second, A[N, blocks, C], of tiles, and those
+// elements from norm_mean A[C]; writes the means A[N, C], norm_mean and norm_var, A[C], and overwrites first.
 template <class A>
 __global__ void __launch_bounds__(kMostThreads)
     eca_norm_statistics_kernel(const __grid_constant__ NormArgs<A, ForwardCall> args) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const Tiling& tiling = args.plan.tiling;
   const Columns<A> columns(p);
   const int64_t c = columns.c, stride = tiling.blocks * p.c;
-  const A size = static_cast<A>(p.s), origin = columns.there ? args.norm_mean[c] : A(0);
+  const A size = static_cast<A>(p.s), origin = columns.exists ? args.norm_mean[c] : A(0);
   A* const means = static_cast<A*>(args.call.mean);
   A sum = 0, squares = 0;
   columns.each_sample([&](int64_t n) { return Pair<A>{args.first[n * stride + c], args.second[n * stride + c]}; },
@@ -92,13 +92,13 @@ __global__ void __launch_bounds__(kMostThreads)
   columns.each_sample([&](int64_t n) { return args.first[n * stride + c]; },  // this thread's own
                       [&](int64_t, A of) { squares = squares_about(squares, size, of - mean); });
   const A total = columns.sum(squares);
-  if (columns.there && columns.warp == 0) {
+  if (columns.exists && columns.warp == 0) {
     args.norm_mean[c] = origin + mean;
     args.norm_var[c] = total / (static_cast<A>(p.n) * size);
   }
 }
 
-// f(n, executor) for the samples of this block.
+// Calls f(n, executor) for the samples of this block.
 template <class A, class Call, class F>
 __device__ void each_gate(const NormArgs<A, Call>& args, bool backward, F f) {
   const PassBase<A, Layout::kPlanes, 1, false, NormArgs<A, Call>> pass{args};
@@ -107,8 +107,8 @@ __device__ void each_gate(const NormArgs<A, Call>& args, bool backward, F f) {
   for (int64_t n = blockIdx.x; n < args.problem.n; n += gridDim.x) f(n, x);
 }
 
-// g = Gate(a m + b);   gate = a g, shift = b g. A block for each sample.
-// Reads the means A[N, C] and all parameters [C]; writes gate and shift A[N, C].
+// g = Gate(mean of u), gate = scale g, shift = shift g: gates/norm.h. One block per sample at a time.
+// Reads the means A[N, C], batch norm's parameters [C] and the gate's; writes gate and shift, A[N, C].
 template <class A>
 __global__ void __launch_bounds__(256) eca_norm_gates_kernel(const __grid_constant__ NormArgs<A, ForwardCall> args) {
   const NormParameters& norm = args.gate_of.norm;
@@ -126,10 +126,9 @@ __global__ void __launch_bounds__(256) eca_norm_gates_kernel(const __grid_consta
   });
 }
 
-// With A = sum grad_y and B = sum grad_y (x - mu):   dg = a B + bias A   (g, dm) = Gate'(a m + b, dg)
-//   gate = a g   shift = dm   sum = g A + dm   dot = g B + dm (m - mu)   the latter two of dL/du and dL/du (x - mu)
-// Reads first and second A[N, blocks, C], of tiles, the means A[N, C] and all parameters [C]; writes those four A[N,
-// C], and the records of gates/gate.h. A block for each sample.
+// (g, dm) = Gate'(mean of u, dg), and the two sums of dL/du: gates/norm.h. One block per sample at a time.
+// Reads first and second, A[N, blocks, C], the sums of each tile, the means A[N, C], batch norm's parameters [C] and
+// the gate's; writes gate = scale g, shift = dm, sum and dot, A[N, C], and the records of gates/gate.h.
 template <class A>
 __global__ void __launch_bounds__(256)
     eca_norm_gate_gradients_kernel(const __grid_constant__ NormArgs<A, BackwardCall> args) {
@@ -165,10 +164,9 @@ __global__ void __launch_bounds__(256)
   });
 }
 
-// dbias = sum_n sum, dweight = rstd sum_n dot;   slope = -a rstd dweight / (N S), shift = a (dm / S - dbias / (N S)) -
-// slope mu, or without the terms in 1 / (N S) where the statistics do not depend on x.
-// Reads sum, dot and shift A[N, C], which holds dm, and batch norm's parameters [C]; writes its gradients [C], slope
-// A[C] and shift.
+// The gradients of batch norm's weight and bias, and what grad_x = grad_y * gate + x * slope + shift needs:
+// gates/norm.h. Reads sum, dot and shift, A[N, C], which holds dm, and batch norm's parameters [C]; writes its
+// gradients [C], slope A[C] and shift A[N, C].
 template <class A>
 __global__ void __launch_bounds__(kMostThreads)
     eca_norm_weight_gradients_kernel(const __grid_constant__ NormArgs<A, BackwardCall> args) {
@@ -183,7 +181,7 @@ __global__ void __launch_bounds__(kMostThreads)
                       });
   sum = columns.sum(sum);
   dot = columns.sum(dot);
-  if (!columns.there) return;
+  if (!columns.exists) return;
   const ChannelNorm<A> norm = channel_norm<A>(args.gate_of.norm, c);
   const A size = static_cast<A>(p.s);
   const NormGradients<A> grad = norm.gradients(sum, dot, static_cast<A>(p.n) * size, (p.flags & kBatchStatistics) != 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L2. Picks the instances of batch norm's kernels that a plan asks for. Included by one file per dtype, which so
-// compile side by side.
+// L2. Picks the instances of batch norm's kernels that a plan asks for. Included by one file per dtype, so that they
+// compile in parallel.
 #pragma once
 #include <algorithm>
 

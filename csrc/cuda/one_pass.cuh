@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
-// L1. The kernels that read every feature map once. A cluster has one sample, keeps it in its blocks' shared memory
-// between the sums and the visit, and ends with it:
+// L1. The kernels that read every feature map once. Each cluster (on 8.x each block) processes one sample, which stays
+// in its blocks' shared memory between the reduction and the visit:
 //
-//   load      the block's part of the maps, into slabs; asked for before anything else happens
-//   sum       per channel, from the slabs (backward: and from x, if that is not in one)
-//   exchange  what the gate needs of other blocks' channels: channels.cuh
+//   load      the block's part of the maps, into shared memory (slabs); issued before anything else
+//   sum       per channel, from the slabs; backward also from x in global memory, where that has no slab
+//   exchange  halo and all-reduce of what the gate needs of other blocks' channels: channels.cuh
 //   gate      gates/
 //   visit     from the slabs to global memory
-//   record    backward: what the parameters' gradients need to know
+//   record    backward: what the parameters' gradients need
 //
-// A block has channels of its own, in both layouts, so sums and gates of its channels are its own. kPlanes: their
-// planes, which are one run of memory. kRows: a strip of them from all rows; where that would be narrow, several blocks
-// share a strip's positions, and add up their sums.
+// In both layouts a block owns channels, and computes their sums and gates. kPlanes: their planes, contiguous in
+// memory. kRows: a strip of channels from all rows; where strips would be narrow, several blocks share the positions of
+// a strip and add up their sums.
 #pragma once
 #include "../gates/registry.h"
 #include "channels.cuh"
@@ -23,7 +23,7 @@ namespace eca {
 
 enum class Walk { kPlanes, kStraddling, kRows };
 
-// A map, and whether it has a slab.
+// A map, and whether a block keeps its part of it in a slab.
 struct Kept {
   const Batch& batch;
   bool has_slab;
@@ -36,13 +36,13 @@ struct OnePass {
   static constexpr int N = 16 / sizeof(T);
   static constexpr bool kRows = W == Walk::kRows;
   using Tiles = std::conditional_t<kRows, Rows<A, N>, Planes<A, N, W == Walk::kStraddling>>;
-  using Slab = Runs<T, int, false>;  // or, where a map has none, the map itself
+  using Slab = Runs<T, int, false>;  // also of maps in global memory
   using Far = Runs<T, int, true>;
 
   const OnePassArgs<Call>& args;
-  int part;          // of the positions
-  int64_t offset;    // in a map, of this block's part of a sample
-  TileOf<int> tile;  // that part, relative to it
+  int part;          // which part of the positions this block has
+  int64_t offset;    // of the block's first element in a sample
+  TileOf<int> tile;  // the block's channels and positions, relative to that
   ClusterChannels x;
 
   __device__ explicit OnePass(const OnePassArgs<Call>& args_)
@@ -88,8 +88,8 @@ struct OnePass {
 
   __device__ bool bulk() const { return !kRows && ptx::has_bulk_copies(args.plan.bulk); }
 
-  // Asks for the block's part of maps, each if it has a slab. Load 0 is into slabs from 0 on, load 1, which is waited
-  // for by itself, into slab 1.
+  // Issues the loads of the block's part of those maps that have slabs: load 0 into slab 0 and the following ones, load
+  // 1, which has a wait of its own, into slab 1.
   template <int kWhich, class... Maps>
   __device__ void load(const Maps&... maps) const {
     int i = kWhich;
@@ -107,7 +107,6 @@ struct OnePass {
     }
   }
 
-  // Until a load is there.
   template <int kWhich>
   __device__ void wait() const {
     if (bulk()) return ptx::wait_for_copies(loads() + kWhich);
@@ -115,7 +114,7 @@ struct OnePass {
     if (!kRows) __syncthreads();  // in rows, threads read what they have loaded themselves
   }
 
-  // While the maps are on their way. Other blocks may push once all have met: see sum.
+  // Overlaps the loads. No block pushes before the cluster barrier, which `sum` completes.
   __device__ void prepare() {
     if (threadIdx.x == 0 && args.plan.blocks > 1) {
       for (int i = 0; i < kMaxExchanges; ++i) ptx::mbarrier_init(x.barriers + i);
@@ -126,7 +125,7 @@ struct OnePass {
     x.load_numbers();
   }
 
-  // values[c] = the sum over the tile's positions, and those of the other parts of the strip, divided by `divisor`.
+  // values[c] = the sum over all positions of the own channel c, also of other blocks' parts, divided by `divisor`.
   template <class Term>
   __device__ void sum(const Term& term, A* values, A divisor) {
     const OnePassPlan& plan = args.plan;
@@ -140,14 +139,14 @@ struct OnePass {
     }
   }
 
-  // numbers are of the own channels.
+  // numbers[c] is of own channel c.
   template <class Numbers, class Body>
   __device__ void visit(const Numbers& numbers, const Body& body) const {
     Tiles::each(tile, length(), numbers, body);
   }
 
  private:
-  // One run of memory, by this thread.
+  // By one thread: the planes are contiguous.
   __device__ void load_run(const Kept& map, int* i, int bytes, uint64_t* barrier) const {
     constexpr int kMost = 32 << 10;
     if (!map.has_slab) return;
@@ -169,10 +168,10 @@ struct OnePass {
   }
 };
 
-// Waits for load 0, in loops that have asked for other memory before.
+// Waits for load 0 inside a reduction, after loads of x have been issued.
 template <bool kRows>
 struct Arrival {
-  uint64_t* barrier;  // null: it is there
+  uint64_t* barrier;  // null: no need to wait
   mutable bool here = false;
 
   __device__ __forceinline__ void operator()() const {
@@ -185,10 +184,10 @@ struct Arrival {
 struct Scaled {
   const float* numbers;
   float factor;
-  __device__ float operator[](int i) const { return __fmul_rn(numbers[i], factor); }  // rounded before it is added
+  __device__ float operator[](int i) const { return __fmul_rn(numbers[i], factor); }  // no fused multiply-add
 };
 
-// What the architecture that is compiled for has no instructions for; the plan asks for it nowhere.
+// Before 8.0 there is no cp.async; the plan then never chooses one pass.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 constexpr bool kHasOnePass = true;
 #else
@@ -203,7 +202,7 @@ __device__ SignBytes<typename Pass::T, int> signs_of(const Pass& pass) {
   return {data, Pass::kRows ? static_cast<int>(pass.args.problem.c) : pass.length()};
 }
 
-// Batch norm before the gate, if there is one. What `load` stores, the thread that has stored it reads.
+// Batch norm by given statistics, before the gate. Threads read only what they have stored themselves in `load`.
 template <class Pass, bool kThere>
 struct OnePassNorm {
   Pass& pass;
@@ -226,12 +225,12 @@ struct OnePassNorm<Pass, true> {
       return norm.scale;
     });
   }
-  // The means of x become those of what batch norm returns.
+  // The means of x become those of u = batch_norm(x).
   __device__ void before_gate() const {
     float* const mean = pass.mean();
     pass.x.each([&](int c) { mean[c] = of(c).normalized(mean[c]); });
   }
-  // What the visit multiplies with and adds, for the own channels.
+  // y = x * scale + shift, for the own channels.
   __device__ Affines<float> after_gate() const {
     float *const gate = pass.gate(), *const shift = array(1);
     pass.x.each([&](int c) {
@@ -284,16 +283,16 @@ __device__ __forceinline__ void run_forward(const OnePassArgs<ForwardCall>& args
 }
 
 // y = relu(x * Gate(mean(x)) + residual)
-// Reads x and the residual [N, C, S] of type T once, and the gate's parameters; writes y [N, C, S], and the means
-// float[N, C] and the signs of y if backward will need them. A cluster for each sample.
+// Reads x and the residual, T[N, C, S], once, and the gate's parameters; writes y T[N, C, S] and, for backward, the
+// means float[N, C] and the signs of y (problem.h). One cluster per sample.
 template <class Gate, class T, Walk W>
 __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     eca_forward_kernel(const __grid_constant__ OnePassArgs<ForwardCall> args) {
   run_forward<Gate, T, W, false>(args);
 }
 
-// The same of u = batch_norm(x) by given statistics [C] instead of x: y = relu(u * Gate(mean(u)) + residual).
-// Reads and writes what eca_forward_kernel does, and reads batch norm's parameters [C]; the means are those of x.
+// y = relu(u * Gate(mean(u)) + residual), u = batch_norm(x) by given statistics.
+// Reads and writes what eca_forward_kernel does, the means being those of x; also reads batch norm's parameters [C].
 template <class Gate, class T, Walk W>
 __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     eca_norm_forward_kernel(const __grid_constant__ OnePassArgs<ForwardCall> args) {
@@ -302,8 +301,8 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
 
 // grad_residual = [y > 0] grad_y with a ReLU, else grad_y;   dg = sum over S of grad_residual * x
 // grad_x = grad_residual * g + dm / S,   where (g, dm) = Gate'(mean, dg)
-// Reads grad_y and x [N, C, S] of type T once, with a ReLU the signs of y, the means float[N, C] and the gate's
-// parameters; writes grad_x, grad_residual if it is wanted, and the records of gates/gate.h. A cluster for each sample.
+// Reads grad_y and x, T[N, C, S], once, with a ReLU the signs of y, the means float[N, C] and the gate's parameters;
+// writes grad_x and, if wanted, grad_residual, T[N, C, S], and the records of gates/gate.h. One cluster per sample.
 template <class Gate, class T, Walk W>
 __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     eca_backward_kernel(const __grid_constant__ OnePassArgs<BackwardCall> args) {
@@ -322,7 +321,7 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
     float *const mean = pass.mean(), *const grad = pass.grad();
     pass.x.load_means(static_cast<const float*>(call.mean) + pass.n() * args.problem.c);
 
-    // Where x has no slab, its first vectors are asked for before grad_y is awaited.
+    // Where x has no slab, its first loads are issued before the wait for grad_y.
     const bool masks = call.signs.data != nullptr, later = !slabs.second_sum && !masks && (Pass::kRows || pass.bulk());
     if (!later) pass.template wait<0>();
     if (masks) {
@@ -336,7 +335,7 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
       const Far x = pass.template global<Far>(call.x);
       const Arrival<Pass::kRows> arrival{later ? pass.loads() : nullptr};
       pass.sum(Dot<N, Slab, Far, Arrival<Pass::kRows>>(grad_y, x, arrival), grad, 1.f);
-      if (later) pass.template wait<0>();  // those who had nothing to add up
+      if (later) pass.template wait<0>();  // for threads that had nothing to add up
     }
     Gate gate{args.gate.shape};
     gate.backward(pass.x, mean, pass.gate(), grad);

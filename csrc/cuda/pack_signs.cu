@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L2. The signs of a y that kernels have written element by element: several of those share a byte.
+// L2. The signs of y, where y was written element by element: several elements share a byte.
 #include <algorithm>
 
 #include "launch.cuh"
@@ -11,7 +11,7 @@ namespace {
 constexpr int kMostThreads = 256;
 constexpr int64_t kMostGrid = 2048;
 
-// Reads y [N, C, S] of type T, with any strides between its runs, and writes its signs (problem.h), a byte a thread.
+// Reads y T[N, C, S] with any strides between samples and runs; writes its signs (problem.h), one byte per thread.
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) eca_pack_signs_kernel(const __grid_constant__ PackArgs args) {
   constexpr int kPerByte = 16 / sizeof(T);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // L1. Sums and visits (maps.cuh) of a tile of planes, N elements at a time, by all threads of a block.
 //
-// Planes are a number of whole vectors each, any stride between them; or (kStraddle) they follow one another, and a
-// vector may hold the end of one and the beginning of the next, as those of 7 x 7 do. Then a plane's sum reads the
-// vectors that it shares with its neighbours, too, and a visit takes those that begin in the tile.
+// Either each plane is a whole number of vectors, with any stride between planes. Or (kStraddle) planes are contiguous,
+// and a vector may hold the end of one and the beginning of the next, as with 7 x 7 positions: a plane's sum reads the
+// vectors that it shares with its neighbours, and a visit takes the vectors that begin in the tile.
 #pragma once
 #include <type_traits>
 #include <utility>
@@ -14,7 +14,7 @@
 
 namespace eca {
 
-// How many loads of a thread are under way at a time: as many as its registers allow, if they are from far.
+// Loads of a thread in flight, as registers allow; those from shared memory need fewer.
 template <class Term>
 __host__ __device__ constexpr int loads_of_sum() {
   constexpr int kBytes = sizeof(typename Term::Loaded);
@@ -25,7 +25,7 @@ __host__ __device__ constexpr int loads_of_visit() {
   return Body::kFar && sizeof(typename Body::Loaded) <= 16 ? 4 : 2;
 }
 
-// A place in planes of `length` that is moved on by the same distance again and again: divided once, then added.
+// A position in planes of `length`, advanced by a fixed distance without a division.
 template <class Index>
 struct Place {
   Index plane, at;
@@ -46,8 +46,8 @@ using Number = std::decay_t<decltype(std::declval<Numbers>()[0])>;
 
 template <class A, int N, bool kStraddle>
 struct Planes {
-  // out(c, totals) gets the sums over the tile's positions of channel tile.c0 + c, by `lanes` threads for each plane of
-  // `length`. shared: lanes / 32 numbers for each plane and sum, if that is more than one. Ends with a barrier.
+  // Calls out(c, totals) with the sums over the tile's positions of channel tile.c0 + c. `lanes` threads add up a
+  // plane, whose full length is `length`. shared: A[kSums][planes][lanes / 32] if lanes > 32. Ends with a barrier.
   template <class Index, class Term, class Out>
   __device__ static void sums(const TileOf<Index>& tile, Index length, int lanes, const Term& term, A* shared,
                               const Out& out) {
@@ -55,7 +55,7 @@ struct Planes {
     const int planes = static_cast<int>(tile.c1 - tile.c0), shift = __ffs(lanes) - 1;  // a power of two
     const int groups = blockDim.x >> shift, group = threadIdx.x >> shift, lane = threadIdx.x & (lanes - 1);
     const int in_warp = lanes < kWarp ? lanes : kWarp, parts = lanes / in_warp;
-    for (int first = 0; first < planes; first += groups) {  // the same number of rounds for all threads
+    for (int first = 0; first < planes; first += groups) {  // as often for all threads: warps reduce
       const int plane = first + group;
       A total[K] = {};
       if (plane < planes) along(tile, tile.c0 + plane, length, lane, lanes, term, total);
@@ -76,13 +76,13 @@ struct Planes {
     __syncthreads();
   }
 
-  // Visits every element of the tile once; numbers[c] is what the visit knows of channel c.
+  // Visits every element of the tile once; numbers[c] is what the visit needs of channel c.
   template <class Index, class Numbers, class Body>
   __device__ static void each(const TileOf<Index>& tile, Index length, Numbers numbers, const Body& body) {
-    constexpr bool kWide = sizeof(Index) > 4;            // places that take twice the registers
-    constexpr bool kFew = kStraddle || Body::kMaps > 1;  // registers are left
+    constexpr bool kWide = sizeof(Index) > 4;            // a Place takes twice the registers
+    constexpr bool kFew = kStraddle || Body::kMaps > 1;  // few registers are left
     constexpr int kBatch = kWide && kFew ? 1 : kStraddle || kWide ? 2 : loads_of_visit<Body>();
-    const Index c0 = kStraddle ? 0 : tile.c0, s0 = kStraddle ? 0 : tile.s0;  // what places are relative to
+    const Index c0 = kStraddle ? 0 : tile.c0, s0 = kStraddle ? 0 : tile.s0;  // Place is relative to these
     const Index width = kStraddle ? length : tile.s1 - tile.s0;
     const Index begin = kStraddle ? (tile.c0 * length + tile.s0 + N - 1) / N * N : 0;
     const Index end = kStraddle ? (tile.c1 - 1) * length + tile.s1 : (tile.c1 - tile.c0) * width;
@@ -117,7 +117,7 @@ struct Planes {
   }
 
  private:
-  // Adds up what one of `lanes` threads has of plane c.
+  // The share of thread `lane` of `lanes` in the sums of plane c.
   template <class Index, class Term>
   __device__ __forceinline__ static void along(const TileOf<Index>& tile, Index c, Index length, int lane, int lanes,
                                                const Term& term, A (&totals)[Term::kSums]) {
@@ -160,7 +160,7 @@ struct Planes {
     }
   }
 
-  // The numbers of the channels that N elements from `at` in plane c on belong to.
+  // out[k]: the number of the channel of element k of the vector that begins at `at` in plane c.
   template <class Index, class Numbers>
   __device__ __forceinline__ static void numbers_at(Index c, Index at, Index length, Numbers numbers,
                                                     Number<Numbers> (&out)[N]) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// L1. Sums and visits (maps.cuh) of a tile of rows, N elements at a time, by all threads of a block. A thread has one
-// column of N channels and every groups-th row of it, in sums, visits and loads alike: what it has loaded by itself it
-// need not share before it adds it up.
+// L1. Sums and visits (maps.cuh) of a tile of rows, N elements at a time, by all threads of a block. A thread has a
+// column of N channels and every groups-th row of it, the same ones in loads, sums and visits: what it has loaded
+// itself it may read without a barrier.
 #pragma once
 #include "../plan/plan.h"
 #include "planes.cuh"
@@ -10,8 +10,8 @@ namespace eca {
 
 template <class A, int N>
 struct Rows {
-  // Calls f(row, c) for the vectors of this thread, c being the first of N channels, kBatch rows at a time and then
-  // one by one: f(std::integral_constant<int, rows>, first row, distance, c).
+  // Calls f(std::integral_constant<int, rows>, s, groups, c) for the vectors of this thread: `rows` of them, kBatch and
+  // finally 1, at rows s, s + groups, ... and channels c .. c + N.
   template <int kBatch, class Index, class F>
   __device__ __forceinline__ static void walk(const TileOf<Index>& tile, F f) {
     const int columns = static_cast<int>(tile.c1 - tile.c0) / N, groups = blockDim.x / columns;
@@ -27,8 +27,8 @@ struct Rows {
     }
   }
 
-  // Calls out(c, totals) with the sums over the tile's positions of channel tile.c0 + c. A tile has at most as many
-  // columns as there are threads. shared: parts_of_rows numbers for each channel and sum. Ends with a barrier.
+  // Calls out(c, totals) with the sums over the tile's positions of channel tile.c0 + c. A tile has no more columns
+  // than there are threads. shared: A[kSums][parts_of_rows][channels]. Ends with a barrier.
   template <class Index, class Term, class Out>
   __device__ static void sums(const TileOf<Index>& tile, Index, int, const Term& term, A* shared, const Out& out) {
     constexpr int K = Term::kSums;
@@ -54,7 +54,7 @@ struct Rows {
         }
       }
     });
-    // Lanes of a warp that have the same column first.
+    // First over the lanes of a warp that have the same column.
     const bool share = columns_share_warps(columns);
     const int column = threadIdx.x % columns, parts = parts_of_rows(blockDim.x, columns);
     const int part = share ? threadIdx.x / kWarp : threadIdx.x / columns;
@@ -88,7 +88,7 @@ struct Rows {
     __syncthreads();
   }
 
-  // Visits every element of the tile once; numbers[c] is what the visit knows of channel c.
+  // Visits every element of the tile once; numbers[c] is what the visit needs of channel c.
   template <class Index, class Numbers, class Body>
   __device__ static void each(const TileOf<Index>& tile, Index, Numbers numbers, const Body& body) {
     const int columns = static_cast<int>(tile.c1 - tile.c0) / N;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L3. See torch_device.h. libtorch_cuda is not linked but looked up, so that one library also loads where torch is a
-// CPU-only build.
+// L3. See torch_device.h. libtorch_cuda is looked up instead of linked, so that this library also loads where torch is
+// a CPU-only build.
 #include "torch_device.h"
 
 #include <dlfcn.h>
@@ -25,7 +25,7 @@ GetStream find_get_stream() {
   return reinterpret_cast<GetStream>(found);
 }
 
-// Asked for once per device.
+// Queried once per device.
 const Device& device_at(size_t index) {
   static std::mutex mutex;
   static std::vector<std::pair<bool, Device>> devices(64);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L3. What torch knows of the device of a call. The emulator's tests link another implementation, for CPU tensors.
+// L3. The device and stream of a call, from torch. The emulator links another implementation, for CPU tensors.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/tensor.h>
@@ -8,7 +8,7 @@
 
 namespace eca {
 
-// While it lives, the device of x is the current one.
+// Makes the device of x the current one for its lifetime.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const torch::stable::Tensor& x);  // std::invalid_argument if the kernels can't run there

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
-// L1. The kernel that works for every shape: reduce all tiles of a sample, compute its gate, apply it to all tiles, in
-// one launch. The second read of a tile is served by the L2 cache.
+// L1. The kernels for every shape: in one launch, reduce all tiles of a sample, compute its gate, apply it to all
+// tiles. The second read of a tile mostly hits the L2 cache.
 //
-// Blocks take tickets from a counter. A ticket is one visit of one tile: the first `lag` tickets are first visits, then
-// second and first ones take turns, and the second visits of the last tiles end it:
+// Blocks take tickets from a counter. A ticket is one visit of one tile. The first `lag` tickets are first visits, then
+// second and first visits alternate, and the last `lag` tickets are second visits:
 //
-//   first visit   partial sums of the tile; the block that completes a sample computes its gate and raises its flag
+//   first visit   partial sums of the tile; the block that completes a sample computes its gate and sets its flag
 //   second visit  waits for the flag of the sample, then writes the tile
 //
-// A first visit never waits. A second visit waits only for first visits with smaller tickets, which running blocks have
-// taken (lag is at least the tiles of one sample). So this ends however few blocks run at a time, and in any order.
+// There is no deadlock, however few blocks run at a time and in whichever order: first visits never wait, and a second
+// visit waits only for first visits with smaller tickets (lag is at least the number of tiles of a sample), which
+// blocks that run have taken.
 #pragma once
 #include <cuda/atomic>
 
@@ -20,7 +21,7 @@
 
 namespace eca {
 
-// A ticket's turn: tile number `tile` of the batch, for the first or the second time.
+// What a ticket stands for: the first or second visit of tile number `tile` of the batch.
 struct Turn {
   bool first;
   int64_t tile;
@@ -34,15 +35,14 @@ struct Turn {
   }
 };
 
-// Calls f with the gate of the variant: they share one kernel here.
+// Calls f with the gate of the variant: here one kernel serves all of them.
 template <class A, int V = 0, class F>
 __device__ __forceinline__ void with_gate(Variant variant, const GateShape& shape, F f) {
   if (variant == static_cast<Variant>(V)) f(GateOf<static_cast<Variant>(V), A>{shape});
   if constexpr (V + 1 < kVariants) with_gate<A, V + 1>(variant, shape, f);
 }
 
-// What distinguishes the kernels, and what a pass knows besides the call. A pass offers reduce(n, tile, out),
-// gate(n, executor) and apply(n, tile).
+// What the passes share. ForwardPass and BackwardPass add reduce(n, tile, A* sums), gate(n, executor), apply(n, tile).
 template <class T, Layout L, int N_, bool kStraddle, class Args_>
 struct PassBase {
   using A = Accumulator<T>;
@@ -73,13 +73,14 @@ struct PassBase {
   __device__ void visit(const Tile& tile, const Numbers& numbers, const Body& body) const {
     Tiles::each(tile, args.problem.s, numbers, body);
   }
-  // y of a tile.
+  // Writes y of a tile.
   template <class Numbers>
   __device__ void rescale(int64_t n, const Tile& tile, const Numbers& numbers) const {
     const ForwardCall& call = args.call;
     const bool relu = (args.problem.flags & kRelu) != 0;
     const Map x = map(call.x, n), y = map(call.y, n);
-    if (!std::is_same_v<Numbers, const A*> || relu || call.residual.data) {  // one visit with shifts: registers are few
+    if (!std::is_same_v<Numbers, const A*> || relu ||
+        call.residual.data) {  // one kind of visit with shifts: fewer registers
       const RescaleRelu rescale{call.residual.data != nullptr, relu};
       visit(tile, numbers, visit_of<N>(rescale, x, WithSigns<Map>{y, signs(n)}, map(call.residual, n)));
     } else {
@@ -89,7 +90,7 @@ struct PassBase {
   __device__ A* of_sample(A* numbers, int64_t n) const { return numbers + n * args.problem.c; }
   __device__ A* partial(int64_t n) const { return args.partial + n * args.plan.tiling.blocks * args.problem.c; }
 
-  // What computes a gate: in shared memory, or where that is too small in a piece of global memory.
+  // The executor of a gate, in shared memory or, where the gate does not fit, in piece number `piece` of `memory`.
   __device__ Channels channels(bool backward, int64_t piece) const {
     const TwoPhasePlan& plan = args.plan;
     const GateShape& shape = args.gate_of.shape;
@@ -202,7 +203,7 @@ struct BackwardPass : PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>,
   }
 };
 
-// The device-wide counters and flags: relaxed for tickets, acquire and release for what the blocks hand to each other.
+// Counters and flags of the grid: relaxed for tickets, acquire and release where blocks hand data to each other.
 template <class T>
 using Shared = cuda::atomic_ref<T, cuda::thread_scope_device>;
 
@@ -219,7 +220,7 @@ __device__ void run_two_phase(const typename Pass::Args& args) {
   const unsigned tiles = static_cast<unsigned>(plan.tiling.count);
 
   for (;;) {
-    // The turn before had a barrier after each use of shared memory but its last sums, which wait for the one below.
+    // All threads have read the last ticket: every visit has a barrier behind that.
     if (threadIdx.x == 0)
       taken->number = Shared<unsigned long long>(*args.next_ticket).fetch_add(1, cuda::memory_order_relaxed);
     __syncthreads();
@@ -234,7 +235,7 @@ __device__ void run_two_phase(const typename Pass::Args& args) {
       if (threadIdx.x == 0) taken->completes_sample = arrived.fetch_add(1, cuda::memory_order_acq_rel) + 1 == tiles;
       __syncthreads();
       if (taken->completes_sample) {
-        // In global memory a piece per sample or per block, whichever are fewer.
+        // `memory` has a piece per sample or per block, whichever are fewer.
         typename Pass::Channels x = pass.channels(Pass::kDirection == Direction::kBackward,
                                                   args.problem.n < gridDim.x ? n : int64_t{blockIdx.x});
         x.load_numbers();
@@ -250,18 +251,18 @@ __device__ void run_two_phase(const typename Pass::Args& args) {
   }
 }
 
-// y = relu(x * Gate(mean(x)) + residual), for maps [N, C, S] of type T with any strides between their runs.
-// Reads x twice, the second time from the L2 cache, and the residual once; writes y, and the means A[N, C] and the
-// signs of y if wanted: those only with 16 bytes at a time.
+// y = relu(u * Gate(mean(u)) + residual), u being x or, with batch norm by given statistics, batch_norm(x).
+// Maps are T[N, C, S] with any strides between samples and runs. Reads x twice, the residual and the parameters once;
+// writes y and, for backward, the means of x, A[N, C], and, in vectors of 16 bytes, the signs of y (problem.h).
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kForward))
     eca_two_phase_forward_kernel(const __grid_constant__ TwoPhaseArgs<Accumulator<T>, ForwardCall> args) {
   run_two_phase<ForwardPass<T, L, N, kStraddle>>(args);
 }
 
-// What eca_backward_kernel (one_pass.cuh) computes, for maps with any strides between their runs.
-// Reads grad_y and the signs of y twice, the second time from the L2 cache, and x once; writes grad_x, grad_residual,
-// the records.
+// Computes what eca_backward_kernel (one_pass.cuh) does, for maps T[N, C, S] with any strides between samples and runs.
+// Reads grad_y and, with a ReLU, the signs of y twice, x, the means A[N, C] and the parameters once; writes grad_x and,
+// if wanted, grad_residual, T[N, C, S], and the records of gates/gate.h.
 template <class T, Layout L, int N, bool kStraddle>
 __global__ void __launch_bounds__(256, two_phase_blocks(Direction::kBackward))
     eca_two_phase_backward_kernel(const __grid_constant__ TwoPhaseArgs<Accumulator<T>, BackwardCall> args) {

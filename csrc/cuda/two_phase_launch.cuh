@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L2. Picks the instance of the two-phase kernel that a plan asks for. Included by one file per dtype, which so compile
-// side by side.
+// L2. Picks the instance of the two-phase kernels that a plan asks for. Included by one file per dtype, so that they
+// compile in parallel.
 #pragma once
 #include "launch.cuh"
 #include "two_phase.cuh"
@@ -26,7 +26,7 @@ struct TypeOf<DType::kBFloat16> {
   using type = __nv_bfloat16;
 };
 
-// Calls f with the layout, the width and the straddling, as types, of the instances that a plan asks for.
+// Calls f(layout, width, straddle) with the plan's choices as integral constants.
 template <DType D, class F>
 cudaError_t with_instance(Layout layout, const TwoPhasePlan& plan, F f) {
   using Planes = std::integral_constant<Layout, Layout::kPlanes>;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L1. Numbers on their way between memory and registers: N at a time, in one load or store, widened to the
-// accumulator's type and narrowed again, rounded to nearest. And parameters, which have dtypes of their own.
+// L1. Vectorised loads and stores, widened to the accumulator's type and rounded to nearest on the way back; reads and
+// writes of parameters, each of which has its own dtype.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -24,7 +24,7 @@ __device__ __forceinline__ void narrow(double value, double* to) { *to = value; 
 __device__ __forceinline__ void narrow(float value, __half* to) { *to = __float2half_rn(value); }
 __device__ __forceinline__ void narrow(float value, __nv_bfloat16* to) { *to = __float2bfloat16_rn(value); }
 
-// What one instruction moves.
+// The type that one instruction moves.
 template <int Bytes>
 struct RawOf;
 template <>
@@ -44,7 +44,7 @@ struct RawOf<16> {
   using type = uint4;
 };
 
-// N neighbours of type T as they lie in memory.
+// N consecutive elements as they lie in memory.
 template <class T, int N>
 struct Vector {
   using Raw = typename RawOf<N * sizeof(T)>::type;
@@ -52,7 +52,7 @@ struct Vector {
   Raw raw;
 
   __device__ __forceinline__ static Vector load(const T* p) { return {*reinterpret_cast<const Raw*>(p)}; }
-  // Of global memory that will not be read again.
+  // From global memory that this kernel does not read again.
   __device__ __forceinline__ static Vector load_once(const T* p) {
     if constexpr (sizeof(Raw) == 16) return {ptx::load_once(reinterpret_cast<const uint4*>(p))};
     return {__ldcs(reinterpret_cast<const Raw*>(p))};
@@ -67,7 +67,8 @@ struct Vector {
 
   __device__ __forceinline__ static void store(T* p, const A (&values)[N]) {
     const Raw raw = packed(values);
-    if constexpr (sizeof(Raw) == 16) {  // as one number: nvcc cuts most stores of an unrolled loop of uint4 into four
+    if constexpr (sizeof(Raw) ==
+                  16) {  // as one integer: in unrolled loops nvcc splits most stores of a uint4 into four
       unsigned __int128 whole;
       memcpy(&whole, &raw, sizeof whole);
       *reinterpret_cast<unsigned __int128*>(p) = whole;
@@ -75,7 +76,7 @@ struct Vector {
       *reinterpret_cast<Raw*>(p) = raw;
     }
   }
-  // To global memory that nobody reads soon, so that the L2 cache keeps what will be.
+  // To global memory that is not read soon: evicted from L2 first.
   __device__ __forceinline__ static void store_once(T* p, const A (&values)[N]) {
     __stcs(reinterpret_cast<Raw*>(p), packed(values));
   }
@@ -90,7 +91,7 @@ struct Vector {
   }
 };
 
-// Number i of a parameter, in the type of the accumulator.
+// Number i of a parameter, as the accumulator's type.
 template <class A>
 __device__ __forceinline__ A read(const ParameterView& view, int64_t i) {
   i = i * view.step + view.centre;
@@ -109,7 +110,7 @@ __device__ ChannelNorm<A> channel_norm(const NormParameters& p, int64_t c) {
                             read<A>(p.mean, c), read<A>(p.var, c), static_cast<A>(p.eps));
 }
 
-// Writes number i of a parameter's gradient and the zeros around it.
+// Writes number i of a parameter's gradient, and zeros to the taps around it.
 template <class A>
 __device__ __forceinline__ void write(const ParameterView& to, int64_t i, A value) {
   const auto narrowed = [&](auto* data) {
