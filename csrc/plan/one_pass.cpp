@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L0. The plan of the one-pass kernel: how many blocks share a sample, and what lies where in their shared memory.
-// A table of measured optima justifies its rules (docs/kernels.md).
+// L0. The plan of the one-pass kernels: how many blocks share a sample, and the layout of their shared memory. The
+// rules are fitted to measurements (docs/kernels.md).
 #include <algorithm>
 #include <cstdint>
 
@@ -9,18 +9,20 @@
 namespace eca {
 namespace {
 
-constexpr int64_t kKB = 1024, kVector = 16;  // bytes, as all below but for threads
-constexpr int64_t kTwoBlocks = 110 * kKB;    // slabs of this size leave room for a second block
-constexpr int64_t kWanted = 50 * kKB;        // all slabs of a block
-constexpr int64_t kStrip = 25 * kKB;         // a slab, if it is a strip of rows
-constexpr int64_t kFewestBytes = 10 * kKB;   // of a slab that is cut for lack of samples
-constexpr int64_t kNarrow = 128;             // of a strip's rows: below that, blocks share positions
-constexpr int64_t kSector = 32;              // what memory moves at once
-constexpr int64_t kPerThread = 200;          // of all slabs, or of each where planes are not small
+// In bytes:
+constexpr int64_t kKB = 1024, kVector = 16;
+constexpr int64_t kTwoBlocks = 110 * kKB;   // slabs of this size leave room for a second block
+constexpr int64_t kWanted = 50 * kKB;       // all slabs of a block
+constexpr int64_t kStrip = 25 * kKB;        // a slab, if it is a strip of rows
+constexpr int64_t kFewestBytes = 10 * kKB;  // few samples do not cut slabs below this
+constexpr int64_t kNarrow = 128;            // narrower strips share positions instead
+constexpr int64_t kSector = 32;             // of memory
+constexpr int64_t kPerThread = 200;         // of all slabs, or of one where planes are not small
 constexpr int64_t kSmallPlane = 256;
-constexpr int kFewestThreads = 64, kLonelyThreads = 256;
-constexpr int kFewBlocks = 7;                          // for two multiprocessors: too few to keep them busy
-constexpr int kBlocks[] = {1, 2, 3, 4, 6, 8, 12, 16};  // of a cluster
+// In threads or blocks:
+constexpr int kFewestThreads = 64, kLonelyThreads = 256;  // the latter: most, where a block has a multiprocessor alone
+constexpr int kFewBlocks = 7;                             // per two multiprocessors: too few to keep them busy
+constexpr int kBlocks[] = {1, 2, 3, 4, 6, 8, 12, 16};     // of a cluster
 
 int power_of_two_near(int64_t n) {
   int power = 1;
@@ -33,7 +35,7 @@ struct Planner {
   const Device& d;
   const int64_t c = r.problem.c, s = r.problem.s, item = item_size(r.problem.dtype);
   const bool rows = r.problem.layout == Layout::kRows;
-  int64_t unit = 1;  // channels that fill whole vectors: what blocks are given
+  int64_t unit = 1;  // the fewest channels that fill whole vectors: blocks have multiples of it
 
   Planner(const Request& request, const Device& device) : r(request), d(device) {
     while (unit * (rows ? 1 : s) * item % kVector) unit *= 2;
@@ -41,7 +43,7 @@ struct Planner {
 
   int64_t channels(int columns) const { return round_up(ceil_divide(c, columns), unit); }
 
-  // Into how many parts the positions are cut: where strips would be narrow, or end within a sector.
+  // Parts of the positions: more than one where strips would be narrow, or end within a sector.
   int parts_for(int blocks) const {
     int parts = 1;
     const auto strip = [&] { return channels(blocks / parts) * item; };
@@ -49,7 +51,7 @@ struct Planner {
     return rows && strip() < kNarrow ? blocks : parts;
   }
 
-  // Whether every block has positions, and channels: at least as many as its neighbours' windows reach into.
+  // Whether every block has positions, and at least as many channels as the halo of its neighbours.
   bool can_share(int blocks, int parts) const {
     const int columns = blocks / parts;
     const int64_t last = c - channels(columns) * (columns - 1);
@@ -60,7 +62,7 @@ struct Planner {
   int blocks_wanted(int most) const {
     const int maps = 1 + (r.backward() || r.residual);
     const int64_t bytes = c * s * item;
-    const int64_t all = std::min(kWanted, d.shared_per_multiprocessor * 7 / 16);  // with all else, room for two blocks
+    const int64_t all = std::min(kWanted, d.shared_per_multiprocessor * 7 / 16);  // leaves room for two blocks
     const int64_t wanted = std::min(all / maps, rows ? kStrip : all);
     const auto is_even = [&](int blocks) { return c % (blocks / parts_for(blocks)) == 0; };
     int chosen = 1;
@@ -86,7 +88,7 @@ struct Planner {
     return threads;
   }
 
-  // A cut of the sample; whether it fits. threads: 0 for the rule's.
+  // Plans a given cut; false if it does not fit. threads: 0 for the rule's.
   bool cut(int blocks, int parts, int threads, Plan* plan) const {
     OnePassPlan& p = plan->one_pass;
     p = {};
@@ -105,7 +107,7 @@ struct Planner {
         p.slabs.second_sum = r.backward() && x;
         p.slabs.extra = extra && !r.backward() && r.residual;
         p.slabs.count = 1 + p.slabs.second_sum + p.slabs.extra;
-        if (p.slabs.extra && p.slabs.count * slab > kTwoBlocks) continue;  // streamed instead
+        if (p.slabs.extra && p.slabs.count * slab > kTwoBlocks) continue;  // the residual is streamed instead
         plan->threads = threads > 0 ? threads : threads_for(p);
         if (lay_out(plan->threads, &p)) return true;
       }
@@ -113,7 +115,7 @@ struct Planner {
     return false;
   }
 
-  // Where things lie; whether there is room.
+  // The layout of shared memory; false if there is no room.
   bool lay_out(int threads, OnePassPlan* p) const {
     const int vector = static_cast<int>(kVector / item), columns = p->blocks / p->parts;
     if (rows && p->channels / vector > threads) return false;
@@ -124,7 +126,7 @@ struct Planner {
     const auto take = [&](int64_t numbers) {
       const int64_t begin = at;
       at += round_up(numbers * 4, kVector);
-      return static_cast<int>(begin);  // wrong if `at` is too large, which is found out below
+      return static_cast<int>(begin);  // may overflow, if `at` is found too large below
     };
     p->shared.stride = static_cast<int>(round_up(p->channels + 2 * int64_t{r.half}, 4));
     p->shared.barriers = take(2 * (kLoads + kMaxExchanges));

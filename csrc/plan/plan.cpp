@@ -38,7 +38,7 @@ int lanes_for(int64_t planes, int64_t vectors, int threads) {
 int64_t partial_sums(const Problem& p, int64_t channels, int lanes, int vector, int threads) {
   channels = std::min(channels, p.c);
   if (p.layout == Layout::kPlanes) return lanes > 32 ? channels * (lanes / 32) : 0;
-  int64_t most = 0;  // the last tile may be narrower, and its threads have more to leave
+  int64_t most = 0;  // a narrower last tile may need more
   for (const int64_t strip : {channels, p.c % channels}) {
     const int columns = static_cast<int>(strip / vector);
     if (columns > 0) most = std::max(most, strip * parts_of_rows(threads, columns));

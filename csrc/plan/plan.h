@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L0. The launch plan: a pure function of a call and a device, the same for the kernels, the tests and
-// `python -m eca_cuda.info --plan`. Sizes are elements, numbers of the accumulator's type A, or bytes where it says so.
+// L0. The launch plan: a pure function of a call and a device, for the kernels, the tests and
+// `python -m eca_cuda.info --plan`. Sizes are elements, numbers of the accumulator's type A, or bytes where named.
 #pragma once
 #include <string>
 #include <vector>
@@ -12,7 +12,7 @@
 
 namespace eca {
 
-constexpr int64_t kReserved = 1024;  // bytes of shared memory that the driver takes per block
+constexpr int64_t kReserved = 1024;  // bytes of shared memory that the driver takes of each block
 
 enum class Direction : int { kForward, kBackward };
 
@@ -22,26 +22,26 @@ enum class Path : int {
   kTwoPhase  // each tile is read twice, the second time from the L2 cache: cuda/two_phase.cuh
 };
 
-// What a measurement has found to be best, or an experiment asks for; 0 where the plan may choose.
+// A cut that a tuning rule or an experiment asks for; 0: the plan's own choice.
 struct Choice {
   int blocks;  // of a sample; -1: the two-phase kernel
   int parts;   // of the positions
   int threads;
 };
 
-// What decides a plan.
+// What a plan depends on, besides the device.
 struct Request {
   Problem problem;
   Direction direction;
   bool residual;  // forward: a residual is added; backward: its gradient is wanted (with kRelu)
-  bool aligned;   // all runs of all maps begin and end at multiples of 16 bytes
-  bool dense;     // the runs of all maps follow each other, and samples begin at multiples of 16 bytes
-  int half;       // neighbours of a channel that the gate needs on each side
+  bool aligned;   // is_aligned, for all maps
+  bool dense;     // is_dense, for all maps
+  int half;       // the gate's halo: channels on each side
   GateNeeds needs;
-  int64_t numbers;  // of the gate's parameters
+  int64_t numbers;  // GateFacts::numbers
   Choice choice;
-  int most_blocks = kMostBlocks;  // larger clusters have no room
-  bool batch_invariant = false;   // a sample is cut alike in batches of every size
+  int most_blocks = kMostBlocks;  // larger clusters do not fit the device
+  bool batch_invariant = false;   // samples are cut alike in batches of all sizes
 
   bool relu() const { return (problem.flags & kRelu) != 0; }
   bool backward() const { return direction == Direction::kBackward; }
@@ -49,53 +49,53 @@ struct Request {
 
 // --- One pass
 
-// Registers of a thread, and so threads of a multiprocessor, as the kernel's launch bounds have it.
+// The launch bounds of the kernels, which limit the registers of a thread.
 constexpr int kOnePassThreads = 512, kOnePassBlocks = 2;
 
-// The maps that a block keeps in shared memory, in this order, the second where there is room: forward x, residual;
-// backward grad_y, x.
+// The maps of which a block keeps its part in shared memory: x and, where there is room, the residual; backward grad_y
+// and, where there is room, x.
 struct Slabs {
-  bool second_sum;  // backward: x
-  bool extra;       // forward: the residual
+  bool second_sum;  // backward: x has a slab
+  bool extra;       // forward: the residual has a slab
   int count;
-  int bytes;  // from one to the next
+  int bytes;  // from one slab to the next
 };
 
 // Offsets in a block's dynamic shared memory, in bytes; the slabs come first.
 struct OnePassLayout {
-  int barriers;  // uint64_t: one for each load and each exchange
-  int arrays;    // A[arrays][stride]: a number for each of the block's channels, with neighbours
-  int stride;    // numbers
-  int numbers;   // A: parameters that are a few numbers
-  int scratch;   // A: of the gate
-  int sums;      // A: what other blocks push here
-  int parts;     // A: partial sums of the block's threads
-  int total;
+  int barriers;  // uint64_t[kLoads + kMaxExchanges]: mbarriers
+  int arrays;    // A[arrays][stride]: a number for each channel of the block, and for the halo
+  int stride;    // in numbers
+  int numbers;   // A[GateFacts::numbers]: parameters that are a few numbers
+  int scratch;   // A[GateNeeds::scratch]
+  int sums;      // A[..]: what other blocks push here
+  int parts;     // A[partial_sums]: partial sums of the block's threads
+  int total;     // bytes
 };
 
 struct OnePassPlan {
-  int blocks;     // of a cluster, which has one sample
-  int parts;      // kRows: of the positions; blocks / parts share out the channels
+  int blocks;     // of a cluster, one per sample
+  int parts;      // kRows: blocks that share the positions of a strip; blocks / parts strips share out the channels
   int channels;   // of a block; the last one has what is left
   int positions;  // of a block
   int lanes;      // kPlanes: threads that add up one plane together
   bool straddle;  // vectors straddle planes
-  bool bulk;      // one thread asks for a copy of the slab; otherwise all do, 16 bytes each
+  bool bulk;      // slabs are loaded by bulk copies; otherwise by all threads, 16 bytes each
   int blocks_per_multiprocessor;
   Slabs slabs;
   OnePassLayout shared;
 };
 
-constexpr int kLoads = 2;         // waited for one by one: what the sums read, and the residual
-constexpr int kMaxExchanges = 8;  // of a kernel: one for each pad and for parts of positions, two for each sums
+constexpr int kLoads = 2;         // with a wait each: what the sums read, and the residual
+constexpr int kMaxExchanges = 8;  // of a kernel: one for each pad and for add_parts, two for each sums
 
-// Blocks tell each other up to so many sums directly; of more, each block adds up a part first.
+// Up to so many sums are all-reduced by an all-gather of the blocks' terms; more by reduce-scatter and all-gather.
 constexpr int kFewSums = 16;
 ECA_HD constexpr int sums_of_block(int count, int blocks) {
   return count <= kFewSums ? count : (count + blocks - 1) / blocks;
 }
 
-// Rows: the numbers that threads leave for each channel, `columns` vectors being as many threads.
+// kRows: partial sums of each channel that a block leaves in shared memory, if a tile has `columns` vectors per row.
 ECA_HD constexpr bool columns_share_warps(int columns) { return columns < 32 && (columns & (columns - 1)) == 0; }
 ECA_HD constexpr int parts_of_rows(int threads, int columns) {
   return columns_share_warps(columns) ? threads / 32 : threads / columns;
@@ -103,16 +103,16 @@ ECA_HD constexpr int parts_of_rows(int threads, int columns) {
 
 // --- Two phases
 
-// Blocks of 256 threads that fit a multiprocessor: what the kernels' launch bounds promise, and so how many registers a
-// thread has. Backward holds more pointers and numbers at a time.
+// Blocks of 256 threads per multiprocessor: the kernels' launch bounds, which limit the registers of a thread. Backward
+// needs more registers.
 constexpr int two_phase_blocks(Direction direction) { return direction == Direction::kForward ? 4 : 3; }
 
-// Where things lie in a block's dynamic shared memory, in bytes. The reduction and the gate take turns.
+// Offsets in a block's dynamic shared memory, in bytes. The reduction and the gate use the same part in turn.
 struct TwoPhaseLayout {
-  int64_t ticket;  // int64_t: the ticket, and whether this block was the last of its sample
-  int64_t sums;    // A[]: partial sums of a tile
-  int64_t gate;    // A[]: the gate's memory; -1: in global memory, because it is too large
-  int64_t total;
+  int64_t ticket;  // 16 bytes: the ticket, and whether this block has completed its sample
+  int64_t sums;    // A[partial_sums]: partial sums of a tile
+  int64_t gate;    // A[gate_numbers]: the gate's memory; -1: it is too large, and lies in global memory
+  int64_t total;   // bytes
 };
 
 struct TwoPhasePlan {
@@ -120,9 +120,9 @@ struct TwoPhasePlan {
   bool straddle;  // vectors straddle planes
   int lanes;      // kPlanes: threads that add up one plane together
   Tiling tiling;
-  int64_t tickets;  // two per tile of the batch
-  int64_t lag;      // first-phase tickets before the first one of the second phase
-  int64_t gate_numbers;
+  int64_t tickets;       // two per tile of the batch
+  int64_t lag;           // tickets of first visits before the first one of a second visit
+  int64_t gate_numbers;  // what an executor of the gate needs: arrays, parameters, scratch
   TwoPhaseLayout shared;
 };
 
@@ -137,28 +137,28 @@ struct Plan {
 
 Plan make_plan(const Request& request, const Device& device);
 
-// The two halves of make_plan. The first returns null where the call fits one pass, or why it does not.
+// The two parts of make_plan. plan_one_pass returns null, or the reason why the call does not fit one pass.
 const char* plan_one_pass(const Request& request, const Device& device, Plan* plan);
 void plan_two_phase(const Request& request, const Device& device, Plan* plan);
 
-// As many threads for each plane as keep all of them busy, but not more than there are vectors in it.
+// kPlanes: threads that add up a plane together: enough to keep all threads busy, about one per vector at most.
 int lanes_for(int64_t planes, int64_t vectors, int threads);
 
-// Numbers that threads leave to be added up, of tiles of so many channels: planes.cuh, rows.cuh.
+// Numbers that the threads of a block leave in shared memory per sum, for tiles of so many channels.
 int64_t partial_sums(const Problem& problem, int64_t channels, int lanes, int vector, int threads);
 
-// The numbers of A that a gate takes in one block: arrays of mean, gate and in backward grad before its own.
+// Arrays of an executor that the kernel uses, before the gate's own: mean, gate and, backward, grad.
 ECA_HD constexpr int kernel_arrays(bool backward) { return backward ? 3 : 2; }
 
-// Whether all runs of a map begin and end at multiples of 16 bytes. Maps that are absent (null) fit anything.
+// Whether all runs of a map begin and end at multiples of 16 bytes. True for absent maps (null), here and below.
 bool is_aligned(const Problem& problem, const Batch& map);
 
-// Whether the runs of a map follow each other without gaps, samples beginning at multiples of 16 bytes.
+// Whether the samples of a map are contiguous, and begin and end at multiples of 16 bytes.
 bool is_dense(const Problem& problem, const Batch& map);
 
-// --- Rules that measurements have found to be best, in place of what the plan would choose: a table of this process
+// --- Tuning rules: cuts that measurements have found to be best, instead of the plan's; one table per process
 
-// For calls of exactly this kind, with residual and ReLU or without.
+// Applies to calls of this kind, whether or not they have a residual or a ReLU.
 struct Rule {
   Direction direction;
   DType dtype;
@@ -171,11 +171,10 @@ struct Rule {
 
 void set_tuning(std::vector<Rule> rules);
 
-// The first rule's choice that is for such a call, or none.
+// The choice of the first rule that applies, or zeros.
 Choice tuned(const Problem& problem, Direction direction);
 
-// Whether sums are cut as if all batches were of one size, so that a sample has the same bits in each of them:
-// ECA_CUDA_BATCH_INVARIANT=1.
+// ECA_CUDA_BATCH_INVARIANT=1: cuts do not depend on the batch size, so a sample has the same bits in every batch.
 bool batch_invariance();
 
 // For messages and reports.

@@ -17,10 +17,10 @@ namespace {
 
 namespace py = pybind11;
 
-// Public figures of some GPUs, for which plans can be shown and tested on any machine, in alphabetical order.
+// Published figures of some GPUs, so that their plans can be shown and tested on any machine.
 constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
 constexpr int64_t kShared = 48 * kKB;
-constexpr int kMostCount = 1 << 16;  // of what no device has so many of, so that nothing overflows
+constexpr int kMostCount = 1 << 16;  // more than any device has, small enough that nothing overflows
 
 constexpr Device kDevices[] = {
     {"a10", 86, 72, 1024, 1536, 1, kShared, 100 * kKB, 99 * kKB, 6 * kMB},
@@ -85,7 +85,7 @@ py::dict to_dict(const Device& d) {
                   "l2"_a = d.l2);
 }
 
-// The entries of a dict that was given as the argument of that name.
+// The entries of a dict, given as the named argument.
 struct Entries {
   std::string argument;
   const py::dict& dict;
@@ -133,7 +133,7 @@ Device device_of(const py::object& given) {
   refuse("device", "one of " + all, "'" + name + "'");
 }
 
-// The layout that FeatureMaps finds for dense maps.
+// The layout that FeatureMaps chooses for dense maps.
 Layout walked(Layout given, int64_t c, int64_t s) {
   return s == 1 || (given == Layout::kRows && c != 1) ? Layout::kRows : Layout::kPlanes;
 }
@@ -213,7 +213,7 @@ py::dict plan(const py::object& n_, const py::object& c_, const py::object& s_, 
   return to_dict(make_plan(request, device_of(device)), p.layout);
 }
 
-// One rule, as described at set_tuning.
+// One rule: see the docstring of set_tuning.
 Rule rule_of(const py::handle& given, size_t index) {
   const std::string argument = "rules[" + std::to_string(index) + "]";
   if (!py::isinstance<py::dict>(given)) refuse(argument, "a dict", py::repr(given));

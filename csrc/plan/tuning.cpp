@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L0. The table of rules; see plan.h.
+// L0. The table of tuning rules, and batch invariance; see plan.h.
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -31,7 +31,7 @@ bool batch_invariance() {
 Choice tuned(const Problem& p, Direction direction) {
   const std::shared_ptr<const Rules> now = std::atomic_load(&rules);
   if (!now) return {};
-  const int64_t n = batch_invariance() ? 0 : p.n;  // a rule for one batch size gives it bits of its own
+  const int64_t n = batch_invariance() ? 0 : p.n;  // rules for one batch size would change its bits
   for (const Rule& r : *now) {
     const bool fits = (r.variant < 0 || r.variant == static_cast<int>(p.variant)) && (r.n == 0 || r.n == n);
     if (fits && r.direction == direction && r.dtype == p.dtype && r.layout == p.layout && r.c == p.c && r.s == p.s)

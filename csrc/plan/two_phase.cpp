@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L0. The plan of the two-phase kernel: tiles and tickets. docs/decisions.md says where the numbers come from.
+// L0. The plan of the two-phase kernels: tiles and tickets. docs/decisions.md says where the numbers come from.
 #include <algorithm>
 
 #include "plan.h"
@@ -10,31 +10,31 @@ namespace {
 constexpr int64_t kMostThreads = 256;
 constexpr int64_t kMaxTileBytes = 32 << 10;
 constexpr int64_t kMaxTileChannels = 1024;  // bounds the shared memory for sums
-constexpr int64_t kMaxPartials = 256;       // of a channel: one thread adds them up
+constexpr int64_t kMaxPartials = 256;       // partial sums of a channel, which one thread adds up
 constexpr int64_t kLine = 128;              // bytes of a cache line
 
-// The size of equal parts of `total`, at most `most` each but for rounding up to multiples of `unit`.
+// The size of equal parts of `total`: at most `most`, then rounded up to a multiple of `unit`.
 int64_t part_of(int64_t total, int64_t most, int64_t unit) {
   return round_up(ceil_divide(total, ceil_divide(total, most)), unit);
 }
 
-// Between the two visits of a tile, the tiles of about one grid pass by, of all maps: they should fit half of the L2.
-// But each thread should have something to load.
+// Between the two visits of a tile, the grid visits about one tile per block, of all maps: these should fit half of the
+// L2 cache. But each thread should have at least one vector of a tile.
 int64_t tile_elements(const Request& r, const Device& d, int threads) {
   const int maps = r.backward() ? 3 + (r.relu() && r.residual) : 2 + r.residual;
   const int64_t passing = int64_t{two_phase_blocks(r.direction)} * d.multiprocessors * maps;
   return std::clamp<int64_t>(d.l2 / 2 / passing, 16 * threads, kMaxTileBytes) / item_size(r.problem.dtype);
 }
 
-// Rows: strips of whole cache lines, as wide as a tile of all positions allows but 256 bytes at least: neighbours in
-// memory are read together, and the partial sums stay small beside the tile.
+// kRows: strips of whole cache lines, as wide as a tile of all positions allows but at least two lines, so that reads
+// are coalesced and partial sums are few beside the tile.
 Tiling tiling_of(const Problem& p, int vector, int threads, int64_t elements) {
   const int64_t c = p.c, s = std::max<int64_t>(p.s, 1), item = item_size(p.dtype);
   if (p.layout == Layout::kPlanes) {
     if (s <= elements) return Tiling::of(c, p.s, part_of(c, std::min(kMaxTileChannels, elements / s), 1), s);
     return Tiling::of(c, s, 1, part_of(s, std::max(elements, ceil_divide(s, kMaxPartials)), kLine / item));
   }
-  const int64_t widest = s > 1 ? threads / 2 : threads;  // vectors; so that few threads are left over
+  const int64_t widest = s > 1 ? threads / 2 : threads;  // in vectors; few threads stay idle
   const int64_t line = std::min(kLine / (vector * item), widest), columns = ceil_divide(c, vector);
   const int64_t wanted = std::clamp(elements / s / vector, std::min(2 * line, widest), widest) / line * line;
   const int64_t channels = std::min(columns, part_of(columns, wanted, line)) * vector;
