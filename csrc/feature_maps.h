@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L3. From tensors of any strides to maps that the kernels of every backend can walk.
+// L3. From tensors of any strides to maps in a layout that the kernels of both backends take.
 #pragma once
 #include <vector>
 
@@ -8,7 +8,7 @@
 
 namespace eca {
 
-// The feature maps of one call: x, the output that lies like it, and the layout in which the kernels walk all of them.
+// The feature maps of one call: x, an output with its strides, and the layout of all of them.
 class FeatureMaps {
  public:
   // Makes an output with the sizes, strides and dtype of a dense tensor.
@@ -20,7 +20,7 @@ class FeatureMaps {
     result_ = out_ = dense ? allocate_(x_) : torch::stable::empty_like(x_);
     out_shape_.emplace(out_);
     if (shape.walks_like(*out_shape_)) {
-      // A map with one position or one channel has both layouts; rows vectorise the former better.
+      // A map with one position or one channel has both layouts; kRows vectorises the former better.
       const Layout first = shape.s == 1 ? Layout::kRows : Layout::kPlanes;
       const Layout second = shape.s == 1 ? Layout::kPlanes : Layout::kRows;
       for (const Layout candidate : {first, second}) {
@@ -37,7 +37,7 @@ class FeatureMaps {
   Batch x() { return input(x_, MapShape(x_)); }
   Batch out() { return output(out_); }
 
-  // Another map of the same sizes, by way of one dense copy if it does not lie like the output.
+  // Another map of the same sizes, copied if it has another layout or order of positions than the output.
   Batch another(const Tensor& map) {
     const MapShape its(map);
     if (its.fits(layout) && its.walks_like(*out_shape_)) return input(map, its);
@@ -69,7 +69,7 @@ class FeatureMaps {
   Batch batch(const void* data, const MapShape& its) const {
     return {const_cast<void*>(data), its.sample_stride(), its.run_stride(layout)};
   }
-  // Asking for a pointer to write to would copy a tensor that is copied on write.
+  // const_data_ptr: a mutable pointer would materialise a copy-on-write tensor.
   Batch input(const Tensor& t, const MapShape& its) const { return batch(t.const_data_ptr(), its); }
   Batch output(const Tensor& t) const { return batch(t.mutable_data_ptr(), *out_shape_); }
 

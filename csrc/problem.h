@@ -1,44 +1,44 @@
 // SPDX-License-Identifier: MIT
-// L0. One call of an operator as every backend sees it: sizes, options, and where the feature maps lie.
+// L0. One call of an operator, for both backends: sizes, options, and where the feature maps lie.
 #pragma once
 #include "options.h"
 
 namespace eca {
 
 struct Problem {
-  int64_t n, c, s;
+  int64_t n, c, s;  // samples, channels, positions
   DType dtype;
   Layout layout;
   Variant variant;
-  int64_t flags;
+  int64_t flags;  // of Option
 };
 
-// A feature map of N samples; strides in elements, run_stride between planes or rows. data is null where it is absent.
+// A feature map, dtype[N, C, S]; absent if data is null. Strides in elements, run_stride between planes or rows.
 struct Batch {
   void* data;
   int64_t sample_stride, run_stride;
 };
 
-// Which elements of y are above zero, or NaN: all that a ReLU's backward asks of y. A bit for each element of a sample,
-// in the order of the layout, element e = c * S + s or s * C + c being bit e % per_byte of byte e / per_byte. data is
-// null where nobody needs them.
+// The signs of y: a bit for each element, set if it is above zero or NaN, which is all that a ReLU's backward needs of
+// y. Elements are in the order of the layout: number e = c * S + s or s * C + c is bit e % per_byte of byte e /
+// per_byte.
 struct Signs {
-  uint8_t* data;
+  uint8_t* data;          // uint8[N, sign_bytes]; null where they are not needed
   int64_t sample_stride;  // bytes
 };
 
-// A sample's bytes. per_byte is 8 on a CPU; on a GPU the elements of 16 bytes of y, so that threads share no byte.
+// Bytes of a sample. per_byte: 8 on a CPU; on a GPU as many elements as a vector of 16 bytes has, one thread's.
 constexpr int64_t sign_bytes(int64_t elements, int64_t per_byte) { return (elements + per_byte - 1) / per_byte; }
 
 struct ForwardCall {
   Batch x, residual, y;
-  void* mean;  // A[N, C], kept for backward; null if nobody needs it
+  void* mean;  // A[N, C], of x, for backward; null where it is not needed
   Signs signs;
 };
 
-// What the samples leave behind for the gradients of the parameters: gates/gate.h.
+// What each sample records for the gradients of the parameters: gates/gate.h.
 struct Records {
-  void *sample, *block, *field;  // A[N, sample_size], A[N, blocks of a sample, block_size], A[N, C]
+  void *sample, *block, *field;  // A[N, sample_size], A[N, blocks per sample, block_size], A[N, C]
   int64_t sample_size, block_size;
 };
 

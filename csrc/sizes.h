@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// L0. Sizes come from callers, and a product of them may be more than an int64_t holds. Whatever is counted, allocated
-// or addressed is a small multiple of one of the two products that are checked with this, by both backends and by the
-// plan: the elements of a map (tensors.h), and what the gates of all samples need (arguments.h).
+// L0. Sizes come from callers, and their product may overflow an int64_t. Two products are checked, by both backends
+// and by the plan: the elements of a map (tensors.h), and what the gates of all samples need (arguments.h). All other
+// counts, allocations and offsets are small multiples of these.
 #pragma once
 #include <cstdint>
 #include <initializer_list>
@@ -10,10 +10,10 @@
 
 namespace eca {
 
-// No machine has so many, and some hundred times as many bytes are still an int64_t.
+// More than fit any machine, and a small multiple of it still fits an int64_t.
 constexpr int64_t kMostNumbers = int64_t{1} << 48;
 
-// Refuses sizes with a larger product. One of 0 counts as 1: an empty map may have channels, with a mean each.
+// Throws if the product of the sizes is larger. A size of 0 counts as 1: an empty map still has a mean per channel.
 template <class Sizes = std::initializer_list<int64_t>>
 void require_countable(const char* argument, const char* what, const Sizes& sizes) {
   int64_t product = 1;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L3. From tensors to what the kernels understand: sizes, dtypes, layouts, and outputs to write to.
-// Of the stable ABI only the cheap C functions are used: the C++ wrappers that go through the dispatcher cost more than
-// a small kernel does (0.5-0.8 us each).
+// L3. From tensors to what the kernels take: sizes, dtypes, layouts, and outputs to write to. The usual path calls only
+// C functions of the stable ABI: C++ wrappers that go through the dispatcher take 0.5-0.8 us each.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
@@ -22,7 +21,7 @@ namespace eca {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The kernels' own checks only keep memory safe. eca_cuda/checks.py then says what exactly was wrong.
+// The checks here only keep memory safe. eca_cuda/checks.py then says what exactly was wrong.
 inline void require(bool valid, const char* argument) {
   if (!valid) throw std::invalid_argument(std::string("eca_cuda: invalid argument ") + argument);
 }
@@ -39,7 +38,7 @@ inline int32_t raw_dtype(const Tensor& t) {
 }
 
 inline DType dtype_of(const Tensor& x) {
-  // In the order of DType. Asked for once: torch numbers its dtypes at run time.
+  // In the order of DType. torch numbers its dtypes at run time.
   static const int32_t known[kDTypes] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
                                          aoti_torch_dtype_float16(), aoti_torch_dtype_bfloat16()};
   const auto found = std::find(known, known + kDTypes, raw_dtype(x));
@@ -95,7 +94,7 @@ class MapShape {
 
   int64_t sample_stride() const { return strides_[0]; }
 
-  // No gaps and no overlaps, so that an output may have the same strides.
+  // Whether there are no gaps and no overlaps: then an output may have the same strides.
   bool is_dense() const {
     int64_t expected = 1;
     return walk(0, [&](int64_t size, int64_t stride) {
@@ -122,7 +121,7 @@ class MapShape {
     return true;
   }
 
-  // Any order of the spatial dimensions serves, as long as all positions are one even progression.
+  // Any order of the spatial dimensions will do, if all positions have one stride.
   void collapse_spatial() {
     int64_t expected = -1;
     const bool even = walk(2, [&](int64_t size, int64_t stride) {

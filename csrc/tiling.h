@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L0. How a sample is cut into tiles, the pieces of work. A channel whose positions lie in several tiles has several
-// partial sums, which are added in the order of the tiles: who computes what never shows in a result.
+// L0. How a sample is cut into tiles. A channel whose positions lie in several tiles has several partial sums, which
+// are added in the order of the tiles: results do not depend on which block or thread computes what.
 #pragma once
 #include "options.h"
 
@@ -14,10 +14,10 @@ struct TileOf {
 using Tile = TileOf<int64_t>;
 
 struct Tiling {
-  int64_t c, s;                 // of the sample
+  int64_t c, s;                 // of a sample
   int64_t channels, positions;  // of a tile, at least 1 each
   int64_t blocks;               // tiles along the positions: partial sums per channel
-  int64_t count;                // tiles in all, at least one even for an empty sample
+  int64_t count;                // tiles of a sample; one for an empty sample
 
   static Tiling of(int64_t c, int64_t s, int64_t channels, int64_t positions) {
     const int64_t blocks = s > positions ? (s + positions - 1) / positions : 1;
@@ -25,7 +25,7 @@ struct Tiling {
     return {c, s, channels, positions, blocks, strips * blocks};
   }
 
-  ECA_HD int64_t block(int64_t i) const { return i % blocks; }  // which of its channels' partial sums tile i computes
+  ECA_HD int64_t block(int64_t i) const { return i % blocks; }  // index of the partial sums that tile i computes
 
   ECA_HD Tile at(int64_t i) const {
     const int64_t c0 = i / blocks * channels, s0 = block(i) * positions;

@@ -9,9 +9,9 @@
 
 namespace eca {
 
-inline constexpr int64_t kSerialBelow = 32768;  // elements: less work than this is not worth waking a thread
+inline constexpr int64_t kSerialBelow = 32768;  // elements: less work than this runs on one thread
 inline constexpr int64_t kTileElements = 32768;
-inline constexpr int64_t kRowsAtOnce = 8;  // a tile of rows is a multiple of what cpu/reduce.h adds up in registers
+inline constexpr int64_t kRowsAtOnce = 8;  // as in cpu/reduce.h: tiles have a multiple of it
 
 inline Tiling tiling_of(const Problem& p) {
   const int64_t c = std::max<int64_t>(p.c, 1);
@@ -22,7 +22,7 @@ inline Tiling tiling_of(const Problem& p) {
   return Tiling::of(p.c, p.s, kTileElements / s, s);
 }
 
-// body(begin, end) over parts of [0, count), by all threads or, where there is little to do, by this one.
+// Calls body(begin, end) for parts of [0, count), on all threads or, for few elements, on this one.
 template <class Body>
 void for_range(const Parallel& parallel, int64_t count, int64_t elements, Body body) {
   if (count == 0) return;
@@ -41,7 +41,7 @@ inline SignMap sample(const Signs& signs, const Problem& p, int64_t n) {
   return {data, p.layout == Layout::kRows ? p.c : p.s};
 }
 
-// Packs that begin or end within a byte of signs set their bits in it one by one.
+// Zeroes the signs where packs may begin or end within a byte: store_signs then sets single bits.
 inline void clear(const Signs& signs, const Batch& y, const Problem& p) {
   if (!signs.data) return;
   const bool whole = (p.layout == Layout::kRows ? p.c : p.s) % 16 == 0 &&
@@ -61,7 +61,7 @@ struct PassBase {
   const GateKernels& gates = kernels().gates[static_cast<int>(p.variant)][sizeof(A) == sizeof(double)];
 };
 
-// A gate's backward, with the records of sample n. grad holds dL/dgate and then dL/dmean.
+// The gate's backward of sample n, with its records. grad holds dL/dgate before and dL/dmean after.
 template <class A>
 void backward_of_gate(const PassBase<A>& pass, const Records& to, int64_t n, const A* mean, A* gate, A* grad,
                       A* memory) {

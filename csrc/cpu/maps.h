@@ -18,7 +18,7 @@ struct Maps {
               [=](int64_t run, int64_t i, int n, P(&out)[1]) ECA_INLINE { out[0] = read(at(x, run) + i, n); });
   }
 
-  // The second visit of the tile is served by a cache: no digit is lost, whatever the mean is.
+  // Two passes over the tile, the second from a cache: squares do not cancel, whatever the mean is.
   static void moments(Map x, Tile tile, void* means_, void* squares) {
     A* const means = static_cast<A*>(means_);
     pool(x, tile, means);
@@ -48,12 +48,12 @@ struct Maps {
  private:
   static T* at(Map map, int64_t run) { return static_cast<T*>(map.data) + run * map.stride; }
 
-  // The numbers of the channels that elements i .. i + n of a run belong to.
+  // The numbers of the channels of elements i .. i + n of a run.
   static P of_channels(const A* numbers, int64_t run, int64_t i, int n) {
     return L == Layout::kRows ? read(numbers + i, n) : P(numbers[run]);
   }
 
-  // As it will be stored.
+  // value as T will hold it.
   static P rounded(P value) {
     T stored[kLanes];
     store(stored, value);
@@ -69,7 +69,7 @@ struct Maps {
     }
   }
 
-  // grad_y where the signs are set.
+  // grad_y where the signs are set, else zero.
   template <bool Signs>
   static P masked(SignMap signs, int64_t e, int n, P grad_y) {
     if constexpr (Signs) return select(mask_of<A>(load_signs(signs.data, e, n)), grad_y, P(0));
@@ -123,7 +123,7 @@ struct Maps {
       if constexpr (Shift) value = value + numbers[1];
       if constexpr (Residual) value = value + read(p[2] + i, n);
       if constexpr (Relu) {
-        if (signs.data) value = rounded(value);  // what underflows is not above zero
+        if (signs.data) value = rounded(value);  // what underflows to zero is not above it
         const Mask<A> off = value <= P(0);
         value = select(off, P(0), value);
         if (signs.data) store_signs(signs.data, e, n, ~bits_of(off));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L1. Moving packs between memory and registers: load, store and their partial forms, for all four dtypes.
-// 16-bit numbers become float on the way in and are rounded to nearest, ties to even, on the way out.
+// L1. Loads and stores of packs, whole and partial, for all four dtypes. 16-bit numbers become float when loaded and
+// are rounded to nearest, ties to even, when stored.
 #pragma once
 #include "simd.h"
 
@@ -122,9 +122,8 @@ inline void store_partial(float* p, Pack<float> value, int n) {
 }
 #endif
 
-// Stores past the caches: memory is not read before it is written, and what is in the caches stays there. p must be
-// aligned to a pack; end_streaming makes the stores visible to other threads. Without such an instruction, plain
-// stores.
+// Non-temporal stores, or plain ones where there are none: they neither read the memory first nor displace what is in
+// the caches. p must be aligned to a pack; end_streaming makes the stores visible to other threads.
 #if defined(ECA_F16C)
 inline void stream(void* p, __m256i value) { _mm256_stream_si256(static_cast<__m256i*>(p), value); }
 #if defined(ECA_MASKS)

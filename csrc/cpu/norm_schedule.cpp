@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-// L1. Batch norm and a gate behind it on the CPU, where the statistics need all samples before the first output:
+// L1. Batch norm and a gate behind it on the CPU (gates/norm.h), where statistics or their gradients need all samples
+// before the first output:
 //
 //   forward    read x: mean and squares of each tile -> statistics -> gates -> read x, residual; write y, signs
 //   backward   read grad_y, signs, x: two sums of each tile -> gates -> gradients of the norm
 //              -> read grad_y, signs, x; write grad_x, grad_residual
 //
-// What is added up over tiles and samples is added in their order. Arithmetic between the reads is on [N, C] numbers.
+// Sums over tiles and samples are added in their order.
 #include "batch.h"
 
 namespace eca {
@@ -13,23 +14,23 @@ namespace {
 
 constexpr int64_t kChannelsAtOnce = 64;
 
-// What the two directions share. work: partial sums [N, blocks, 2, C].
+// What the two directions share.
 template <class A>
 struct NormPass : PassBase<A> {
   const NormNumbers<A>& norm;
   const Parallel& parallel;
   using PassBase<A>::p;
   Tiling tiling = tiling_of(p);
-  std::unique_ptr<A[]> partial{new A[p.n * tiling.blocks * 2 * p.c]};
+  std::unique_ptr<A[]> partial{new A[p.n * tiling.blocks * 2 * p.c]};  // A[N, blocks, 2, C]
 
   NormPass(const Problem& problem, const GateCall& gate, const NormNumbers<A>& numbers, const Parallel& threads)
       : PassBase<A>{problem, gate}, norm(numbers), parallel(threads) {}
 
   A* sums(int64_t n, int64_t block) const { return partial.get() + (n * tiling.blocks + block) * 2 * p.c; }
-  // Positions of a channel that are in a block of tiles.
+  // Positions of a tile of that block.
   A count(int64_t block) const { return static_cast<A>(tiling.at(block).s1 - tiling.at(block).s0); }
 
-  // backwards: each thread starts with what it touched last, which may still be in a cache.
+  // backwards: each thread starts with the tile it touched last, which may still be in a cache.
   template <class Body>
   void each_tile(bool backwards, Body body) const {
     for_range(parallel, p.n * tiling.count, p.n * p.c * p.s, [&](int64_t begin, int64_t end) {
@@ -56,8 +57,8 @@ struct NormPass : PassBase<A> {
   }
 };
 
-// Means and centred squares of the tiles become those of each sample, and then of the batch (Chan et al. 1983; all
-// samples count alike).
+// For channels c0 .. c1, from the means and centred squares of the tiles: means A[N, C] of the samples, norm.mean,
+// norm.var.
 template <class A>
 void statistics(const NormPass<A>& pass, A* means, int64_t c0, int64_t c1) {
   const Problem& p = pass.p;
@@ -97,7 +98,7 @@ void run_norm_forward(const Problem& p, const GateCall& gate, const ForwardCall&
     pass.maps.moments(sample(call.x, p, n), pass.tiling.at(t), sums, sums + p.c);
   });
   pass.each_channels([&](int64_t c0, int64_t c1) { statistics(pass, means, c0, c1); });
-  const std::unique_ptr<A[]> numbers(new A[2 * p.n * p.c]);  // gate and shift of each sample
+  const std::unique_ptr<A[]> numbers(new A[2 * p.n * p.c]);  // A[N, 2, C]: gate and shift
   pass.each_sample([&](int64_t n, A* memory) {
     A* const of_sample = numbers.get() + 2 * n * p.c;
     for (int64_t c = 0; c < p.c; ++c) memory[c] = norm.of(c, means[n * p.c + c]);
@@ -124,7 +125,7 @@ void run_norm_backward(const Problem& p, const GateCall& gate, const BackwardCal
     pass.maps.dots({sample(call.grad_y, p, n), sample(call.x, p, n), sample(call.signs, p, n), norm.mean},
                    pass.tiling.at(t), sums, sums + p.c);
   });
-  const std::unique_ptr<A[]> numbers(new A[2 * p.n * p.c + p.c]);  // gate and shift of each sample, slope
+  const std::unique_ptr<A[]> numbers(new A[2 * p.n * p.c + p.c]);  // A[N, 2, C]: gate and shift; slope A[C]
   A* const slope = numbers.get() + 2 * p.n * p.c;
   pass.each_sample([&](int64_t n, A* memory) {
     A *const sum = pass.sums(n, 0), *const product = sum + p.c, *const of_norm = memory, *const grad = memory + p.c;

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
-// L1. What the system knows of an output's memory, and how it is best written.
+// L1. How an output's memory is best written.
 //
-// With ECA_CUDA_HUGE_PAGES=1, Linux is asked to back a large output by huge pages before its first touch.
-// A fresh tensor's pages are made one by one as they are first written, 4 KB at a time: that, not the memory, bounds
-// every operation whose output glibc takes fresh from the system (above 32 MB). An output is about to be written from
-// end to end, so nothing is wasted. It is an option because the first touch of a huge page may be slow where a virtual
-// machine's host makes the memory behind it on demand.
+// With ECA_CUDA_HUGE_PAGES=1, Linux is asked to back large outputs by huge pages. Otherwise the first write to each
+// page of 4 KB is a page fault, which, not the memory, bounds every operation whose output glibc takes fresh from the
+// system (above 32 MB). It is an option because the first touch of a huge page may be slow in a virtual machine, where
+// the host provides the memory on demand.
 //
-// Stores past the caches pay off for an output that is too large to stay in them, unless its pages are fresh: the
-// system then writes zeros to each as it is first touched, and finds a place in the caches for it. Measurements of
-// both: docs/decisions.md.
+// Non-temporal stores pay off for outputs that are too large for the caches, unless their pages are fresh: at the first
+// touch of a page the system zeroes it, which brings it into the caches. Measurements of both: docs/decisions.md.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -33,7 +31,7 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
   }();
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
-  // The only error is that the system does not know the advice.
+  // Fails only where the system does not know the advice.
   if (wanted && begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)data;
@@ -41,7 +39,7 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// The last-level cache that a core shares with others, in bytes; 32 MiB where the system does not say.
+// The size of the last-level cache in bytes; 32 MiB where the system does not say.
 inline int64_t last_level_cache() {
   static const int64_t found = [] {
     int64_t kilobytes = 0;
@@ -59,8 +57,8 @@ inline int64_t last_level_cache() {
   return found;
 }
 
-// Whether memory that nobody has written yet is among these bytes, by the pages in the middle and at the end: a
-// large output is either all fresh from the system or has been used before.
+// Whether these bytes are fresh from the system, judged by the pages in the middle and at the end: a large output is
+// either all fresh or has been used before.
 inline bool has_fresh_pages(const void* data, int64_t bytes) {
 #ifdef __linux__
   static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L1. Sums over the positions of a tile, per channel, in an order that only the shape decides. A term is called as
-// term(run, i, lanes, out): K packs of elements i .. i + lanes of a run, which is a plane (kPlanes) or a row (kRows).
+// L1. Sums over the positions of a tile, per channel, in an order that depends on the shape alone. term(run, i, lanes,
+// out) sets out to K packs of elements i .. i + lanes of a run, which is a plane (kPlanes) or a row (kRows).
 #pragma once
 #include "kernels.h"
 #include "memory.h"
@@ -20,10 +20,10 @@ inline void write(T* p, Pack<Accumulator<T>> value, int lanes) {
 template <class A, Layout L>
 struct Reduce;
 
-// Along each plane: four running packs, so that additions don't wait for each other.
+// Along each plane, with four running packs, so that additions do not depend on each other.
 template <class A>
 struct Reduce<A, Layout::kPlanes> {
-  // out[k][c] = the sum of terms k. K of them from one read.
+  // out[k][c] = the sum of terms k of channel c.
   template <int K, class Term>
   static void sums(Tile tile, A* const (&out)[K], Term term) {
     for (int64_t c = tile.c0; c < tile.c1; ++c) {
@@ -43,7 +43,8 @@ struct Reduce<A, Layout::kPlanes> {
         for (int k = 0; k < K; ++k) total[k][0] = total[k][0] + terms[k];
       }
       const int left = static_cast<int>(tile.s1 - i);
-      if (left > 0 && tile.s1 - tile.s0 >= kLanes) {  // one whole pack that ends with the run, less what is counted
+      if (left > 0 &&
+          tile.s1 - tile.s0 >= kLanes) {  // a whole pack that ends with the run, without the lanes already counted
         term(c, tile.s1 - kLanes, kLanes, terms);
         const Mask<A> uncounted = from_lane<A>(kLanes - left);
         for (int k = 0; k < K; ++k) total[k][1] = total[k][1] + select(uncounted, terms[k], Pack<A>(0));
@@ -57,7 +58,7 @@ struct Reduce<A, Layout::kPlanes> {
   }
 };
 
-// Down the rows: eight of them are added up in registers per visit of the running sums in the first-level cache.
+// Down the rows: eight of them are added up in registers before the running sums, in the L1 cache, are updated.
 template <class A>
 struct Reduce<A, Layout::kRows> {
   static constexpr int kRowsAtOnce = 8;

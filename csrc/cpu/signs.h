@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L1. The signs of y (problem.h) on a CPU: a byte holds eight elements, a pack of 16 lanes reads or writes two of them.
+// L1. The signs of y (problem.h) on a CPU: a byte for eight elements, two bytes for a pack.
 #pragma once
 #include "kernels.h"
 #include "memory.h"
@@ -27,7 +27,7 @@ inline uint32_t bits_of(Mask<A> m) {
   return bits;
 }
 
-// All bits set in the lanes whose bit is.
+// Sets the lanes whose bits are set.
 template <class A>
 inline Mask<A> mask_of(uint32_t bits) {
   Mask<A> mask;
@@ -52,7 +52,7 @@ inline uint32_t load_signs(const uint8_t* signs, int64_t e, int n) {
   return bits >> shift;
 }
 
-// A byte of which these are a part only is another thread's, too, and has begun with zeros.
+// Other threads may set other bits of a byte that these elements do not fill; it must be zero at first.
 inline void store_signs(uint8_t* signs, int64_t e, int n, uint32_t bits) {
   if (n == kLanes && e % 8 == 0) {
     const uint16_t whole = static_cast<uint16_t>(bits);

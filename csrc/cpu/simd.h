@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-// L1. Pack<A>: 16 lanes of float or double, whatever the registers of the machine hold. Because the number of lanes,
-// the order in which they are added up and the rounding of every operation are the same for all instruction sets
-// (the build forbids contraction to fused multiply-add), results are bitwise equal on all of them; only exp of single
-// numbers and of float64 comes from libm, which may choose its own instructions by machine.
+// L1. Pack<A>: 16 lanes of float or double, whatever the width of the registers. Because the number of lanes, the order
+// of additions and the rounding of every operation are the same for all instruction sets (the build forbids contraction
+// to fused multiply-add), results are bitwise equal on all of them; only exp of single numbers and of float64 is
+// libm's, which may choose its instructions by machine.
 //
-// Included by the kernels_*.cpp only, after ECA_TARGET, ECA_VECTOR_BYTES and, where they exist, ECA_F16C (hardware
-// float16 conversion) and ECA_MASKS (masked loads and stores) are set. An inline function of the C++ library has the
-// same name in every instruction set, and the linker keeps one of them: the few headers that are needed are included by
-// those files before they set the instruction set, and no others may be.
+// Included by kernels_*.cpp only, after they have set ECA_TARGET, ECA_VECTOR_BYTES and, where they exist, ECA_F16C
+// (hardware float16 conversion) and ECA_MASKS (masked loads and stores). An inline function of the C++ library has the
+// same name for every instruction set, and the linker keeps one of them: so those files include the few headers that
+// are needed before they set the instruction set, and no others are allowed.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -21,7 +21,7 @@ inline namespace ECA_TARGET {
 
 inline constexpr int kLanes = 16;
 
-// For what loops call for each pack: called, it would pass packs through memory.
+// For functions that loops call for each pack: calls that are not inlined pass packs through memory.
 #define ECA_INLINE __attribute__((always_inline))
 
 struct Half {
@@ -43,7 +43,7 @@ struct Pack {
   }
 };
 
-// The result of a comparison: all bits of a lane set, or none.
+// The result of a comparison: all bits of a lane are set, or none.
 template <class A>
 struct Mask {
   decltype(typename Pack<A>::Vector{} < typename Pack<A>::Vector{}) v[Pack<A>::kVectors];
@@ -91,7 +91,7 @@ inline Pack<A> select(Mask<A> m, Pack<A> a, Pack<A> b) {
   ECA_LANEWISE(Pack<A>, m.v[i] ? a.v[i] : b.v[i]);
 }
 
-// Lanes l and l + 8 first, then l + 4, l + 2, l + 1: the same tree for every register width.
+// First lanes l and l + 8, then l + 4, l + 2, l + 1: the same tree for every register width.
 template <class A>
 inline A sum(Pack<A> p) {
   typedef A Quarter __attribute__((vector_size(4 * sizeof(A))));
@@ -101,7 +101,7 @@ inline A sum(Pack<A> p) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// All bits set in the lanes from n on, 0 <= n <= 16.
+// Sets the lanes from n on, 0 <= n <= 16.
 template <class A>
 inline Mask<A> from_lane(int n) {
   struct Bits {
@@ -118,8 +118,8 @@ inline Mask<A> from_lane(int n) {
   return mask;
 }
 
-// exp to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r (coefficients of the Cephes library), times
-// 2^n in two steps, so that results near the largest float do not overflow on the way.
+// exp to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2; a polynomial in r with the coefficients of expf in the Cephes
+// library (Moshier), times 2^n in two steps, so that nothing overflows near the largest float.
 inline Pack<float> exp(Pack<float> x) {
   using V = Pack<float>;
   const V magic(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits

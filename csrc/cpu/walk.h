@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// L1. Visits every element of a tile once, 16 at a time, each with the K numbers of its channel. Elements are visited
-// where they lie in all maps at once: body(pointers, i, lanes, e, numbers) handles elements i .. i + lanes of each
-// pointer, which are elements e .. e + lanes of the sample, as signs.h counts them. length: of a plane or row. maps[0]
-// is the output: packs are aligned to it, because a store that crosses a cache line costs two.
+// L1. Visits every element of a tile once, 16 at a time, in all maps at once, with the K numbers of its channel:
+// body(pointers, i, lanes, e, numbers) handles elements i .. i + lanes from each pointer, which are elements
+// e .. e + lanes of the sample, as signs.h counts them. length: of a plane or row. maps[0] is the output: packs of
+// planes are aligned to it, because a store that crosses a cache line costs two.
 #pragma once
 #include "reduce.h"
 
@@ -17,8 +17,8 @@ struct Walk<T, Layout::kPlanes> {
   using A = Accumulator<T>;
   using P = Pack<A>;
 
-  // Dense planes of at least 16 positions are one run, in which a pack may hold the end of one plane and the start of
-  // the next; others are visited one by one.
+  // Contiguous planes of at least 16 positions are visited as one run, in which a pack may hold the end of one plane
+  // and the start of the next; others are visited one by one.
   template <int M, int K, class Body>
   static void each(Tile tile, int64_t length, const Map (&maps)[M], const void* const (&numbers)[K], Body body) {
     const int64_t size = tile.s1 - tile.s0;
