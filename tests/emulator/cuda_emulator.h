@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Lets g++ compile unmodified CUDA kernels for execution on the CPU.
 //
-// Force-included (`g++ -x c++ -include cuda_emulator.h kernel.cu`) ahead of NVIDIA's own headers. Those
-// declare the types and the host API but leave the device API to nvcc: device/ supplies it under its own
-// names, so that nothing is shadowed. runtime/ runs the threads and takes the place of libcudart.
+// Force-included (`g++ -x c++ -include cuda_emulator.h kernel.cu`) ahead of NVIDIA's own headers, which declare the
+// types and the host API but leave the device API to nvcc: device/ defines it, under the same names. runtime/ runs the
+// threads and replaces libcudart.
 #pragma once
 
 #ifdef __CUDACC__
 #error "cuda_emulator.h is for host compilers only"
 #endif
 
-// For headers that bring assembly, and leave their functions to device/.
+// Headers with assembly leave their functions to device/.
 #define CUDA_EMULATOR
 
 // One thread-local image per thread block: see runtime/shared_memory.cpp.

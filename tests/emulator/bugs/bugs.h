@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Small kernels, right unless told to have a bug: the emulator has to find each, and to be silent about `none`.
+// Small kernels, correct unless told to have a bug: the emulator must report each bug, and nothing for `none`.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -49,13 +49,13 @@ cudaError_t stages(const float* x, float* y, int tiles, int tile, Bug);
 cudaError_t copies(const float* x, float* y, int tiles, Bug);
 // y = x - mean(x), by persistent blocks that take tickets and wait for each other's flags
 cudaError_t tickets(const float* x, float* y, float* partial, unsigned* counters, int items, int item, int blocks, Bug);
-// y[i] = 1 + y[i - 1], each by another block
+// y[i] = 1 + y[i - 1], one element per block
 cudaError_t chain(unsigned* y, unsigned* counters, int blocks, Bug);
 // Writes kFeatures words for each of 8 blocks x 48 threads: shuffles, votes, reductions, arithmetic, clusters,
 // copies
 constexpr int kFeatures = 7, kFeatureThreads = 48;
 cudaError_t features(const unsigned* x, unsigned* y, unsigned* sum);
-// Does nothing but what the launch itself takes.
+// An empty kernel, to test launches.
 cudaError_t empty(int blocks, int threads, size_t dynamic_bytes, int cluster);
 cudaError_t allow_dynamic(size_t bytes);
 cudaError_t most_clusters(int* clusters, int cluster);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A block walks over tiles, two of them in flight, by copies that each thread asks for and waits for itself.
+// A block processes tiles, two of them in flight, by asynchronous copies that each thread issues and awaits itself.
 #include "device.cuh"
 
 #include <cuda_pipeline_primitives.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the kernels share.
+// Helpers of the kernels.
 #pragma once
 
 #include "bugs.h"

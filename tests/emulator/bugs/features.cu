@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One use of each thing that the other kernels leave out; main.cpp knows the results.
+// Uses each function that the other kernels do not; main.cpp checks the results.
 #include "device.cuh"
 
 #include <cooperative_groups.h>
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) features_kernel(const unsigned* __re
   numbers += 1000000 * unsigned(max(0.f, fminf(rsqrtf(0.25f), __ldg(&x[0]) + 9.f)));
   numbers += 10000000 * unsigned(float(__float2half(1.5f) + __half(0.5f)) * float(__float2bfloat16(1.f)));
 
-  // Two groups of copies, awaited one after the other; of the second, another thread's is read.
+  // Two groups of copies, awaited one after the other; from the second, another thread's copy is read.
   __shared__ unsigned copied[2][kFeatureThreads];
   for (unsigned group = 0; group < 2; ++group) {
     __pipeline_memcpy_async(&copied[group][t], x + (t + group) % kFeatureThreads, sizeof(unsigned));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// main BUG FAMILY SCHEDULE...: runs the family's kernels and says what came of it. 0: all right; 1: wrong results;
-// 2: the emulator reported a fault. Sanitizers end the process in their own ways.
+// main BUG FAMILY SCHEDULE...: runs the family's kernels. Exit status 0: correct results; 1: wrong results; 2: the
+// emulator reported a fault. Sanitizers exit in their own ways.
 #include "../device/interface.h"
 #include "bugs.h"
 
@@ -147,7 +147,7 @@ int attribute(cudaDeviceAttr name) {
   return value;
 }
 
-// What the device refuses, and what it says of itself.
+// Launches that the device refuses, and its attributes.
 void run_device(Bug) {
   check(allow_dynamic(0), "opting out");
   check(empty(1, 65, 0, 1) == cudaErrorInvalidConfiguration, "too many threads");
@@ -181,7 +181,7 @@ void run_device(Bug) {
   check(empty(1, 64, 50 << 10, 1) == cudaErrorInvalidValue, "opting in is a device's own");
   emulator_set_device(3, 64, 227 << 10, 64 << 10, 90);
 
-  // A fault reaches the caller and leaves the machine fit for more.
+  // A fault reaches the caller, and the machine can be used again.
   bool caught = false;
   try {
     run_rows(Bug::lanes_leave_shuffle);

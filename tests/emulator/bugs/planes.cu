@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A cluster holds an image in its blocks' dynamic shared memory, and reads its neighbours' means there.
+// A cluster keeps an image in its blocks' dynamic shared memory; blocks read the halo of means from each other's.
 #include "device.cuh"
 
 #include <cooperative_groups.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A block walks over tiles, two of them in flight: bulk loads, then bulk stores.
+// A block processes tiles, two of them in flight, by bulk loads and bulk stores.
 #include "device.cuh"
 
 #include <cuda/ptx>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Persistent blocks that take tickets, and wait for flags that others raise.
+// Persistent blocks that take tickets, and wait for flags that others set.
 #include "device.cuh"
 
 #include <cuda/atomic>
@@ -57,8 +57,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Its turn comes by ticket: whoever took an earlier one is running or has finished. Block indices promise no such
-// thing.
+// Turns are tickets: the blocks with earlier ones run or have finished, which block indices would not guarantee.
 __global__ void __launch_bounds__(kThreads) chain_kernel(unsigned* y, unsigned* counters, Bug bug) {
   __shared__ unsigned turn;
   if (threadIdx.x == 0) {

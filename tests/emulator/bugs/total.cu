@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The last block to finish adds up what all have found.
+// The last block to finish adds up the sums of all blocks.
 #include "device.cuh"
 
 #include <cuda/atomic>

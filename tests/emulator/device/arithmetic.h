@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Arithmetic intrinsics. The C library stands in for the approximate ones, which round differently on a GPU.
+// Arithmetic intrinsics. The approximate ones are the C library's here, and round differently on a GPU.
 #pragma once
 
 #include "interface.h"
@@ -17,7 +17,7 @@ EMULATOR_MIN_MAX(unsigned long)
 EMULATOR_MIN_MAX(long long)
 EMULATOR_MIN_MAX(unsigned long long)
 #undef EMULATOR_MIN_MAX
-// CUDA's ignore a NaN, as fmin and fmax do.
+// Like CUDA's, these return the other number if one is NaN.
 inline float min(float a, float b) { return std::fmin(a, b); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline double min(double a, double b) { return std::fmin(a, b); }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// mbarriers and bulk copies of cuda::ptx: libcu++ leaves out these functions for host compilers.
+// mbarriers, bulk copies, st.async and cluster barriers of cuda::ptx, which libcu++ omits for host compilers.
 #pragma once
 
 #include "interface.h"
@@ -8,7 +8,7 @@
 
 namespace cuda::ptx {
 
-// Touching the word itself shows sanitizers who initializes and who waits.
+// Accessing the word itself shows sanitizers who initializes and who waits.
 inline void mbarrier_init(uint64_t* barrier, uint32_t count, EMULATOR_HERE) {
   *barrier = 0;
   emulator::mbarrier_init(barrier, count, where);
@@ -33,7 +33,7 @@ uint64_t mbarrier_arrive_expect_tx(sem_release_t, scope_t<S>, space_shared_t, ui
   return emulator::mbarrier_arrive(barrier, 1, bytes, where);
 }
 
-// The try_ forms may wait, and here wait to the end; the test_ forms do not, and are polls.
+// The try_ forms wait until the phase ends; the test_ forms poll.
 inline bool mbarrier_try_wait(uint64_t* barrier, uint64_t state, EMULATOR_HERE) {
   static_cast<void>(*static_cast<volatile uint64_t*>(barrier));
   return emulator::mbarrier_wait(barrier, state & 1, where);
@@ -56,7 +56,7 @@ bool mbarrier_try_wait_parity(sem_acquire_t, scope_t<S>, uint64_t* barrier, uint
   return mbarrier_try_wait_parity(barrier, parity, where);
 }
 
-// Addresses are those that map_shared_rank gives.
+// Addresses are results of map_shared_rank.
 template <typename T>
 void st_async(T* address, const T& value, uint64_t* remote_barrier, EMULATOR_HERE) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
@@ -64,7 +64,7 @@ void st_async(T* address, const T& value, uint64_t* remote_barrier, EMULATOR_HER
   emulator::push(address, &value, sizeof value, remote_barrier, where);
 }
 
-// The relaxed arrival orders nothing but the arrivals themselves; here it orders as the others do.
+// Stronger than on a GPU: the relaxed arrival orders as the release one does.
 inline void barrier_cluster_arrive(sem_relaxed_t, EMULATOR_HERE) { emulator::cluster_arrive(where); }
 inline void barrier_cluster_arrive(sem_release_t, EMULATOR_HERE) { emulator::cluster_arrive(where); }
 inline void barrier_cluster_wait(sem_acquire_t, EMULATOR_HERE) { emulator::cluster_wait(where); }

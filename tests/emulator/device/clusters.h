@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Blocks and clusters of cooperative_groups, whose header is empty for host compilers.
+// Blocks and clusters of cooperative_groups, whose header declares nothing for host compilers.
 #pragma once
 
 #include "interface.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the device API (device/) asks of the runtime (runtime/).
+// What the device API (device/) calls in the runtime (runtime/).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +20,7 @@ namespace emulator {
 
 using Where = std::source_location;
 
-// A misuse of the device that the emulator noticed: thrown by the launch, never returned.
+// Misuse of the device by a kernel: thrown by the launch, never returned as an error.
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -28,14 +28,14 @@ struct Fault : std::runtime_error {
 
 cudaError_t launch(const cudaLaunchConfig_t&, const void* kernel, const std::function<void()>& body);
 
-// Lets others run; not to be called again before they did.
+// Returns after all other resident threads could run.
 void poll(const char* what, Where);
 
-// Returns for how many threads of the block the predicate is true.
+// Returns the number of threads of the block whose predicate is true.
 int syncthreads(bool predicate, Where);
 void syncwarp(unsigned mask, Where);
 struct Lanes {
-  unsigned valid;  // those that took part
+  unsigned valid;  // lanes that took part
   unsigned self;
   uint64_t value[32];
 };
@@ -79,7 +79,7 @@ void emulator_set_device(int multiprocessors, int max_threads_per_block, int sha
                          int compute_capability);
 long emulator_launches();  // so far
 long emulator_blocks();    // of all of them
-long emulator_loaded();    // bytes: see Counters in runtime/machine.h
+long emulator_loaded();    // this and the following: Counters in runtime/machine.h
 long emulator_stored();
 long emulator_pushed();
 long emulator_barriers();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Fences, atomics, and loads and stores with cache hints. cuda::atomic_ref needs nothing from here.
+// Fences, atomics, and loads and stores with cache hints. cuda::atomic_ref is libcu++'s own.
 #pragma once
 
 #include "interface.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The functions of cuda_pipeline_primitives.h, a header of inline assembly that must not be included after this.
+// The functions of cuda_pipeline_primitives.h. Its include guard keeps out the header itself, which is inline assembly.
 #pragma once
 
 #include "interface.h"

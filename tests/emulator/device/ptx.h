@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// The functions of csrc/cuda/ptx.cuh, which is inline assembly; with CUDA_EMULATOR that header leaves them to this one.
+// The functions of csrc/cuda/ptx.cuh, whose inline assembly CUDA_EMULATOR leaves out.
 #pragma once
 
 #include "interface.h"
 
 namespace eca::ptx {
 
-// Touching the word itself shows sanitizers who initializes and who waits.
+// Accessing the word itself shows sanitizers who initializes and who waits.
 inline void mbarrier_init(uint64_t* barrier, EMULATOR_HERE) {
   *barrier = 0;
   emulator::mbarrier_init(barrier, 1, where);
@@ -44,7 +44,7 @@ inline void push(float* to, float value, int block, uint64_t* barrier, EMULATOR_
 inline void cluster_arrive(EMULATOR_HERE) { emulator::cluster_arrive(where); }
 inline void cluster_wait(EMULATOR_HERE) { emulator::cluster_wait(where); }
 
-// Kernels run one after another.
+// Emulated kernels run one after another.
 inline void wait_for_previous_kernel() {}
 
 }  // namespace eca::ptx

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Barriers of a block, and what the lanes of a warp do together.
+// Barriers of a block, and collectives of a warp.
 #pragma once
 
 #include "interface.h"
@@ -11,7 +11,7 @@
 
 namespace emulator {
 
-// Bits of a register-sized value, for exchange between lanes.
+// The bits of a register-sized value, for exchange between lanes.
 template <typename T>
 uint64_t to_bits(T value) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
@@ -26,7 +26,7 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
-// A source outside of the lane's segment leaves the value; one that takes no part gives rubbish.
+// Returns the lane's own value if the source is outside its segment; all ones if the source takes no part.
 template <typename T>
 T shuffle(unsigned mask, T value, Where where, int width, auto source_of) {
   const Lanes lanes = exchange(mask, to_bits(value), where);

@@ -23,7 +23,7 @@ bool arrive(Barrier& barrier, unsigned expected, const Where& where) {
 
 Warp& warp_of(const Thread& thread) { return thread.block->warps[thread.rank / warpSize]; }
 
-// Completes the collective over the mask once all of its lanes that still run take part.
+// Completes the collective over the mask once all of its lanes that have not exited take part.
 void complete(Warp& warp, unsigned mask) {
   const unsigned valid = mask & (~0u >> (warpSize - warp.size)) & ~warp.exited;
   if ((warp.collecting & valid) != valid) return;
@@ -60,7 +60,7 @@ void exit_thread(Thread& thread) {
 // --- Warps. Shuffles and ballots give no order to memory accesses; __syncwarp does.
 
 Lanes exchange(unsigned mask, uint64_t value, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Thread& me = *self;
   Warp& warp = warp_of(me);
   if (!(mask >> me.lane() & 1)) fault("a lane outside its own mask", where);
@@ -76,7 +76,7 @@ Lanes exchange(unsigned mask, uint64_t value, Where where) {
 
 void syncwarp(unsigned mask, Where where) {
   Warp& warp = warp_of(*self);
-  // Lanes of two masks share the edges: at worst some order too much.
+  // Lanes of two masks share the edges: at worst, this orders too much.
   const auto generation = warp.generation;
   warp.edges[generation & 1].release();
   exchange(mask, 0, where);
@@ -87,7 +87,7 @@ void syncwarp(unsigned mask, Where where) {
 // --- Blocks and clusters
 
 int syncthreads(bool predicate, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Block& block = *self->block;
   Barrier& barrier = block.barrier;
   if (block.exited) fault("__syncthreads after other threads have left the kernel", where);
@@ -102,7 +102,7 @@ int syncthreads(bool predicate, Where where) {
 }
 
 void cluster_arrive(Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Cluster& cluster = *self->block->cluster;
   for (const auto& block : cluster.blocks)
     if (block->exited) fault("a cluster barrier after other threads have left the kernel", where);
@@ -110,7 +110,7 @@ void cluster_arrive(Where where) {
   arrive(cluster.barrier, cluster.threads(), where);
 }
 void cluster_wait(Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Barrier& barrier = self->block->cluster->barrier;
   const auto generation = self->awaited;
   wait_until([&, generation] { return barrier.generation != generation; }, "a cluster barrier", where);
@@ -126,10 +126,10 @@ void* map_shared(const void* address, unsigned rank, Where where) {
   return block.cluster->blocks[rank]->shared.data + (static_cast<const char*>(address) - block.shared.data);
 }
 
-// --- Fences: one before an atomic operation releases, one after it acquires.
+// --- Fences: before an atomic operation, one releases; after it, one acquires.
 
 void fence() {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   for (const void* address : self->observed)
     if (__tsan_acquire) __tsan_acquire(const_cast<void*>(address));
   self->observed.clear();
@@ -140,7 +140,7 @@ void before_atomic(const void* address) {
   self->fenced = false;
 }
 void after_atomic(const void* address) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   if (__tsan_acquire) self->observed.push_back(address);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Making clusters of blocks, and keeping old blocks for new ones: mapping memory takes longer than a small launch.
+// Makes clusters of blocks, and reuses blocks: mapping memory takes longer than a small launch.
 #include "machine.h"
 #include "schedule.h"
 
@@ -16,7 +16,7 @@ struct Pool {
   size_t threads = 0;
 };
 Pool& pool() {
-  static Pool* const all = new Pool;  // outlives whatever else launches when the process ends
+  static Pool* const all = new Pool;  // never destroyed: static destructors may launch
   return *all;
 }
 
@@ -74,7 +74,7 @@ Block::Block(unsigned count) : stacks(count * kStackBytes), shared(image_bytes()
     threads[rank].block = this;
     threads[rank].rank = rank;
     threads[rank].stack = stacks.data + rank * kStackBytes;
-    mprotect(threads[rank].stack, kPageBytes, PROT_NONE);  // an overflow is not to reach the next stack
+    mprotect(threads[rank].stack, kPageBytes, PROT_NONE);  // an overflow faults
   }
   for (unsigned first = 0; first < count; first += warpSize)
     warps.push_back({this, &threads[first], std::min<unsigned>(warpSize, count - first), {}});
@@ -100,7 +100,7 @@ std::unique_ptr<Cluster> make_cluster(dim3 origin) {
         cluster->blocks.push_back(std::move(block));
       }
   schedule().arrange(cluster->order);
-  // Memory mapped just now is the host's doing, which the parties, older than it, have to hear of.
+  // The host's mapping of the memory happens before its use by the parties, which are older.
   running->start.release();
   for (auto& block : cluster->blocks) prepare_shared(*block);
   return cluster;
@@ -110,7 +110,7 @@ void retire(std::unique_ptr<Cluster> cluster) {
   for (auto& block : cluster->blocks) {
     block->hardware.give_back();
     for (Thread& t : block->threads) t.party.give_back();
-    // ThreadSanitizer would take the next users of the memory for these ones: only unmapping makes it forget.
+    // ThreadSanitizer forgets the accesses of these blocks only if their memory is unmapped.
     if (racing() || pool().threads + block->threads.size() > kMostIdleThreads) continue;
     pool().threads += block->threads.size();
     pool().blocks[block->threads.size()].push_back(std::move(block));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// mbarriers and bulk copies. Loads are performed as late as can be, or (schedule 1) at once; stores when waited for.
+// mbarriers and copies. Bulk loads are performed as late as possible or (schedule 1) at once, stores when waited for.
 #include <cstring>
 
 #include "machine.h"
@@ -53,13 +53,13 @@ void perform(const Copy& copy, Edge& ordered_after) {
 }
 
 void mbarrier_init(uint64_t* address, unsigned count, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   if (!self->block->shared.contains(address, 8)) fault("an mbarrier outside shared memory", where);
   self->block->cluster->mbarriers.insert_or_assign(address, Mbarrier{count, count});
 }
 
 uint64_t mbarrier_arrive(uint64_t* address, unsigned count, unsigned bytes, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Mbarrier& barrier = find(address, where);
   if (barrier.pending < count) fault("more arrivals than the mbarrier expects", where);
   const unsigned phase = barrier.phase;
@@ -71,7 +71,7 @@ uint64_t mbarrier_arrive(uint64_t* address, unsigned count, unsigned bytes, Wher
 }
 
 bool mbarrier_wait(uint64_t* address, unsigned parity, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Mbarrier& barrier = find(address, where);
   wait_until([&, parity] { return (barrier.phase & 1) != parity; }, "an mbarrier", where);
   barrier.edges[parity].acquire();
@@ -79,7 +79,7 @@ bool mbarrier_wait(uint64_t* address, unsigned parity, Where where) {
 }
 
 bool mbarrier_test(uint64_t* address, unsigned parity, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Mbarrier& barrier = find(address, where);
   if ((barrier.phase & 1) == parity) poll("mbarrier_test_wait (polling)", where);
   if ((barrier.phase & 1) == parity) return false;
@@ -88,12 +88,12 @@ bool mbarrier_test(uint64_t* address, unsigned parity, Where where) {
 }
 
 void bulk_load(void* shared, const void* source, unsigned bytes, uint64_t* mbarrier, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   Block& block = *self->block;
   check_bulk(shared, source, bytes, where);
   find(mbarrier, where);
   block.issue.release();
-  // The destination is nobody's until the mbarrier's phase ends.
+  // No thread may access the destination until the mbarrier's phase ends.
   block.hardware.act([&] {
     block.issue.acquire();
     fill(shared, bytes);
@@ -107,9 +107,9 @@ void bulk_load(void* shared, const void* source, unsigned bytes, uint64_t* mbarr
     running->copies.push_back(copy);
 }
 
-// st.async: a number for a block of the cluster, which arrives whenever it does.
+// st.async: a number for another block of the cluster, which arrives at any later time.
 void push(void* shared, const void* value, unsigned bytes, uint64_t* mbarrier, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   if (reinterpret_cast<uintptr_t>(shared) % bytes) fault("a push to a misaligned address", where);
   if (poisoned(shared, bytes)) fault("a push to outside its destination", where);
   find(mbarrier, where);
@@ -124,20 +124,20 @@ void push(void* shared, const void* value, unsigned bytes, uint64_t* mbarrier, W
 }
 
 void bulk_store(void* global, const void* shared, unsigned bytes, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   check_bulk(global, shared, bytes, where);
   self->uncommitted.push_back({global, shared, bytes, nullptr, self->block});
 }
 
 void bulk_commit() {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   self->committed.push_back(std::move(self->uncommitted));
   self->uncommitted.clear();
 }
 
-// A store reads what a proxy fence has released to it, and no more.
+// Stores see shared memory as of the last proxy fence.
 void bulk_wait(unsigned groups_left, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   if (!self->uncommitted.empty()) fault("bulk stores waited for before they are committed", where);
   while (self->committed.size() > groups_left) {
     for (const Copy& copy : self->committed.front()) perform(copy, self->block->proxy);
@@ -148,10 +148,10 @@ void bulk_wait(unsigned groups_left, Where where) {
 
 void fence_proxy_async() { self->block->proxy.release(); }
 
-// A thread's own copy: nobody's until the thread has waited for it, and then its own alone until a barrier.
+// A thread's own copy: no thread may read it before this one has waited for it, and no other one before a barrier.
 void thread_load(void* shared, const void* source, unsigned bytes, Where where) {
   {
-    const Trap trap;
+    const IgnoreAccesses ignore;
     if (bytes != 4 && bytes != 8 && bytes != 16) fault("asynchronous copies are of 4, 8 or 16 bytes", where);
     if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(source) % bytes)
       fault("an asynchronous copy needs addresses that are multiples of its size", where);
@@ -165,14 +165,14 @@ void thread_load(void* shared, const void* source, unsigned bytes, Where where) 
 }
 
 void thread_load_commit() {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   self->loads.emplace_back();
 }
 
 void thread_load_wait(unsigned groups_left, Where where) {
   std::vector<Copy> done;
   {
-    const Trap trap;
+    const IgnoreAccesses ignore;
     if (!self->loads.back().empty()) fault("asynchronous copies waited for before they are committed", where);
     while (self->loads.size() > groups_left + 1) {
       done.insert(done.end(), self->loads.front().begin(), self->loads.front().end());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The device that the emulator pretends to be: small, so that small launches meet its limits.
+// The emulated device: small, so that small launches reach its limits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -35,11 +35,11 @@ struct Device {
 
 using Attributes = std::map<cudaFuncAttribute, int>;
 
-// All that launches share, and what guards it: launches take turns.
+// What launches share, and its lock: launches take turns.
 struct Machine {
-  std::recursive_mutex mutex;  // so that a kernel that launches gets a report
+  std::recursive_mutex mutex;  // recursive, so that a launch by a kernel is reported
   Device device;
-  int index = 0;  // its number: every one that a test asks for is another device of the machine
+  int index = 0;  // of the device in `all`: each that a test has asked for
   std::vector<Device> all = {device};
   std::map<std::pair<int, const void*>, Attributes> attributes;
   Attributes& of(const void* kernel) { return attributes[{index, kernel}]; }
@@ -47,7 +47,7 @@ struct Machine {
 };
 Machine& machine();
 
-// Both return the error, which cudaGetLastError will, too.
+// remember returns the error, and makes cudaGetLastError return it.
 cudaError_t remember(cudaError_t);
 cudaError_t cluster_shape(const cudaLaunchConfig_t&, dim3& shape);
 

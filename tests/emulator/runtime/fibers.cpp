@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-// A CUDA thread is a fiber: a stack of its own, switched to and from by hand (10 ns; swapcontext takes 180 ns, and
-// AddressSanitizer's version of it forgets the stack's red zones).
+// A CUDA thread is a fiber: a stack of its own, switched to by hand (10 ns; swapcontext takes 180 ns, and
+// AddressSanitizer's version of it clears the stack's red zones).
 #include "machine.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 extern "C" {
-// Saves the stack pointer that is left and resumes another one.
+// Saves the current stack pointer and resumes another one.
 __attribute__((visibility("hidden"))) void emulator_switch(void** save, void* resume);
 asm(R"(
 .text
@@ -66,7 +66,7 @@ void thread_main() {
   thread.block->start.acquire();
   try {
     (*running->body)();
-    const Trap trap;
+    const IgnoreAccesses ignore;
     exit_thread(thread);
   } catch (const Cancelled&) {
   } catch (...) {
@@ -83,10 +83,10 @@ void thread_main() {
 
 void prepare_stack(Thread& thread) {
   unpoison(thread.stack, kStackBytes);
-  // Stacks that begin at the same offset of a page would share the same few lines of the cache.
+  // Stacks that begin at the same offset of a page would compete for the same cache sets.
   const size_t colour = thread.rank % 32 * 128;
   auto top = reinterpret_cast<void**>(thread.stack + kStackBytes - colour);
-  *--top = nullptr;  // keeps the stack aligned as at a call
+  *--top = nullptr;  // aligns the stack as at a call
   *--top = reinterpret_cast<void*>(&thread_main);
   thread.stack_pointer = top - 6;
 }

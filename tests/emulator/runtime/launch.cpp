@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Launches: what the device refuses, and the frame around what it runs.
+// Launches: what the device refuses, and the state of a launch.
 #include "device.h"
 #include "machine.h"
 #include "schedule.h"
@@ -20,8 +20,8 @@ std::vector<dim3> cluster_origins(dim3 grid, dim3 shape) {
   return origins;
 }
 
-// ThreadSanitizer's parties: for all that may be resident and, if the launch has so many threads, hundreds more, for
-// those of a cluster should not be those of the cluster before it.
+// Parties for all threads and blocks that may be resident and, in larger launches, hundreds more: a cluster should not
+// reuse those of the cluster before it.
 void provide_parties(dim3 grid, dim3 block, dim3 cluster) {
   const size_t each = volume(block) + 1;
   const size_t resident = most_resident() + most_resident() / volume(block), one_cluster = volume(cluster) * each;
@@ -75,7 +75,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const s
   struct Running {
     explicit Running(Launch& launch) { running = &launch; }
     ~Running() {
-      running->finish.acquire();  // whatever its threads did is past
+      running->finish.acquire();  // all its threads happen before what follows
       running = nullptr;
     }
   } const frame(state);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The state of the machine: threads, warps, blocks, clusters, the launch that runs.
+// The state of the machine: threads, warps, blocks, clusters, the current launch.
 #pragma once
 
 #include "../device/interface.h"
@@ -23,7 +23,7 @@ struct Copy {
   void* destination;
   const void* source;
   unsigned bytes;
-  uint64_t* mbarrier;  // none: a store
+  uint64_t* mbarrier;  // null: a store
   Block* issuer;
   unsigned char value[16] = {};  // of a push, which has no source
 };
@@ -33,23 +33,23 @@ struct Thread {
   unsigned rank;  // in the block
   uint3 index;
   char* stack;  // its lowest address
-  // All that follows is of one run of the thread.
+  // The rest is reset for every launch.
   void* stack_pointer;
   void* fake_stack;  // AddressSanitizer's
   Party party;
   bool started, exited;
-  // What it waits for
+  // What it waits for:
   bool (*ready)(void*);
   void* condition;
   const char* what;
   Where where;
   bool polling;
   unsigned long awaited;  // the generation of the cluster barrier it arrived at
-  // Collectives
+  // Warp collectives:
   unsigned collective_mask;
   uint64_t contribution;
   Lanes* result;
-  // Memory order
+  // Memory order, and copies under way:
   bool fenced;
   std::vector<const void*> observed;
   std::vector<Copy> uncommitted;
@@ -95,7 +95,7 @@ struct Block {
   Cluster* cluster;
   uint3 index;
   unsigned rank;   // in the cluster
-  Party hardware;  // fills and reclaims shared memory, and copies in bulk
+  Party hardware;  // which fills and reclaims shared memory, and performs bulk copies
   std::vector<Warp*> order;
   unsigned exited;
   bool started;
@@ -122,22 +122,22 @@ struct Launch {
   size_t stack_size = 0;
   Edge start = {}, finish = {};
   std::exception_ptr error = nullptr;
-  bool cancelled = false;        // its threads are to unwind their stacks
+  bool cancelled = false;        // threads unwind their stacks
   unsigned long round = 0;       // of the scheduler
   std::deque<Copy> copies = {};  // under way
 };
 
-// Launches take turns, so that there is one of each. None is thread-local: those are the blocks' shared memory.
+// One of each, as launches take turns. Not thread-local: such variables are the blocks' shared memory.
 extern Launch* running;
 extern Thread* self;
 extern Block* resident;  // whose shared memory `__shared__` names
 
 // What kernels have done so far.
 struct Counters {
-  long loaded = 0;  // bytes of global memory, by all kinds of copies and by loads that say that they are the only ones
-  long stored = 0;  // bytes, by stores with a cache hint
-  long pushed = 0;  // numbers
-  long barriers = 0;  // of blocks
+  long loaded = 0;    // bytes, by asynchronous copies and by loads with a cache hint (__ldg, __ldcs, load_once)
+  long stored = 0;    // bytes, by stores with a cache hint (__stcs)
+  long pushed = 0;    // numbers, by st.async
+  long barriers = 0;  // __syncthreads of blocks
 };
 extern Counters counters;
 
@@ -145,10 +145,10 @@ extern Counters counters;
 
 constexpr size_t kMaxDynamicBytes = 227 * 1024;
 size_t image_bytes();
-void enter_block(Block*);     // or leave it: nullptr
+void enter_block(Block*);     // null: leaves it
 void prepare_shared(Block&);  // before its threads exist
-void hand_out(Block&);        // before the first of them runs
-void reclaim(Block&);         // after the last of them has exited
+void hand_out(Block&);        // before its first thread runs
+void reclaim(Block&);         // after its last thread has exited
 
 // --- fibers.cpp
 

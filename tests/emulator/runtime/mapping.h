@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Memory straight from the system.
+// Memory mapped from the system.
 #pragma once
 
 #include "sanitizers.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Faults and deadlocks in words.
+// Messages of faults and deadlocks.
 #include "machine.h"
 
 #include <cstring>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The part of the CUDA runtime that host code calls, and what tests call to set the machine up.
+// The part of the CUDA runtime API that host code calls, and the functions by which tests set up the machine.
 #include "device.h"
 #include "machine.h"
 #include "schedule.h"
@@ -10,12 +10,12 @@
 namespace emulator {
 
 Machine& machine() {
-  static Machine* const one = new Machine;  // outlives whatever else launches when the process ends
+  static Machine* const one = new Machine;  // never destroyed: static destructors may launch
   return *one;
 }
 
 namespace {
-// One for all system threads, other than CUDA's: a thread-local variable would be part of the blocks' images.
+// One for all system threads, unlike CUDA's: a thread-local variable would be part of the blocks' images.
 std::atomic<cudaError_t> last_error = cudaSuccess;
 }  // namespace
 
@@ -181,7 +181,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
   return cudaSuccess;
 }
 
-// Threads and dynamic shared memory only: registers and static shared memory are nvcc's secret.
+// By threads and dynamic shared memory only: only nvcc knows the registers and static shared memory of a kernel.
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads,
                                                                    size_t dynamic_bytes, unsigned) {
   if (threads <= 0) return remember(cudaErrorInvalidValue);
@@ -194,7 +194,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, kernel, threads, dynamic_bytes, 0);
 }
 
-// As if all multiprocessors were one that clusters can share.
+// As if the multiprocessors were one large one.
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config) {
   const std::lock_guard lock(machine().mutex);
   const emulator::Device& device = machine().device;

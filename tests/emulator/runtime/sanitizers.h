@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the runtime tells AddressSanitizer and ThreadSanitizer. It is itself compiled without them, so that they judge
+// The runtime's calls of AddressSanitizer and ThreadSanitizer. It is itself compiled without them, so that they check
 // the kernels alone, and finds their hooks when loaded: one object file serves all builds.
 #pragma once
 
@@ -42,9 +42,9 @@ inline bool poisoned(const void* p, size_t n) {
   return __asan_region_is_poisoned && __asan_region_is_poisoned(const_cast<void*>(p), n);
 }
 
-// A party to happens-before, in ThreadSanitizer's eyes: a CUDA thread, or the hardware of a block. Parties are dear
-// (0.6 ms and 0.9 MB), so they are used again, the longest unused first: races go unseen between two threads of a
-// launch that had the same party one after the other. Destroying them instead would hide far more of them.
+// What ThreadSanitizer takes for a thread: a CUDA thread, or the hardware of a block. Parties are expensive (0.6 ms and
+// 0.9 MB), so they are reused, the longest unused first: races between two threads of a launch that had the same party
+// one after the other are missed. Destroying parties would hide far more races.
 class Party {
  public:
   static void provide(size_t count) {
@@ -80,7 +80,7 @@ class Party {
   void* handle_ = nullptr;
 };
 
-// Who acquires comes after all who have released.
+// An acquire happens after all releases before it.
 struct Edge {
   void release() {
     if (__tsan_release) __tsan_release(this);
@@ -91,8 +91,8 @@ struct Edge {
   char identity = 0;
 };
 
-// What the hardware does to memory that kernels see. ThreadSanitizer's own memset and memcpy would not do: Python
-// needs ignore_noninstrumented_modules, which ignores calls from here.
+// The hardware's accesses to memory that kernels see. ThreadSanitizer's own memset and memcpy are no use:
+// ignore_noninstrumented_modules, which Python needs, ignores calls from here.
 constexpr unsigned char kPoison = 0xff;  // a NaN in every floating-point type
 inline void fill(void* p, size_t n) {
   if (__tsan_write_range) __tsan_write_range(p, n);
@@ -110,19 +110,19 @@ inline void copy(void* destination, const void* source, size_t n) {
   std::memcpy(destination, source, n);
 }
 
-// While it exists, what the C library does for the runtime is not the kernel's business.
-struct Trap {
-  Trap() {
+// While one exists, ThreadSanitizer ignores accesses: those of the C library, called by the runtime, are no kernel's.
+struct IgnoreAccesses {
+  IgnoreAccesses() {
     if (!AnnotateIgnoreReadsBegin) return;
     AnnotateIgnoreReadsBegin("", 0);
     AnnotateIgnoreWritesBegin("", 0);
   }
-  ~Trap() {
+  ~IgnoreAccesses() {
     if (!AnnotateIgnoreReadsEnd) return;
     AnnotateIgnoreReadsEnd("", 0);
     AnnotateIgnoreWritesEnd("", 0);
   }
-  Trap(const Trap&) = delete;
+  IgnoreAccesses(const IgnoreAccesses&) = delete;
 };
 
 }  // namespace emulator

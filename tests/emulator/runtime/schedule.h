@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Who comes first, and how many are there at once.
+// The order in which clusters, blocks, warps and copies get to run, and how many clusters are resident.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@ class Schedule {
   }
   size_t below(size_t bound) { return std::uniform_int_distribution<size_t>(0, bound - 1)(generator_); }
 
-  // How many clusters may be resident at once, of those there are.
+  // How many of a launch's clusters may be resident at once.
   size_t window(size_t clusters) { return in_turn() ? 1 : reversed() ? clusters : 1 + below(clusters); }
 
  private:

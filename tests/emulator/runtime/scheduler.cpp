@@ -12,13 +12,13 @@ Schedule& schedule() {
   return one;
 }
 
-// ThreadSanitizer needs 0.85 MB for each.
+// ThreadSanitizer needs 0.85 MB per thread.
 size_t most_resident() { return racing() ? 12 * 64 : 8192; }
 
 namespace {
 
-// Polls alone are not proof of a deadlock: in a chain of blocks, each waiting for the one before it, a round brings
-// only one of them on, and from poll to poll. So many rounds without anything else are.
+// A round of nothing but polls does not prove a deadlock: in a chain of blocks, each waiting for the one before it, a
+// round may advance one of them, from one poll to the next. So many such rounds do.
 constexpr unsigned kMostPollingRounds = 1000;
 
 class Scheduler {
@@ -43,7 +43,7 @@ class Scheduler {
     }
   }
 
-  // Has all threads that ran leave their kernel as by an exception.
+  // Unwinds the stacks of all started threads.
   void cancel() {
     running->cancelled = true;
     for (auto& cluster : resident_)
@@ -70,7 +70,7 @@ class Scheduler {
     std::erase(resident_, nullptr);
   }
 
-  // All resident threads get to run. Returns whether any did more than poll once more.
+  // Lets all resident threads run. Returns whether any did more than poll again.
   bool round() { return schedule().in_turn() ? greedy_round() : schedule().drawn() ? drawn_round() : even_round(); }
 
   // Each block as far as it gets alone.
@@ -90,7 +90,7 @@ class Scheduler {
     return any;
   }
 
-  // Warps drawn at random, and now and then a few steps of a whole block: some come far before others.
+  // Warps drawn at random, and now and then a few steps of a whole block, so that some get far ahead of others.
   bool drawn_round() {
     std::vector<Warp*> warps;
     for (auto& cluster : resident_)
@@ -127,7 +127,7 @@ class Scheduler {
     return any;
   }
 
-  // Returns whether the thread did more than poll once more.
+  // Returns whether the thread did more than poll again.
   bool resume(Thread& thread) {
     const bool polled = std::exchange(thread.polling, false);
     switch_to_thread(thread);
@@ -143,7 +143,7 @@ class Scheduler {
     reclaim(block);
   }
 
-  // As late as can be; in drawn schedules some come early, and not in order.
+  // As late as possible; in drawn schedules some early, and in any order.
   bool copy_one() {
     auto& copies = running->copies;
     if (copies.empty()) return false;
@@ -174,7 +174,7 @@ void run_clusters(std::vector<dim3> origins) {
 }
 
 void poll(const char* what, Where where) {
-  const Trap trap;
+  const IgnoreAccesses ignore;
   self->polling = true;
   wait_until([round = running->round] { return running->round != round; }, what, where);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `__shared__` variables are thread-local, and this library's thread-local variables belong to the running block: each
-// block has an image of them, and the compiler's lookup, __tls_get_addr, is answered here with the address in it.
+// block has an image of them, and __tls_get_addr, which the compiler calls to find them, returns the address in it.
 #include "machine.h"
 
 #include <dlfcn.h>
@@ -27,8 +27,7 @@ struct Image {
   size_t module, bytes, dynamic;  // `dynamic`: the offset of dynamic shared memory
 };
 
-// The addresses of thread-local variables are constants to the compiler, whatever `resident` is: offsets are taken from
-// the loader instead.
+// Offsets come from the loader: the compiler may keep the address of a thread-local variable while `resident` changes.
 int find(dl_phdr_info* info, size_t, void* result) {
   const auto here = reinterpret_cast<ElfW(Addr)>(&find);
   bool ours = false;
@@ -68,8 +67,8 @@ void for_shared(Block& block, Action action) {
 
 size_t image_bytes() { return image.bytes; }
 
-// Both fills are writes by the hardware, ordered with the block's own threads only: another block that reads too early
-// or too late is a race.
+// Both fills are writes by the hardware, ordered with the block's own threads only: if another block reads too early or
+// too late, that is a race.
 void prepare_shared(Block& block) {
   block.hardware.act([&] {
     running->start.acquire();
@@ -91,7 +90,7 @@ void reclaim(Block& block) {
 }
 
 namespace {
-// Of the system thread that launches: others have their own thread-local variables even while a kernel runs.
+// Of the system thread that launches: others keep their own thread-local variables while a kernel runs.
 void* kernel_thread_pointer = nullptr;
 }  // namespace
 
@@ -102,8 +101,8 @@ void enter_block(Block* block) {
 
 }  // namespace emulator
 
-// Hidden, so that this library alone calls it. Those of other libraries, and all while no kernel runs, are the C
-// library's business.
+// Hidden, so that only this library calls it. Variables of other libraries, and all while no kernel runs, are left to
+// the C library.
 extern "C" __attribute__((visibility("hidden"))) void* __tls_get_addr(size_t* index) {
   using namespace emulator;
   if (resident && index[0] == image.module && kernel_thread_pointer == __builtin_thread_pointer())
