@@ -21,14 +21,12 @@ class FeatureMaps {
     out_shape_.emplace(out_);
     if (shape.walks_like(*out_shape_)) {
       // A map with one position or one channel has both layouts; kRows vectorises the former better.
-      const Layout first = shape.s == 1 ? Layout::kRows : Layout::kPlanes;
-      const Layout second = shape.s == 1 ? Layout::kPlanes : Layout::kRows;
-      for (const Layout candidate : {first, second}) {
-        if (!shape.fits(candidate) || !out_shape_->fits(candidate)) continue;
-        layout = candidate;
-        return;
+      for (const bool rows : {shape.s == 1, shape.s != 1}) {
+        layout = rows ? Layout::kRows : Layout::kPlanes;
+        if (shape.fits(layout) && out_shape_->fits(layout)) return;
       }
     }
+    layout = Layout::kPlanes;
     x_ = torch::stable::contiguous(x_);
     out_ = torch::stable::empty_like(x_);
     out_shape_.emplace(out_);

@@ -70,7 +70,7 @@ class MapShape {
     require(sizes_.size() >= 3 && sizes_.size() <= 5, "x");
     require_countable("x", "elements", sizes_);
     for (size_t d = 2; d < sizes_.size(); ++d) s *= sizes_[d];
-    collapse_spatial();
+    spatial_stride_ = innermost_stride(2);
   }
 
   int64_t n() const { return sizes_[0]; }
@@ -95,46 +95,29 @@ class MapShape {
   int64_t sample_stride() const { return strides_[0]; }
 
   // Whether there are no gaps and no overlaps: then an output may have the same strides.
-  bool is_dense() const {
-    int64_t expected = 1;
-    return walk(0, [&](int64_t size, int64_t stride) {
-      const bool next = stride == expected;
-      expected *= size;
-      return next;
-    });
-  }
+  bool is_dense() const { return innermost_stride(0) == 1; }
 
  private:
-  // Calls step(size, stride) for the dimensions from `first` on, innermost first, leaving out those of size 1.
-  template <class Step>
-  bool walk(size_t first, Step step) const {
-    size_t order[5], count = 0;
+  // Of the dimensions from `first` on, in any order, if they are one even progression; else -1.
+  int64_t innermost_stride(size_t first) const {
+    size_t order[5], count = 0;  // of the dimensions by stride, without those of size 1
     for (size_t d = first; d < sizes_.size(); ++d) {
       if (sizes_[d] == 1) continue;
       size_t at = count++;  // insertion sort: at most five
       for (; at > 0 && strides_[order[at - 1]] > strides_[d]; --at) order[at] = order[at - 1];
       order[at] = d;
     }
+    const int64_t innermost = count > 0 ? strides_[order[0]] : 1;
+    int64_t expected = innermost;
     for (size_t i = 0; i < count; ++i) {
-      if (!step(sizes_[order[i]], strides_[order[i]])) return false;
+      if (strides_[order[i]] != expected) return -1;
+      expected *= sizes_[order[i]];
     }
-    return true;
-  }
-
-  // Any order of the spatial dimensions will do, if all positions have one stride.
-  void collapse_spatial() {
-    int64_t expected = -1;
-    const bool even = walk(2, [&](int64_t size, int64_t stride) {
-      if (expected < 0) spatial_stride_ = expected = stride;
-      const bool next = stride == expected;
-      expected *= size;
-      return next;
-    });
-    if (!even) spatial_stride_ = -1;
+    return innermost;
   }
 
   torch::headeronly::IntHeaderOnlyArrayRef sizes_, strides_;
-  int64_t spatial_stride_ = 1;
+  int64_t spatial_stride_;  // between positions; -1: not the same for all
 };
 
 inline Tensor empty_strided(const Tensor& like, size_t dim, const int64_t* sizes, const int64_t* strides,

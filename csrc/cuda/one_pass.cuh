@@ -73,12 +73,11 @@ struct OnePass {
   __device__ int64_t n() const { return blockIdx.x / args.plan.blocks; }  // the sample
   __device__ uint64_t* loads() const { return shared_at<uint64_t>(args.plan.shared.barriers); }
   __device__ int length() const { return static_cast<int>(args.problem.s); }  // of a plane
-  __device__ int slab_stride() const { return kRows ? x.own : length(); }
   __device__ A* mean() const { return x.kernel_array(0); }
   __device__ A* gate() const { return x.kernel_array(1); }
   __device__ A* grad() const { return x.kernel_array(2); }
 
-  __device__ Slab slab(int i) const { return {shared_at<T>(i * args.plan.slabs.bytes), slab_stride()}; }
+  __device__ Slab slab(int i) const { return {shared_at<T>(i * args.plan.slabs.bytes), kRows ? x.own : length()}; }
   template <class M>
   __device__ M global(const Batch& map) const {
     T* const data = static_cast<T*>(map.data);
@@ -134,9 +133,7 @@ struct OnePass {
     Tiles::sums(tile, length(), plan.lanes, term, shared_at<A>(plan.shared.parts),
                 [=](int c, const A(&total)[1]) { own[c] = total[0] / by; });
     if (plan.blocks > 1) ptx::cluster_wait();
-    if constexpr (kRows) {
-      if (plan.parts > 1) x.add_parts(own, plan.parts, part, divisor);
-    }
+    if (kRows && plan.parts > 1) x.add_parts(own, plan.parts, part, divisor);
   }
 
   // numbers[c] is of own channel c.

@@ -67,8 +67,7 @@ struct Vector {
 
   __device__ __forceinline__ static void store(T* p, const A (&values)[N]) {
     const Raw raw = packed(values);
-    if constexpr (sizeof(Raw) ==
-                  16) {  // as one integer: in unrolled loops nvcc splits most stores of a uint4 into four
+    if constexpr (sizeof(Raw) == 16) {  // as an integer: nvcc splits most unrolled stores of a uint4 into four
       unsigned __int128 whole;
       memcpy(&whole, &raw, sizeof whole);
       *reinterpret_cast<unsigned __int128*>(p) = whole;

@@ -102,15 +102,13 @@ struct Planner {
     p.slabs.bytes = static_cast<int>(slab);
     p.straddle = !rows && unit > 1;
     p.bulk = !rows && d.capability >= 90;
-    for (const bool x : {true, false}) {
-      for (const bool extra : {true, false}) {
-        p.slabs.second_sum = r.backward() && x;
-        p.slabs.extra = extra && !r.backward() && r.residual;
-        p.slabs.count = 1 + p.slabs.second_sum + p.slabs.extra;
-        if (p.slabs.extra && p.slabs.count * slab > kTwoBlocks) continue;  // the residual is streamed instead
-        plan->threads = threads > 0 ? threads : threads_for(p);
-        if (lay_out(plan->threads, &p)) return true;
-      }
+    for (const bool second : {true, false}) {
+      p.slabs.second_sum = second && r.backward();
+      p.slabs.extra = second && !r.backward() && r.residual;
+      p.slabs.count = 1 + p.slabs.second_sum + p.slabs.extra;
+      if (p.slabs.extra && p.slabs.count * slab > kTwoBlocks) continue;  // the residual is streamed instead
+      plan->threads = threads > 0 ? threads : threads_for(p);
+      if (lay_out(plan->threads, &p)) return true;
     }
     return false;
   }
