@@ -37,8 +37,8 @@ class FeatureMaps {
 
   // Another map of the same sizes, copied if it has another layout or order of positions than the output.
   Batch another(const Tensor& map) {
-    const MapShape its(map);
-    if (its.fits(layout) && its.walks_like(*out_shape_)) return input(map, its);
+    const MapShape map_shape(map);
+    if (map_shape.fits(layout) && map_shape.walks_like(*out_shape_)) return input(map, map_shape);
     Tensor copy = empty_as(out_);
     torch::stable::copy_(copy, map);
     copies_.push_back(copy);
@@ -64,11 +64,11 @@ class FeatureMaps {
   Layout layout = Layout::kPlanes;
 
  private:
-  Batch batch(const void* data, const MapShape& its) const {
-    return {const_cast<void*>(data), its.sample_stride(), its.run_stride(layout)};
+  Batch batch(const void* data, const MapShape& map_shape) const {
+    return {const_cast<void*>(data), map_shape.sample_stride(), map_shape.run_stride(layout)};
   }
   // const_data_ptr: a mutable pointer would materialise a copy-on-write tensor.
-  Batch input(const Tensor& t, const MapShape& its) const { return batch(t.const_data_ptr(), its); }
+  Batch input(const Tensor& t, const MapShape& map_shape) const { return batch(t.const_data_ptr(), map_shape); }
   Batch output(const Tensor& t) const { return batch(t.mutable_data_ptr(), *out_shape_); }
 
   Allocate allocate_;

@@ -233,7 +233,7 @@ __device__ __forceinline__ A scaled(A x, const Affine<A>& of) {
   return x * of.scale + of.shift;
 }
 
-template <class V, bool kThere>
+template <class V, bool kPresent>
 struct Second {
   V second;
 };

@@ -55,7 +55,7 @@ struct Pair {
 
 // The mean of one channel of one sample, and the sum of squared distances from it. at: the index of its first tile.
 template <class A>
-__device__ Pair<A> of_tiles(const NormArgs<A, ForwardCall>& args, int64_t at) {
+__device__ Pair<A> sample_moments(const NormArgs<A, ForwardCall>& args, int64_t at) {
   const Problem& p = args.problem;
   const Tiling& tiling = args.plan.tiling;
   const A *const means = args.first + at, *const squares = args.second + at;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kMostThreads)
   A sum = 0, squares = 0;
   columns.each_sample([&](int64_t n) { return Pair<A>{args.first[n * stride + c], args.second[n * stride + c]}; },
                       [&](int64_t n, Pair<A> of) {
-                        if (tiling.blocks > 1) of = of_tiles(args, n * stride + c);
+                        if (tiling.blocks > 1) of = sample_moments(args, n * stride + c);
                         args.first[n * stride + c] = of.first;
                         means[n * p.c + c] = origin + of.first;
                         sum += of.first;

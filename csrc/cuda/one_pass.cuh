@@ -169,12 +169,12 @@ struct OnePass {
 template <bool kRows>
 struct Arrival {
   uint64_t* barrier;  // null: no need to wait
-  mutable bool here = false;
+  mutable bool arrived = false;
 
   __device__ __forceinline__ void operator()() const {
     if constexpr (kRows) return ptx::wait_for_loads<1>();
-    if (barrier && !here) ptx::wait_for_copies(barrier);
-    here = true;
+    if (barrier && !arrived) ptx::wait_for_copies(barrier);
+    arrived = true;
   }
 };
 
@@ -200,7 +200,7 @@ __device__ SignBytes<typename Pass::T, int> signs_of(const Pass& pass) {
 }
 
 // Batch norm by given statistics, before the gate. Threads read only what they have stored themselves in `load`.
-template <class Pass, bool kThere>
+template <class Pass, bool kPresent>
 struct OnePassNorm {
   Pass& pass;
   __device__ void load() const {}

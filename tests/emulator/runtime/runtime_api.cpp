@@ -119,16 +119,16 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != machine().index) return remember(cudaErrorInvalidDevice);
   const std::lock_guard lock(machine().mutex);
-  const emulator::Device& is = machine().device;
+  const emulator::Device& emulated = machine().device;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
-      return *value = is.multiprocessors, cudaSuccess;
+      return *value = emulated.multiprocessors, cudaSuccess;
     case cudaDevAttrMaxThreadsPerBlock:
     case cudaDevAttrMaxBlockDimX:
     case cudaDevAttrMaxBlockDimY:
-      return *value = is.max_threads_per_block, cudaSuccess;
+      return *value = emulated.max_threads_per_block, cudaSuccess;
     case cudaDevAttrMaxBlockDimZ:
-      return *value = std::min(is.max_threads_per_block, 64), cudaSuccess;
+      return *value = std::min(emulated.max_threads_per_block, 64), cudaSuccess;
     case cudaDevAttrMaxGridDimX:
       return *value = 0x7fffffff, cudaSuccess;
     case cudaDevAttrMaxGridDimY:
@@ -137,25 +137,25 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrWarpSize:
       return *value = warpSize, cudaSuccess;
     case cudaDevAttrMaxThreadsPerMultiProcessor:
-      return *value = is.kThreadsPerMultiprocessor, cudaSuccess;
+      return *value = emulated.kThreadsPerMultiprocessor, cudaSuccess;
     case cudaDevAttrMaxBlocksPerMultiprocessor:
-      return *value = is.kBlocksPerMultiprocessor, cudaSuccess;
+      return *value = emulated.kBlocksPerMultiprocessor, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlock:
-      return *value = is.shared_bytes_without_opt_in(), cudaSuccess;
+      return *value = emulated.shared_bytes_without_opt_in(), cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = is.shared_bytes_per_block, cudaSuccess;
+      return *value = emulated.shared_bytes_per_block, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      return *value = is.shared_bytes_per_multiprocessor(), cudaSuccess;
+      return *value = emulated.shared_bytes_per_multiprocessor(), cudaSuccess;
     case cudaDevAttrReservedSharedMemoryPerBlock:
-      return *value = is.kReservedSharedBytes, cudaSuccess;
+      return *value = emulated.kReservedSharedBytes, cudaSuccess;
     case cudaDevAttrL2CacheSize:
-      return *value = is.l2_bytes, cudaSuccess;
+      return *value = emulated.l2_bytes, cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      return *value = is.compute_capability / 10, cudaSuccess;
+      return *value = emulated.compute_capability / 10, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
-      return *value = is.compute_capability % 10, cudaSuccess;
+      return *value = emulated.compute_capability % 10, cudaSuccess;
     case cudaDevAttrClusterLaunch:
-      return *value = is.has_clusters(), cudaSuccess;
+      return *value = emulated.has_clusters(), cudaSuccess;
     default:
       return remember(cudaErrorInvalidValue);
   }
