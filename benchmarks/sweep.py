@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from eca_cuda._ext import _C
-from eca_cuda.modules import adaptive_kernel_size
 from eca_cuda.testing import ECA
+from eca_cuda.variants.eca import adaptive_kernel_size
 
 from .cases import DRY, LAYOUTS, Case, Job, mobilenetv2, product, resnet50
 from .clock import Cpu

@@ -70,37 +70,42 @@ inline int count_of(const char* argument, int64_t size) {
   throw std::invalid_argument(std::string(argument) + ": expected a size below 2^28, got " + std::to_string(size));
 }
 
-// Checks the parameters' shapes against C channels and the options.
-inline GateShape gate_shape(Variant variant, const ParameterList& p, int64_t c, int64_t flags) {
-  const auto is_taps = [&](const Tensor& t) {
-    return t.dim() == 3 && has_sizes(t, {1, 1, t.size(2)}) && t.size(2) % 2 == 1;
+// Checks the parameters' shapes against what the gate declares, and finds the sizes that it leaves open.
+inline GateShape gate_shape(const GateInfo& gate, const ParameterList& tensors, int64_t c, int64_t flags) {
+  int64_t taps = -1, hidden = -1, longest = 1;
+  const auto fits = [](int64_t size, int64_t* open) { return *open < 0 ? (*open = size, true) : size == *open; };
+  const auto matches = [&](int expected, int64_t size) {
+    if (expected == kTaps) return size % 2 == 1 && fits(size, &taps);
+    if (expected == kHidden) return fits(size, &hidden);
+    const bool channels = expected == kC || (expected == kBranches && !(flags & kCrossChannel));
+    return size == (channels ? c : expected == kBranches ? 1 : expected);
   };
-  GateShape shape{c, 0, 0, flags};
-  if (variant == Variant::kEca) {
-    require(is_taps(*p[0]), "weight");
-    require(!p[1] || has_sizes(*p[1], {1}), "bias");
-    shape.kernel_size = count_of("weight", p[0]->size(2));
-  } else if (variant == Variant::kMultiKernel) {
-    const int64_t rows = (flags & kCrossChannel) ? 1 : c;
-    for (int i = 0; i < 3; ++i) require(has_sizes(*p[i], {rows, 1, 3 + 2 * i}), "weight");
-    require(has_sizes(*p[3], {3, c}) && has_sizes(*p[4], {3}), "mix_weight");
-    require((flags & kCrossChannel) || !(flags & kCircular), "padding_mode");
-    shape.kernel_size = 7;
-  } else {
-    require(is_taps(*p[0]) && same_sizes(*p[0], *p[1]), "weight_forward");
-    require(p[2]->dim() == 2 && p[2]->size(1) == c, "hidden_weight");
-    shape.kernel_size = count_of("weight_forward", p[0]->size(2));
-    shape.hidden = count_of("hidden_weight", p[2]->size(0));
-    require(has_sizes(*p[3], {shape.hidden}), "hidden_bias");
-    require(has_sizes(*p[4], {2, shape.hidden}) && has_sizes(*p[5], {2}), "mix_weight");
+  for (int i = 0; i < gate.count; ++i) {
+    const Parameter& p = gate.parameters[i];
+    if (!tensors[i]) continue;
+    const auto sizes = tensors[i]->sizes();
+    bool fitting = static_cast<int>(sizes.size()) == p.dim();
+    for (int d = 0; fitting && d < p.dim(); ++d) fitting = matches(p.sizes[d], sizes[d]);
+    require(fitting, p.name);
+    if (p.dim() == 3) longest = std::max<int64_t>(longest, sizes[2]);
+    const bool depthwise = p.sizes[0] == kBranches && !(flags & kCrossChannel);
+    require(!depthwise || !(flags & kCircular), "padding_mode");
   }
-  require(!shape.circular() || shape.half() <= c, "weight");
+  const GateShape shape{c, count_of("k", longest), count_of("hidden", std::max<int64_t>(hidden, 0)), flags};
+  require(!shape.circular() || shape.half() <= c, "padding_mode");
   return shape;
 }
 
-// Depthwise kernels on a sequence of length 1 act through their centre taps alone; -1: the whole tensor counts.
-inline int64_t centre_tap(Variant variant, int64_t flags, const Tensor& t, int i) {
-  return variant == Variant::kMultiKernel && !(flags & kCrossChannel) && i < 3 ? t.size(2) / 2 : -1;
+// Where the elements of a parameter lie: number [r, c] at r * row + c * step. Of depthwise kernels on a sequence of
+// length 1, which have `taps` elements there, the centre tap alone acts. A few numbers are one row.
+struct Strides {
+  int64_t row, step, taps;
+};
+
+inline Strides strides_of(const Parameter& p, int64_t c, int64_t flags, const Tensor& t) {
+  if (p.sizes[0] == kBranches && !(flags & kCrossChannel)) return {0, t.size(2), t.size(2)};
+  if (p.sizes[0] == kC) return {1, t.numel() / std::max<int64_t>(c, 1), 1};
+  return {c, 1, 1};
 }
 
 template <class A>
@@ -118,7 +123,7 @@ void require_parameters(const ParameterList& tensors, const Tensor& x) {
 
 // The gradient of a parameter, to be filled: contiguous.
 inline Tensor empty_gradient(const Tensor& t) {
-  int64_t strides[3], stride = 1;
+  int64_t strides[4], stride = 1;
   for (int64_t d = t.dim(); d-- > 0; stride *= std::max<int64_t>(t.size(d), 1)) strides[d] = stride;
   return empty_strided(t, t.dim(), t.sizes().data(), strides, raw_dtype(t));
 }

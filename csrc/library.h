@@ -7,7 +7,6 @@
 
 #include "operators.h"
 #include "options.h"
-#include "schemas.h"
 
 namespace eca {
 

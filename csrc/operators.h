@@ -1,14 +1,22 @@
 // SPDX-License-Identifier: MIT
-// L3. The operators' signatures, the same for every backend. A backend offers
+// L3. The operators <name>_infer, <name>_forward and <name>_backward of every gate, and batch_norm_<name>_... of the
+// eca gate: their schemas and one boxed function for each direction, all from what a gate says of itself
+// (gates/gate.h). They are private: the differentiable functions are in eca_cuda/variants/. A backend offers
 //   forward (variant, x, parameters, norm or null, residual, flags, saved or null) -> y
 //   backward(variant, grad_y, x, saved, parameters, norm or null, flags)
 //                                         -> {grad_x, grad_residual, gradients of the parameters, of the norm's two}
-// ops.cpp holds the schemas. They are private: the differentiable functions are in eca_cuda/functional.py.
+//
+// y = relu(x * gate + residual) [N, C, *spatial]; mean is [N, C] in the accumulator's dtype; signs (problem.h) is uint8
+// [N, bytes], empty without kRelu. Backward is given signs exactly when flags holds kRelu; grad_residual is empty
+// unless flags holds kGradResidual; the gradient of an absent parameter is empty. With batch norm x is normalised
+// first, by norm_mean and norm_var [C]; forward without them takes the statistics of x and returns these, biased, in
+// the accumulator's dtype. mean is still that of x.
 #pragma once
 #include <array>
-#include <tuple>
+#include <string>
 #include <vector>
 
+#include "gates/registry.h"
 #include "tensors.h"
 
 namespace eca {
@@ -28,103 +36,144 @@ struct Saved {
   OptionalTensor mean, signs, norm_mean, norm_var;
 };
 
-template <class Backend>
+// The arguments of a boxed call, taken in the order of its schema, and its results.
+class Stack {
+ public:
+  explicit Stack(StableIValue* values) : values_(values) {}
+  template <class T>
+  T take() {
+    return torch::stable::detail::to<T>(values_[taken_++]);
+  }
+  void put(const Tensor& t) { values_[put_++] = torch::stable::detail::from(t); }
+
+ private:
+  StableIValue* values_;
+  int taken_ = 0, put_ = 0;
+};
+
+// The parameters of a gate, and those of batch norm before it.
+template <Variant V, bool kNorm>
+class Parameterised {
+ public:
+  explicit Parameterised(Stack& stack) {
+    constexpr GateInfo kGate = info_of(V);
+    for (int i = 0; i < kGate.count; ++i) {
+      if (kGate.parameters[i].optional) {
+        tensors_[i] = stack.take<OptionalTensor>();
+      } else {
+        tensors_[i] = stack.take<Tensor>();
+      }
+      parameters[i] = pointer(tensors_[i]);
+    }
+    if constexpr (kNorm) {
+      for (OptionalTensor& t : of_norm_) t = stack.take<OptionalTensor>();
+      norm_ = {pointer(of_norm_[0]), pointer(of_norm_[1]), pointer(of_norm_[2]), pointer(of_norm_[3]),
+               stack.take<double>()};
+    }
+  }
+
+  ParameterList parameters{};
+  const NormTensors* norm() const { return kNorm ? &norm_ : nullptr; }
+  const OptionalTensor& norm_mean() const { return of_norm_[2]; }
+  const OptionalTensor& norm_var() const { return of_norm_[3]; }
+
+ private:
+  static const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
+
+  OptionalTensor tensors_[kMaxParameters], of_norm_[4];
+  NormTensors norm_{};
+};
+
+template <class Backend, Variant V, bool kNorm>
 struct Operators {
-  using T = const Tensor&;
-  using Optional = const OptionalTensor&;
-  using Three = std::tuple<Tensor, Tensor, Tensor>;
+  using Operands = Parameterised<V, kNorm>;
 
-  static const Tensor* pointer(Optional t) { return t ? &*t : nullptr; }
-  static Tensor infer(Variant v, T x, const ParameterList& p, Optional residual, int64_t flags) {
-    return Backend::forward(v, x, p, nullptr, residual, flags, nullptr);
+  static void infer(StableIValue* values, uint64_t, uint64_t) {
+    Stack stack(values);
+    const auto x = stack.take<Tensor>();
+    const Operands operands(stack);
+    const auto residual = stack.take<OptionalTensor>();
+    const auto flags = stack.take<int64_t>();
+    stack.put(Backend::forward(V, x, operands.parameters, operands.norm(), residual, flags, nullptr));
   }
-  static Three forward(Variant v, T x, const ParameterList& p, Optional residual, int64_t flags) {
+
+  static void forward(StableIValue* values, uint64_t, uint64_t) {
+    Stack stack(values);
+    const auto x = stack.take<Tensor>();
+    const Operands operands(stack);
+    const auto residual = stack.take<OptionalTensor>();
+    const auto flags = stack.take<int64_t>();
     Saved saved;
-    Tensor y = Backend::forward(v, x, p, nullptr, residual, flags, &saved);
-    return {std::move(y), std::move(*saved.mean), std::move(*saved.signs)};
-  }
-  static Gradients backward(Variant v, T grad_y, T x, T mean, Optional signs, const ParameterList& p, int64_t flags) {
-    return Backend::backward(v, grad_y, x, Saved{mean, signs, {}, {}}, p, nullptr, flags);
-  }
-
-  static Tensor eca_infer(T x, T w, Optional b, Optional residual, int64_t flags) {
-    return infer(Variant::kEca, x, {&w, pointer(b)}, residual, flags);
-  }
-  static Three eca_forward(T x, T w, Optional b, Optional residual, int64_t flags) {
-    return forward(Variant::kEca, x, {&w, pointer(b)}, residual, flags);
-  }
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> eca_backward(T grad_y, T x, T mean, Optional signs, T w, Optional b,
-                                                                 int64_t flags) {
-    Gradients g = backward(Variant::kEca, grad_y, x, mean, signs, {&w, pointer(b)}, flags);
-    return {g[0], g[1], g[2], g[3]};
+    stack.put(Backend::forward(V, x, operands.parameters, operands.norm(), residual, flags, &saved));
+    stack.put(*saved.mean);
+    if (kNorm) stack.put(*saved.norm_mean);
+    if (kNorm) stack.put(*saved.norm_var);
+    stack.put(*saved.signs);
   }
 
-  static Tensor multi_kernel_infer(T x, T w3, T w5, T w7, T mix_w, T mix_b, Optional residual, int64_t flags) {
-    return infer(Variant::kMultiKernel, x, {&w3, &w5, &w7, &mix_w, &mix_b}, residual, flags);
-  }
-  static Three multi_kernel_forward(T x, T w3, T w5, T w7, T mix_w, T mix_b, Optional residual, int64_t flags) {
-    return forward(Variant::kMultiKernel, x, {&w3, &w5, &w7, &mix_w, &mix_b}, residual, flags);
-  }
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> multi_kernel_backward(
-      T grad_y, T x, T mean, Optional signs, T w3, T w5, T w7, T mix_w, T mix_b, int64_t flags) {
-    Gradients g = backward(Variant::kMultiKernel, grad_y, x, mean, signs, {&w3, &w5, &w7, &mix_w, &mix_b}, flags);
-    return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
-  }
-
-  static Tensor bidirectional_infer(T x, T wf, T wb, T w1, T b1, T w2, T b2, Optional residual, int64_t flags) {
-    return infer(Variant::kBidirectional, x, {&wf, &wb, &w1, &b1, &w2, &b2}, residual, flags);
-  }
-  static Three bidirectional_forward(T x, T wf, T wb, T w1, T b1, T w2, T b2, Optional residual, int64_t flags) {
-    return forward(Variant::kBidirectional, x, {&wf, &wb, &w1, &b1, &w2, &b2}, residual, flags);
-  }
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bidirectional_backward(
-      T grad_y, T x, T mean, Optional signs, T wf, T wb, T w1, T b1, T w2, T b2, int64_t flags) {
-    Gradients g = backward(Variant::kBidirectional, grad_y, x, mean, signs, {&wf, &wb, &w1, &b1, &w2, &b2}, flags);
-    return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]};
-  }
-
-  static Tensor norm_infer(T x, T w, Optional b, Optional norm_w, Optional norm_b, T norm_mean, T norm_var, double eps,
-                           Optional residual, int64_t flags) {
-    const NormTensors norm{pointer(norm_w), pointer(norm_b), &norm_mean, &norm_var, eps};
-    return Backend::forward(Variant::kEca, x, {&w, pointer(b)}, &norm, residual, flags, nullptr);
-  }
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_forward(T x, T w, Optional b, Optional norm_w,
-                                                                         Optional norm_b, Optional norm_mean,
-                                                                         Optional norm_var, double eps,
-                                                                         Optional residual, int64_t flags) {
-    const NormTensors norm{pointer(norm_w), pointer(norm_b), pointer(norm_mean), pointer(norm_var), eps};
-    Saved saved;
-    Tensor y = Backend::forward(Variant::kEca, x, {&w, pointer(b)}, &norm, residual, flags, &saved);
-    return {std::move(y), std::move(*saved.mean), std::move(*saved.norm_mean), std::move(*saved.norm_var),
-            std::move(*saved.signs)};
-  }
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_backward(T grad_y, T x, T mean, Optional signs,
-                                                                                  T w, Optional b, Optional norm_w,
-                                                                                  Optional norm_b, T norm_mean,
-                                                                                  T norm_var, double eps,
-                                                                                  int64_t flags) {
-    const NormTensors norm{pointer(norm_w), pointer(norm_b), &norm_mean, &norm_var, eps};
-    Gradients g = Backend::backward(Variant::kEca, grad_y, x, Saved{mean, signs, norm_mean, norm_var}, {&w, pointer(b)},
-                                    &norm, flags);
-    return {g[0], g[1], g[2], g[3], g[4], g[5]};
+  static void backward(StableIValue* values, uint64_t, uint64_t) {
+    Stack stack(values);
+    const auto grad_y = stack.take<Tensor>(), x = stack.take<Tensor>();
+    Saved saved{stack.take<Tensor>(), stack.take<OptionalTensor>(), {}, {}};
+    const Operands operands(stack);
+    saved.norm_mean = operands.norm_mean();
+    saved.norm_var = operands.norm_var();
+    const auto flags = stack.take<int64_t>();
+    for (const Tensor& gradient : Backend::backward(V, grad_y, x, saved, operands.parameters, operands.norm(), flags))
+      stack.put(gradient);
   }
 };
 
-template <class Backend, class Library>
+// "batch_norm_" before the name of a gate's operators with batch norm.
+inline std::string operator_name(const GateInfo& gate, bool norm, const char* direction) {
+  return std::string(norm ? "batch_norm_" : "") + gate.name + "_" + direction;
+}
+
+template <class Library>
+void define_operators_of(Library& m, const GateInfo& gate, bool norm) {
+  std::string parameters, gradients = "Tensor grad_x, Tensor grad_residual";
+  for (int i = 0; i < gate.count; ++i) {
+    parameters += std::string(gate.parameters[i].optional ? ", Tensor? " : ", Tensor ") + gate.parameters[i].name;
+    gradients += std::string(", Tensor grad_") + gate.parameters[i].name;
+  }
+  if (norm) {
+    parameters += ", Tensor? norm_weight, Tensor? norm_bias, Tensor? norm_mean, Tensor? norm_var, float eps";
+    gradients += ", Tensor grad_norm_weight, Tensor grad_norm_bias";
+  }
+  const std::string forward = "(Tensor x" + parameters + ", Tensor? residual, int flags) -> ";
+  const std::string saved = norm ? "Tensor mean, Tensor norm_mean, Tensor norm_var" : "Tensor mean";
+  const auto define = [&](const char* direction, const std::string& schema) {
+    m.def((operator_name(gate, norm, direction) + schema).c_str());
+  };
+  define("infer", forward + "Tensor");
+  define("forward", forward + "(Tensor y, " + saved + ", Tensor signs)");
+  define("backward",
+         "(Tensor grad_y, Tensor x, Tensor mean, Tensor? signs" + parameters + ", int flags) -> (" + gradients + ")");
+}
+
+template <class Library>
+void define_operators(Library& m) {
+  for (const GateInfo& gate : Gates::kInfo) define_operators_of(m, gate, false);
+  define_operators_of(m, info_of(kEca), true);
+}
+
+template <class Backend, Variant V, bool kNorm, class Library>
+void implement_operators_of(Library& m) {
+  using Ops = Operators<Backend, V, kNorm>;
+  const auto name = [](const char* direction) { return operator_name(info_of(V), kNorm, direction); };
+  m.impl(name("infer").c_str(), &Ops::infer);
+  m.impl(name("forward").c_str(), &Ops::forward);
+  m.impl(name("backward").c_str(), &Ops::backward);
+}
+
+template <class Backend, int V = 0, class Library>
 void implement(Library& m) {
-  using Ops = Operators<Backend>;
-  m.impl("eca_infer", TORCH_BOX(&Ops::eca_infer));
-  m.impl("eca_forward", TORCH_BOX(&Ops::eca_forward));
-  m.impl("eca_backward", TORCH_BOX(&Ops::eca_backward));
-  m.impl("multi_kernel_eca_infer", TORCH_BOX(&Ops::multi_kernel_infer));
-  m.impl("multi_kernel_eca_forward", TORCH_BOX(&Ops::multi_kernel_forward));
-  m.impl("multi_kernel_eca_backward", TORCH_BOX(&Ops::multi_kernel_backward));
-  m.impl("bidirectional_eca_infer", TORCH_BOX(&Ops::bidirectional_infer));
-  m.impl("bidirectional_eca_forward", TORCH_BOX(&Ops::bidirectional_forward));
-  m.impl("bidirectional_eca_backward", TORCH_BOX(&Ops::bidirectional_backward));
-  m.impl("batch_norm_eca_infer", TORCH_BOX(&Ops::norm_infer));
-  m.impl("batch_norm_eca_forward", TORCH_BOX(&Ops::norm_forward));
-  m.impl("batch_norm_eca_backward", TORCH_BOX(&Ops::norm_backward));
+  implement_operators_of<Backend, static_cast<Variant>(V), false>(m);
+  if constexpr (V + 1 < kVariants) {
+    implement<Backend, V + 1>(m);
+  } else {
+    implement_operators_of<Backend, kEca, true>(m);
+  }
 }
 
 }  // namespace eca

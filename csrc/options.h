@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L0. Names shared by every layer: the three gates, the option bits of the operators, memory layouts and dtypes.
+// L0. Names shared by every layer: the option bits of the operators, memory layouts and dtypes.
 #pragma once
 #include <cstdint>
 
@@ -14,8 +14,7 @@
 
 namespace eca {
 
-enum class Variant : int { kEca, kMultiKernel, kBidirectional };
-inline constexpr int kVariants = 3;
+enum class Variant : int;  // a position in the list of gates: gates/registry.h
 inline constexpr int kMaxParameters = 6;
 
 // The operators' `flags` argument is a sum of these. Python reads the values from eca_cuda._C.

@@ -38,7 +38,7 @@ struct ForwardCall {
 
 // What each sample records for the gradients of the parameters: gates/gate.h.
 struct Records {
-  void *sample, *block, *field;  // A[N, sample_size], A[N, blocks per sample, block_size], A[N, C]
+  void *sample, *block, *channel;  // A[N, sample_size], A[N, blocks per sample, block_size], A[N, C]
   int64_t sample_size, block_size;
 };
 

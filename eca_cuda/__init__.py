@@ -9,8 +9,11 @@ from ._version import __version__
 from .compiling import compile_mode
 from .conversion import conversion_report, convert, revert
 from .functional import batch_norm_eca, bidirectional_eca, eca, eca_, multi_kernel_eca
-from .modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
+from .table import VARIANTS as _VARIANTS
 from .tuning import load_from_environment, load_tuning
+from .variants.bidirectional import BidirectionalECA
+from .variants.eca import EfficientChannelAttention
+from .variants.multi_kernel import DynamicMultiKernelECA
 
 if TYPE_CHECKING:
     from . import inductor
@@ -38,7 +41,11 @@ load_from_environment()
 
 
 def __getattr__(name: str) -> Any:
-    """Modules that are slow to import are imported at their first use."""
+    """What is slow to import, at its first use; and functions and layers of variants that are not listed above."""
     if name == "inductor":
         return importlib.import_module(".inductor", __name__)
+    for variant in _VARIANTS.values():
+        for public in (variant.function, variant.module):
+            if public.__name__ == name:
+                return public
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,12 +2,15 @@
 """The differentiable door to the operators: which of three ways a call takes.
 
 infer      no gradient is wanted: the operator that saves nothing
-Fused      reverse mode, eager or compiled: the forward and the backward operator
+fused      reverse mode, eager or compiled: the forward and the backward operator
 composite  the reference, plain torch operators: under torch.func transforms and forward-mode AD, which would
            otherwise need extra Functions that cost every ordinary call; under torch.onnx.export, which then needs no
            custom translation; under torch.jit.trace, and torch.export with gradients, as programs hold no Functions;
            compiled under compile_mode("inline"); where parameters are tensor subclasses that have no rule for the
            operators; and as the definition that second and higher derivatives come from
+
+An eager call of plain tensors goes straight to the operators, which refuse invalid arguments in a word; ``checks.py``
+then explains. All other calls are checked first: a tracer, a subclass or autocast may ask for another way.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +20,83 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import checks, compiling, ops, reference, sharding
+from . import checks, compiling, ops, reference, sharding, table
 from ._compat import has_autocast, is_autocast
+from .options import GRAD_RESIDUAL, RELU, Options, from_flags
+
+Parameters = tuple[Optional[Tensor], ...]
 
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 functorch_is_active = torch._C._are_functorch_transforms_active
 jit_trace = torch._C._get_tracing_state  # None but under torch.jit.trace
+
+
+def apply(
+    name: str,
+    x: Tensor,
+    parameters: Parameters,
+    residual: Optional[Tensor],
+    options: Options,
+    lengths: Optional[Tensor] = None,
+    channels_dim: int = 1,
+) -> Tensor:
+    """``y = activation(x * gate + residual)`` by the variant called ``name``."""
+    if channels_dim != 1:
+        checks.check_channels_last(channels_dim, x, residual, lengths)
+        moved = None if residual is None else residual.movedim(-1, 1)
+        return apply(name, x.movedim(-1, 1), parameters, moved, options, lengths).movedim(1, -1)
+    if lengths is not None:
+        return _apply_to_lengths(name, x, parameters, residual, options, lengths)
+    traced = is_traced()
+    if traced or not are_plain(x, parameters):
+        return apply_carefully(name, x, parameters, residual, options, traced)
+    try:
+        if torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters):
+            return _Fused.apply(name, options.flags, x, residual, *parameters)  # type: ignore[no-any-return]
+        return ops.INFER[name](x, *parameters, residual, options.flags)
+    except Exception as error:
+        ops.check(name, x, parameters, residual, options)
+        check_device(x, error)
+        raise
+
+
+def apply_carefully(
+    name: str, x: Tensor, parameters: Parameters, residual: Optional[Tensor], options: Options, traced: bool
+) -> Tensor:
+    """The same where a transform, a tracer, a subclass or autocast is at work."""
+    parameters = widened(x, parameters)
+    ops.check(name, x, parameters, residual, options)
+    sharding.check(name, x, parameters)
+    if needs_composite():
+        return composite(name, x, parameters, residual, options)
+    differentiated = torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters)
+    if any(map(is_foreign, parameters)) or (traced and compiling.inlines(x, differentiated)):
+        conv = compiling.shifted_conv if traced else reference.channel_conv
+        return composite(name, x, parameters, residual, options, conv)
+    sharding.register_rules_if_used()
+    if differentiated:
+        given = distinct(x, residual, *parameters)
+        return _Fused.apply(name, options.flags, *given)  # type: ignore[no-any-return]
+    return ops.OPERATORS[name].infer(x, *parameters, residual, options.flags)  # type: ignore[no-any-return]
+
+
+def _apply_to_lengths(
+    name: str, x: Tensor, parameters: Parameters, residual: Optional[Tensor], options: Options, lengths: Tensor
+) -> Tensor:
+    """The same with the means of the first ``lengths[n]`` positions: the composite, as no kernel does that."""
+    parameters = widened(x, parameters)
+    ops.check(name, x, parameters, residual, options)
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling:
+        sharding.check_composite(x)
+    # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
+    has_values = type(lengths) is Tensor and not (functorch_is_active() or is_compiling or jit_trace() is not None)
+    checks.check_lengths(lengths, x, has_values)
+    is_shifted = compiling.mode() == "inline" if is_compiling else sharding.is_dtensor(x)
+    conv = compiling.shifted_conv if is_shifted else reference.channel_conv
+    return composite(name, x, parameters, residual, options, conv, lengths)
 
 
 def is_traced() -> bool:
@@ -36,67 +109,6 @@ def is_traced() -> bool:
     )
 
 
-def apply(
-    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
-) -> Tensor:
-    """``y = activation(x * gate + residual)`` by the variant called ``name``."""
-    if is_traced():
-        return apply_traced(name, x, parameters, residual, flags)
-    try:
-        if torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters):
-            return _Fused.apply(name, flags, x, residual, *parameters)  # type: ignore[no-any-return]
-        return ops.INFER[name](x, *parameters, residual, flags)
-    except Exception as error:
-        wide = widened(x, parameters)
-        if wide is not parameters or sharding.are_missing(error):
-            return apply(name, x, wide, residual, flags)
-        ops.check(name, x, parameters, residual, flags, error)
-        sharding.check(name, x, parameters)
-        if any(map(is_foreign, parameters)):
-            return composite(name, x, parameters, residual, flags)
-        raise
-
-
-def apply_to_lengths(
-    name: str,
-    x: Tensor,
-    parameters: tuple[Optional[Tensor], ...],
-    residual: Optional[Tensor],
-    flags: int,
-    lengths: Tensor,
-) -> Tensor:
-    """The same with the means of the first ``lengths[n]`` positions: the composite, as no kernel does that."""
-    parameters = widened(x, parameters)
-    ops.check(name, x, parameters, residual, flags)
-    is_compiling = torch.compiler.is_compiling()
-    if not is_compiling:
-        sharding.check_composite(x)
-    # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
-    has_values = type(lengths) is Tensor and not (functorch_is_active() or is_compiling or jit_trace() is not None)
-    checks.check_lengths(lengths, x, has_values)
-    is_shifted = compiling.mode() == "inline" if is_compiling else sharding.is_dtensor(x)
-    conv = compiling.shifted_conv if is_shifted else reference.channel_conv
-    return composite(name, x, parameters, residual, flags, conv, lengths)
-
-
-def eca_in_place(x: Tensor, weight: Tensor, bias: Optional[Tensor], flags: int) -> Tensor:
-    """ECA written over ``x``, without a second feature map; refused where a gradient is wanted."""
-    weight, bias = widened(x, (weight, bias))
-    ops.check("eca", x, (weight, bias), None, flags)
-    wanted = {"x": x, "weight": weight, "bias": bias}
-    if torch.is_grad_enabled():
-        for name, t in wanted.items():
-            if t is not None and t.requires_grad:
-                raise ValueError(
-                    f"{name}: expected no gradient to be wanted, got requires_grad=True: use torch.no_grad()"
-                )
-    options = ops.options("eca", flags)
-    with without_autocast(x):
-        g = reference.eca_gate(x, weight, bias, options["padding_mode"], options["gate"]).to(x.dtype)
-    x.mul_(g.reshape(g.shape + (1,) * (x.dim() - 2)))
-    return x.relu_() if options["activation"] == "relu" else x
-
-
 def needs_composite() -> bool:
     """Whether a transform or a tracer is at work that sees plain operators only."""
     return (
@@ -107,21 +119,21 @@ def needs_composite() -> bool:
     )
 
 
-def apply_traced(
-    name: str, x: Tensor, parameters: tuple[Optional[Tensor], ...], residual: Optional[Tensor], flags: int
-) -> Tensor:
-    """The same for calls that a transform or a tracer sees."""
-    parameters = widened(x, parameters)
-    ops.check(name, x, parameters, residual, flags)
-    if needs_composite():
-        return composite(name, x, parameters, residual, flags)
-    differentiated = torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters)
-    if compiling.inlines(x, differentiated) or any(map(is_foreign, parameters)):
-        return composite(name, x, parameters, residual, flags, compiling.shifted_conv)
-    sharding.register_before_tracing()
-    if differentiated:
-        return _Fused.apply(name, flags, *distinct(x, residual, *parameters))  # type: ignore[no-any-return]
-    return ops.VARIANTS[name].infer(x, *parameters, residual, flags)  # type: ignore[no-any-return]
+def are_plain(x: Tensor, parameters: Parameters) -> bool:
+    """Whether these are tensors of torch's own, and no dtypes that autocast may have mixed."""
+    if type(x) is not Tensor:
+        return False
+    dtype = x.dtype
+    for t in parameters:
+        if t is not None and (type(t) not in _PLAIN or (t.dtype is not dtype and t.dtype is not torch.float32)):
+            return False
+    return True
+
+
+def check_device(x: Tensor, error: Exception) -> None:
+    """Raise ValueError if ``error`` is for want of kernels for the device of ``x``."""
+    if isinstance(error, NotImplementedError):
+        checks.check_device(x.device, ops.cuda_toolkit())
 
 
 def is_foreign(parameter: Any) -> bool:
@@ -131,7 +143,7 @@ def is_foreign(parameter: Any) -> bool:
     return hasattr(type(parameter), "__tensor_flatten__") and not sharding.is_dtensor(parameter)
 
 
-def widened(x: Tensor, parameters: tuple[Optional[Tensor], ...]) -> tuple[Any, ...]:
+def widened(x: Tensor, parameters: Parameters) -> tuple[Any, ...]:
     """Under autocast, parameters of dtypes that do not go with that of ``x``, all of them in float32.
 
     So a model that is half throughout goes on where autocast has made a map float32. Whatever else is ``parameters``.
@@ -164,17 +176,20 @@ def any_requires_grad(*tensors: Optional[Tensor]) -> bool:
 def composite(
     name: str,
     x: Tensor,
-    parameters: tuple[Optional[Tensor], ...],
+    parameters: Parameters,
     residual: Optional[Tensor],
-    flags: int,
+    options: Options,
     conv: reference.ChannelConv = reference.channel_conv,
     lengths: Optional[Tensor] = None,
 ) -> Tensor:
     """The same by the reference. As the operators do, it ignores autocast: ``y`` has the dtype of ``x``."""
+    variant = table.VARIANTS[name]
+    given: dict[str, Any] = {option: getattr(options, option) for option in variant.options}
+    if "padding_mode" in given:
+        given["conv"] = conv
+    given |= {"residual": residual, "activation": options.activation, "lengths": lengths}
     with without_autocast(x):
-        options = ops.options(name, flags) | {"residual": residual, "lengths": lengths, "conv": conv}
-        y: Tensor = getattr(reference, name)(x, *parameters, **options)
-    return y
+        return variant.reference(x, *parameters, **given)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -187,9 +202,9 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, flags: int, x: Tensor, residual: Optional[Tensor], *parameters: Any) -> Tensor:
         y: Tensor
-        y, mean, signs = ops.VARIANTS[name].forward(x, *parameters, residual, flags)
+        y, mean, signs = ops.OPERATORS[name].forward(x, *parameters, residual, flags)
         ctx.variant, ctx.flags = name, flags  # not ctx.name, which is the node's own method
-        saved = (x, mean, signs if flags & ops.RELU else None, *parameters)
+        saved = (x, mean, signs if flags & RELU else None, *parameters)
         ctx.there = [t is not None for t in saved]
         ctx.save_for_backward(*[t for t in saved if t is not None])  # torchviz shows each of saved_tensors
         return y
@@ -201,8 +216,8 @@ class _Fused(torch.autograd.Function):
         x, mean, signs, *parameters = saved_by(ctx)
         flags, wants_residual = ctx.flags, ctx.needs_input_grad[3]
         if wants_residual and signs is not None:
-            flags |= ops.GRAD_RESIDUAL
-        grads = ops.VARIANTS[ctx.variant].backward(grad_y, x, mean, signs, *parameters, flags)
+            flags |= GRAD_RESIDUAL
+        grads = ops.OPERATORS[ctx.variant].backward(grad_y, x, mean, signs, *parameters, flags)
         grad_residual = (grad_y if signs is None else grads[1]) if wants_residual else None
         wanted = (grad if needed else None for grad, needed in zip(grads[2:], ctx.needs_input_grad[4:], strict=True))
         return None, None, grads[0] if ctx.needs_input_grad[2] else None, grad_residual, *wanted
@@ -220,9 +235,9 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
     sharding.check_composite(x)
     grad_sum = grad_y
     if signs is not None:  # as the operator unpacks them
-        flags = ctx.flags | ops.GRAD_RESIDUAL
+        flags = ctx.flags | GRAD_RESIDUAL
         with torch.no_grad():
-            passes = ops.VARIANTS[ctx.variant].backward(torch.ones_like(x), x, mean, signs, *parameters, flags)[1]
+            passes = ops.OPERATORS[ctx.variant].backward(torch.ones_like(x), x, mean, signs, *parameters, flags)[1]
         grad_sum = grad_y.masked_fill(passes == 0, 0)
     with torch.enable_grad():
         # Aliases, so that a tensor that was passed twice gets each gradient once.
@@ -230,7 +245,7 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
         parameters = [None if t is None else t.view_as(t) for t in parameters]
         # Of convolutions on DTensors, torch 2.14 gets second derivatives by the weight wrong, without a word.
         conv = compiling.shifted_conv if sharding.is_dtensor(x) else reference.channel_conv
-        out = composite(ctx.variant, x, tuple(parameters), None, ctx.flags & ~ops.RELU, conv)
+        out = composite(ctx.variant, x, tuple(parameters), None, from_flags(ctx.flags & ~RELU), conv)
         needed = (ctx.needs_input_grad[2], *ctx.needs_input_grad[4:])
         wanted = [t for t, need in zip((x, *parameters), needed, strict=True) if need and t is not None]
         grads = iter(torch.autograd.grad(out, wanted, grad_sum, create_graph=True) if wanted else ())

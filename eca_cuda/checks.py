@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What valid arguments are, in one place: every message names the argument, what was expected and what came.
+"""What valid arguments are, in one place: every message names the argument, what was expected and what was given.
 
 The operators refuse whatever this file refuses, but tersely; this file then says why, so that a valid call pays
 nothing for good messages. Traced calls, which reach no kernel, are checked first.
@@ -9,10 +9,12 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Optional, TypeVar
+from typing import Any, NamedTuple, NoReturn, Optional, TypeVar
 
 import torch
 from torch import Tensor
+
+from ._ext import _C
 
 PADDING_MODES = ("zeros", "circular")
 GATES = ("sigmoid", "hard_sigmoid")
@@ -21,20 +23,19 @@ CHANNELS_DIMS = (1, -1)
 LENGTH_DTYPES = (torch.int32, torch.int64)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# The parameters of each variant in the order of its function's arguments.
-PARAMETERS = {
-    "eca": ("weight", "bias"),
-    "multi_kernel_eca": ("weight3", "weight5", "weight7", "mix_weight", "mix_bias"),
-    "bidirectional_eca": (
-        "weight_forward",
-        "weight_backward",
-        "hidden_weight",
-        "hidden_bias",
-        "mix_weight",
-        "mix_bias",
-    ),
+
+class Parameter(NamedTuple):
+    """A parameter as the compiled library describes it (csrc/gates/gate.h)."""
+
+    name: str
+    sizes: tuple[Any, ...]  # numbers, or "C", "k" (odd), "hidden" and "C or 1" (1 with cross_channel)
+    optional: bool
+
+
+# Of each variant, in the order of its function's arguments.
+PARAMETERS: dict[str, tuple[Parameter, ...]] = {
+    name: tuple(Parameter(*described) for described in parameters) for name, parameters in _C.VARIANTS.items()
 }
-OPTIONAL = ("bias",)
 
 _torch: Any = torch._C
 _Check = TypeVar("_Check", bound=Callable[..., None])
@@ -79,6 +80,14 @@ def integer(name: str, value: Any) -> int:
     raise TypeError(f"{name}: expected an integer, got {value!r}")
 
 
+def channels(name: str, value: Any) -> int:
+    """``value``, if it is a number of channels; else TypeError or ValueError."""
+    c = integer(name, value)
+    if c < 1:
+        raise ValueError(f"{name}: expected at least 1 channel, got {c}")
+    return c
+
+
 def number(name: str, value: Any) -> float:
     """``value``, if it is a finite number; else TypeError or ValueError."""
     # Up to torch 2.10 Dynamo can't trace hasattr of a symbol.
@@ -119,10 +128,12 @@ def check(
 ) -> None:
     """Raise TypeError or ValueError unless the variant called ``name`` accepts these tensors."""
     check_maps(x, residual)
-    named = dict(zip(PARAMETERS[name], parameters, strict=True))
-    _check_parameters(x, named)
-    tensors = {key: t for key, t in named.items() if t is not None}
-    _SHAPES[name](x, tensors, circular, cross_channel)
+    described = list(zip(PARAMETERS[name], parameters, strict=True))
+    _check_parameters(x, {p.name: t for p, t in described if not (t is None and p.optional)})
+    known = sizes(x.shape[1], cross_channel)
+    for parameter, t in described:
+        if t is not None:
+            _check_against(parameter, t, known, circular, cross_channel)
 
 
 @_untraced
@@ -147,7 +158,7 @@ def check_norm(
     running = {"running_mean": running_mean, "running_var": running_var}
     for group in (affine, running):
         given = {name: t for name, t in group.items() if t is not None}
-        _check_parameters(x, dict(given))
+        _check_parameters(x, given)
         for name, t in given.items():
             _check_shape(name, t, (x.shape[1],))
     for name, statistic in running.items():
@@ -233,42 +244,26 @@ def check_lengths(lengths: object, x: Tensor, has_values: bool) -> None:
             _refuse("lengths", f"values in [0, {x.shape[2]}]", f"values in [{least}, {most}]")
 
 
-def _check_eca(x: Tensor, p: dict[str, Tensor], circular: bool, _: bool) -> None:
-    _check_taps("weight", p["weight"], x, circular)
-    if "bias" in p:
-        _check_shape("bias", p["bias"], (1,))
+def sizes(c: int, cross_channel: bool) -> dict[Any, int]:
+    """What the sizes in shapes of parameters stand for, as far as the call alone decides it."""
+    return {"C": c, "C or 1": 1 if cross_channel else c}
 
 
-def _check_multi_kernel_eca(x: Tensor, p: dict[str, Tensor], circular: bool, cross_channel: bool) -> None:
-    if circular and not cross_channel:
+def _check_against(parameter: Parameter, t: Tensor, known: dict[Any, int], circular: bool, cross_channel: bool) -> None:
+    """Raise ValueError unless ``t`` has the shape described; the first tensor with a "k" or "hidden" decides it."""
+    if circular and not cross_channel and parameter.sizes[0] == "C or 1":
         raise ValueError("padding_mode: 'circular' needs cross_channel=True, got cross_channel=False")
-    c = x.shape[1]
-    for k in (3, 5, 7):
-        name = f"weight{k}"
-        _check_shape(name, p[name], (1 if cross_channel else c, 1, k))
-        if cross_channel:
-            _check_taps(name, p[name], x, circular)
-    _check_shape("mix_weight", p["mix_weight"], (3, c))
-    _check_shape("mix_bias", p["mix_bias"], (3,))
-
-
-def _check_bidirectional_eca(x: Tensor, p: dict[str, Tensor], circular: bool, _: bool) -> None:
-    _check_taps("weight_forward", p["weight_forward"], x, circular)
-    _check_shape("weight_backward", p["weight_backward"], tuple(p["weight_forward"].shape))
-    hidden_weight = p["hidden_weight"]
-    if hidden_weight.dim() != 2 or hidden_weight.shape[1] != x.shape[1]:
-        _refuse("hidden_weight", f"shape (hidden, {x.shape[1]})", f"shape {tuple(hidden_weight.shape)}")
-    hidden = hidden_weight.shape[0]
-    _check_shape("hidden_bias", p["hidden_bias"], (hidden,))
-    _check_shape("mix_weight", p["mix_weight"], (2, hidden))
-    _check_shape("mix_bias", p["mix_bias"], (2,))
-
-
-_SHAPES = {
-    "eca": _check_eca,
-    "multi_kernel_eca": _check_multi_kernel_eca,
-    "bidirectional_eca": _check_bidirectional_eca,
-}
+    expected = [known.get(size, size) for size in parameter.sizes]
+    fits = t.dim() == len(expected)
+    for size, name in zip(t.shape, expected, strict=False):
+        fits = fits and (isinstance(name, str) or size == name) and not (name == "k" and size % 2 == 0)
+    if not fits:
+        shape = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+        odd = " with k odd" if "k" in expected else ""
+        _refuse(parameter.name, f"shape ({shape}){odd}", f"shape {tuple(t.shape)}")
+    known |= {name: size for name, size in zip(expected, t.shape, strict=True) if isinstance(name, str)}
+    if circular and t.dim() == 3 and t.shape[2] // 2 > known["C"]:
+        _refuse(parameter.name, f"k // 2 <= {known['C']} channels for circular padding", f"k = {t.shape[2]}")
 
 
 def _check_like_x(name: str, value: object, x: Tensor) -> None:
@@ -287,12 +282,10 @@ def _check_x(x: Tensor, dimensions: str = "[N, C, *spatial]") -> None:
         raise TypeError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
 
 
-def _check_parameters(x: Tensor, parameters: dict[str, Optional[Tensor]]) -> None:
+def _check_parameters(x: Tensor, parameters: dict[str, Any]) -> None:
     allowed = {x.dtype} | ({torch.float32} if x.dtype in (torch.float16, torch.bfloat16) else set())
     first: Optional[torch.dtype] = None
     for name, parameter in parameters.items():
-        if parameter is None and name in OPTIONAL:
-            continue
         parameter = _check_tensor(name, parameter)
         _check_device(name, parameter, x)
         if parameter.dtype not in allowed:
@@ -301,13 +294,6 @@ def _check_parameters(x: Tensor, parameters: dict[str, Optional[Tensor]]) -> Non
         first = first or parameter.dtype
         if parameter.dtype != first:
             raise TypeError(f"{name}: expected {first} like the other parameters, got {parameter.dtype}")
-
-
-def _check_taps(name: str, weight: Tensor, x: Tensor, circular: bool) -> None:
-    if weight.dim() != 3 or weight.shape[:2] != (1, 1) or weight.shape[2] % 2 == 0:
-        _refuse(name, "shape (1, 1, k) with k odd", f"shape {tuple(weight.shape)}")
-    if circular and weight.shape[2] // 2 > x.shape[1]:
-        _refuse(name, f"k // 2 <= {x.shape[1]} channels for circular padding", f"k = {weight.shape[2]}")
 
 
 def _check_option(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, checks, compiling, ops, reference, sharding
+from .options import BATCH_STATISTICS, GRAD_RESIDUAL, RELU, Activation, Gate, Options, PaddingMode, from_flags, options
 from .reference import ChannelConv
 
 
@@ -37,23 +38,69 @@ class Norm(NamedTuple):
         return given if self.training else given._replace(running_mean=mean, running_var=var)
 
 
-def apply(
-    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
+def batch_norm_eca(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Optional[Tensor],
+    norm_bias: Optional[Tensor],
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    *,
+    bias: Optional[Tensor] = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Optional[Tensor] = None,
+    activation: Activation = None,
+    padding_mode: PaddingMode = "zeros",
+    gate: Gate = "sigmoid",
 ) -> Tensor:
-    """``eca(batch_norm(x))`` with the epilogue that ``flags`` asks for."""
+    """Batch norm and ECA behind it, in the passes that batch norm alone needs.
+
+    ``y = eca(batch_norm(x), weight, bias, residual=residual, activation=activation)``, ``batch_norm`` being
+    ``(x - mean) / sqrt(var + eps) * norm_weight + norm_bias`` with the mean and the variance of each channel: those of
+    the batch (``training``), or the running ones.
+
+    Args:
+        x: ``[N, C, *spatial]``.
+        weight, bias, residual, activation, padding_mode, gate: as in :func:`eca`.
+        norm_weight, norm_bias: ``[C]`` or None, in the dtype of ``x``, or float32 while ``x`` is half.
+        running_mean, running_var: ``[C]`` likewise; with ``training`` updated in place, or both None.
+        training: whether the statistics are those of ``x``.
+        momentum: ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
+        eps: added to the variance; not negative, and with ``training`` not 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; with ``training``, also if ``x``
+            has one value per channel.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1, and that of :func:`eca`.
+    """
+    chosen = options(padding_mode, gate, activation)
+    checks.number("momentum", momentum)
+    checks.flag("training", training)
+    checks.epsilon(eps, training)
+    statistics = Norm(norm_weight, norm_bias, running_mean, running_var, training, momentum, eps)
+    return apply(x, (weight, bias), statistics, residual, chosen)
+
+
+def apply(
+    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], options: Options
+) -> Tensor:
+    """``eca(batch_norm(x))`` with the epilogue that ``options`` ask for."""
     if autograd.is_traced():
-        return _checked(x, parameters, norm, residual, flags, torch.compiler.is_compiling())
+        return _checked(x, parameters, norm, residual, options, torch.compiler.is_compiling())
     try:
-        return _call(x, parameters, norm, residual, flags)
+        return _call(x, parameters, norm, residual, options)
     except Exception as error:
-        return _checked(x, parameters, norm, residual, flags, False, error)
+        return _checked(x, parameters, norm, residual, options, False, error)
 
 
 def apply_traced(
-    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], flags: int
+    x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], options: Options
 ) -> Tensor:
     """The same where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
-    return _checked(x, parameters, norm, residual, flags, True)
+    return _checked(x, parameters, norm, residual, options, True)
 
 
 def _checked(
@@ -61,7 +108,7 @@ def _checked(
     parameters: tuple[Optional[Tensor], ...],
     norm: Norm,
     residual: Optional[Tensor],
-    flags: int,
+    options: Options,
     is_compiling: bool,
     error: Optional[Exception] = None,
 ) -> Tensor:
@@ -71,22 +118,21 @@ def _checked(
     norm = norm._replace(weight=affine[0], bias=affine[1])
     is_new = parameters is not given[0] or affine is not given[1]
     try:
-        ops.check("eca", x, parameters, residual, flags)
+        ops.check("eca", x, parameters, residual, options)
         checks.check_norm(x, *norm[:5])
     except (TypeError, ValueError) as exact:
         raise exact from None
     if is_compiling and compiling.inlines(x, _wants_grad(x, parameters, norm, residual)):
-        return composite(x, parameters, norm, residual, flags, compiling.shifted_conv)
+        return composite(x, parameters, norm, residual, options, compiling.shifted_conv)
     tensors = (x, *parameters, *norm[:4], residual)
     is_plain = not any(t is not None and (sharding.is_dtensor(t) or autograd.is_foreign(t)) for t in tensors)
     if autograd.needs_composite() or not is_plain or x.numel() == 0:
-        return composite(x, parameters, norm, residual, flags)
+        return composite(x, parameters, norm, residual, options)
     if not all(t is None or t.is_contiguous() for t in norm.tensors()):  # which the operators ask for
         norm, is_new = norm.contiguous(), True
     if error is None or is_new:
-        return _call(x, parameters, norm, residual, flags, is_compiling)
-    if isinstance(error, NotImplementedError):
-        checks.check_device(x.device, ops.cuda_toolkit())
+        return _call(x, parameters, norm, residual, options, is_compiling)
+    autograd.check_device(x, error)
     raise error
 
 
@@ -103,7 +149,7 @@ def _call(
     parameters: tuple[Optional[Tensor], ...],
     norm: Norm,
     residual: Optional[Tensor],
-    flags: int,
+    options: Options,
     is_compiling: bool = False,
 ) -> Tensor:
     """The operators, and the update of the running statistics."""
@@ -116,15 +162,17 @@ def _call(
         # As torch does it, before anything is saved: there a checkpoint may end a repetition. Traced, it comes after.
         update = None if is_compiling else partial(_update, norm, count)
         given = autograd.distinct(x, residual, *parameters, *norm.tensors())
-        y, mean, var = _FusedNorm.apply(flags | ops.BATCH_STATISTICS * norm.training, norm.eps, update, *given)
+        y, mean, var = _FusedNorm.apply(options.flags | BATCH_STATISTICS * norm.training, norm.eps, update, *given)
         if is_compiling:
             _update(norm, count, mean, var, True)
     elif norm.training:
-        y, _, mean, var, _ = ops.VARIANTS[ops.NORM].forward(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
+        y, _, mean, var, _ = ops.OPERATORS[ops.NORM].forward(
+            x, *parameters, *norm.tensors(), norm.eps, residual, options.flags
+        )
         _update(norm, count, mean, var, is_compiling)
     else:
         infer: Any = ops.INFER[ops.NORM]
-        y = infer(x, *parameters, *norm.tensors(), norm.eps, residual, flags)
+        y = infer(x, *parameters, *norm.tensors(), norm.eps, residual, options.flags)
     return y
 
 
@@ -161,16 +209,27 @@ def composite(
     parameters: tuple[Optional[Tensor], ...],
     norm: Norm,
     residual: Optional[Tensor],
-    flags: int,
+    options: Options,
     conv: ChannelConv = reference.channel_conv,
 ) -> Tensor:
     """The same in plain torch operators."""
     weight, bias = parameters
-    options: dict[str, Any] = ops.options("eca", flags) | {"residual": residual, "bias": bias, "conv": conv}
-    options |= {"training": norm.training, "momentum": norm.momentum, "eps": norm.eps}
     assert weight is not None
     with autograd.without_autocast(x):
-        return reference.batch_norm_eca(x, weight, *norm[:4], **options)
+        return reference.batch_norm_eca(
+            x,
+            weight,
+            *norm[:4],
+            bias=bias,
+            training=norm.training,
+            momentum=norm.momentum,
+            eps=norm.eps,
+            residual=residual,
+            activation=options.activation,
+            padding_mode=options.padding_mode,
+            gate=options.gate,
+            conv=conv,
+        )
 
 
 class _FusedNorm(torch.autograd.Function):
@@ -187,12 +246,12 @@ class _FusedNorm(torch.autograd.Function):
         *tensors: Optional[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         y: Tensor
-        forward = ops.VARIANTS[ops.NORM].forward
-        y, mean, norm_mean, norm_var, signs = forward(x, *tensors, eps, residual, flags & ~ops.BATCH_STATISTICS)
+        forward = ops.OPERATORS[ops.NORM].forward
+        y, mean, norm_mean, norm_var, signs = forward(x, *tensors, eps, residual, flags & ~BATCH_STATISTICS)
         if update is not None:
             update(norm_mean, norm_var)
         ctx.flags, ctx.eps = flags, eps
-        saved = (x, mean, signs if flags & ops.RELU else None, *tensors[:4], norm_mean, norm_var)
+        saved = (x, mean, signs if flags & RELU else None, *tensors[:4], norm_mean, norm_var)
         ctx.there = [t is not None for t in saved]
         ctx.save_for_backward(*[t for t in saved if t is not None])
         ctx.mark_non_differentiable(norm_mean, norm_var)
@@ -208,8 +267,8 @@ class _FusedNorm(torch.autograd.Function):
         flags, needs = ctx.flags, ctx.needs_input_grad
         x, mean, signs, *tensors = autograd.saved_by(ctx)
         if needs[4] and signs is not None:
-            flags |= ops.GRAD_RESIDUAL
-        grads = ops.VARIANTS[ops.NORM].backward(grad_y, x, mean, signs, *tensors, ctx.eps, flags)
+            flags |= GRAD_RESIDUAL
+        grads = ops.OPERATORS[ops.NORM].backward(grad_y, x, mean, signs, *tensors, ctx.eps, flags)
         grad_residual = (grad_y if signs is None else grads[1]) if needs[4] else None
         wanted = (grad if needed else None for grad, needed in zip(grads[2:], needs[5:9], strict=True))
         return None, None, None, grads[0] if needs[3] else None, grad_residual, *wanted, None, None
@@ -220,7 +279,7 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
     x, mean, signs, *tensors = autograd.saved_by(ctx)
     grad_sum, needs = grad_y, ctx.needs_input_grad
     if signs is not None:  # as the operator unpacks them
-        backward, flags = ops.VARIANTS[ops.NORM].backward, ctx.flags | ops.GRAD_RESIDUAL
+        backward, flags = ops.OPERATORS[ops.NORM].backward, ctx.flags | GRAD_RESIDUAL
         with torch.no_grad():
             passes = backward(torch.ones_like(x), x, mean, signs, *tensors, ctx.eps, flags)[1]
         grad_sum = grad_y.masked_fill(passes == 0, 0)
@@ -228,11 +287,11 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
         # Aliases, so that a tensor that was passed twice gets each gradient once.
         x = x.view_as(x)
         weight, bias, *affine = (None if t is None else t.view_as(t) for t in tensors[:4])
-        is_batch = bool(ctx.flags & ops.BATCH_STATISTICS)
+        is_batch = bool(ctx.flags & BATCH_STATISTICS)
         dtype = next((t.dtype for t in affine if t is not None), tensors[4].dtype)
         statistics = [None, None] if is_batch else [t.to(dtype) for t in tensors[4:]]
         norm = Norm(affine[0], affine[1], statistics[0], statistics[1], is_batch, 0.0, ctx.eps)
-        out = composite(x, (weight, bias), norm, None, ctx.flags & ~ops.RELU)
+        out = composite(x, (weight, bias), norm, None, from_flags(ctx.flags & ~RELU))
         needed = (needs[3], *needs[5:9])
         inputs = (x, weight, bias, *affine)
         wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The private operators ``torch.ops.eca_cuda.*``: their handles, their options, and what they look like to a tracer.
+"""The private operators ``torch.ops.eca_cuda.*``: their handles, and what they look like to a tracer.
 
-The operators have no gradients of their own. The differentiable functions are in ``functional.py``.
+The operators have no gradients of their own. The differentiable functions are in ``variants/`` and ``norm.py``.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,36 +13,17 @@ from torch import Tensor
 
 from . import checks
 from ._ext import _C
-
-CIRCULAR: int = _C.CIRCULAR
-HARD_SIGMOID: int = _C.HARD_SIGMOID
-RELU: int = _C.RELU
-CROSS_CHANNEL: int = _C.CROSS_CHANNEL
-SINGLE_SIGMOID: int = _C.SINGLE_SIGMOID
-GRAD_RESIDUAL: int = _C.GRAD_RESIDUAL
-BATCH_STATISTICS: int = _C.BATCH_STATISTICS
+from .options import GRAD_RESIDUAL, RELU, Options, from_flags
 
 NORM = "batch_norm_eca"
 
-# What the operators' `flags` say of the three options that all variants have.
-FLAGS: dict[tuple[str, str, Optional[str]], int] = {
-    (padding_mode, gate, activation): CIRCULAR * (padding_mode == "circular")
-    + HARD_SIGMOID * (gate == "hard_sigmoid")
-    + RELU * (activation == "relu")
-    for padding_mode in checks.PADDING_MODES
-    for gate in checks.GATES
-    for activation in checks.ACTIVATIONS
-}
 
-
-class Variant(NamedTuple):
-    """The three operators of one variant.
+class Operators(NamedTuple):
+    """The three operators of one variant; csrc/operators.h says what they take and return, with batch norm too.
 
     infer(x, *parameters, residual, flags) -> y
     forward(x, *parameters, residual, flags) -> (y, mean, signs)
     backward(grad_y, x, mean, signs or None, *parameters, flags) -> (grad_x, grad_residual, *grad_parameters)
-
-    ``signs`` are those of y, packed, for RELU; empty without. Of batch norm's operators, csrc/schemas.h has the rest.
     """
 
     infer: Any
@@ -50,28 +31,14 @@ class Variant(NamedTuple):
     backward: Any
 
 
-def _variant(name: str) -> Variant:
-    return Variant(*(getattr(torch.ops.eca_cuda, f"{name}_{direction}").default for direction in Variant._fields))
+def _operators(name: str) -> Operators:
+    return Operators(*(getattr(torch.ops.eca_cuda, f"{name}_{direction}").default for direction in Operators._fields))
 
 
-VARIANTS: dict[str, Variant] = {name: _variant(name) for name in (*checks.PARAMETERS, NORM)}
+OPERATORS: dict[str, Operators] = {name: _operators(name) for name in (*checks.PARAMETERS, NORM)}
 
 # For eager calls, which need nothing of what an OpOverload does before it calls this.
-INFER: dict[str, Callable[..., Tensor]] = {name: variant.infer._op for name, variant in VARIANTS.items()}
-
-
-def options(name: str, flags: int) -> dict[str, Any]:
-    """The keyword arguments of the variant's function that ``flags`` stands for."""
-    known: dict[str, Any] = {
-        "padding_mode": "circular" if flags & CIRCULAR else "zeros",
-        "gate": "hard_sigmoid" if flags & HARD_SIGMOID else "sigmoid",
-        "activation": "relu" if flags & RELU else None,
-    }
-    if name == "multi_kernel_eca":
-        known["cross_channel"] = bool(flags & CROSS_CHANNEL)
-    if name == "bidirectional_eca":
-        known["final_sigmoid"] = not flags & SINGLE_SIGMOID
-    return known
+INFER: dict[str, Callable[..., Tensor]] = {name: operators.infer._op for name, operators in OPERATORS.items()}
 
 
 def cuda_toolkit() -> str:
@@ -81,25 +48,19 @@ def cuda_toolkit() -> str:
 
 
 def check(
-    name: str,
-    x: Tensor,
-    parameters: Sequence[Optional[Tensor]],
-    residual: Optional[Tensor],
-    flags: int,
-    error: Optional[Exception] = None,
+    name: str, x: Tensor, parameters: Sequence[Optional[Tensor]], residual: Optional[Tensor], options: Options
 ) -> None:
-    """Raise the exact error if the arguments are invalid; ``error`` is what an operator said of them, if it did."""
+    """Raise the exact error if the arguments are invalid."""
+    circular = options.padding_mode == "circular"
     try:
-        checks.check(name, x, parameters, residual, bool(flags & CIRCULAR), bool(flags & CROSS_CHANNEL))
-        if isinstance(error, NotImplementedError):
-            checks.check_device(x.device, cuda_toolkit())
+        checks.check(name, x, parameters, residual, circular, options.cross_channel)
     except (TypeError, ValueError) as exact:
         raise exact from None
 
 
 def _fake_infer(name: str, x: Tensor, *rest: Any) -> Tensor:
     *parameters, residual, flags = rest
-    check(name, x, parameters, residual, flags)
+    check(name, x, parameters, residual, from_flags(flags))
     return torch.empty_like(x)
 
 
@@ -112,14 +73,14 @@ def _fake_backward(
     name: str, grad_y: Tensor, x: Tensor, mean: Tensor, signs: Optional[Tensor], *rest: Any
 ) -> tuple[Tensor, ...]:
     *parameters, flags = rest
-    check(name, x, parameters, None, flags)
+    check(name, x, parameters, None, from_flags(flags))
     checks.check_saved(grad_y, x, mean, signs, bool(flags & RELU), bool(flags & GRAD_RESIDUAL))
     return _fake_gradients(x, parameters, flags)
 
 
 def _fake_norm_infer(x: Tensor, *rest: Any) -> Tensor:
     *parameters, norm_mean, norm_var, _, residual, flags = rest
-    check("eca", x, parameters[:2], residual, flags)
+    check("eca", x, parameters[:2], residual, from_flags(flags))
     checks.check_norm(x, parameters[2], parameters[3], norm_mean, norm_var, norm_mean is None)
     return torch.empty_like(x)
 
@@ -134,7 +95,7 @@ def _fake_norm_backward(
     grad_y: Tensor, x: Tensor, mean: Tensor, signs: Optional[Tensor], *rest: Any
 ) -> tuple[Tensor, ...]:
     *parameters, norm_mean, norm_var, _, flags = rest
-    check("eca", x, parameters[:2], None, flags)
+    check("eca", x, parameters[:2], None, from_flags(flags))
     checks.check_norm(x, parameters[2], parameters[3], norm_mean, norm_var, False)
     checks.check_saved(grad_y, x, mean, signs, bool(flags & RELU), bool(flags & GRAD_RESIDUAL))
     return _fake_gradients(x, parameters, flags)
@@ -161,7 +122,7 @@ def _fake_gradients(x: Tensor, parameters: Sequence[Optional[Tensor]], flags: in
 
 def _register(name: str, infer: Any, forward: Any, backward: Any) -> None:
     # Overriding what an import before this one, whose modules were dropped, has registered.
-    for operator, fake in zip(VARIANTS[name], (infer, forward, backward), strict=True):
+    for operator, fake in zip(OPERATORS[name], (infer, forward, backward), strict=True):
         torch.library.register_fake(operator.name(), fake, allow_override=True)
 
 

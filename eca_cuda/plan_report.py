@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 
 from ._ext import _C
-from .modules import adaptive_kernel_size
+from .variants.eca import adaptive_kernel_size
 
 OPTIONS = ("layout", "variant", "direction", "relu", "residual", "device")  # those that need --plan
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """DTensor: the operators run on shards of the batch, and the gradients of the parameters are then partial sums.
 
-``torch.distributed.tensor`` takes half a second to import, so the rules are registered by the first call that lacks
-them, and where a model is compiled that may hold DTensors.
+``torch.distributed.tensor`` takes half a second to import, so the rules are registered by the first call that can
+hold DTensors, because it was imported.
 """
 
 import sys
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import checks, ops
 from ._compat import TORCH, constant_while_tracing
+from .options import GRAD_RESIDUAL, RELU
 
 _registered = False
 
@@ -28,26 +29,18 @@ def register_sharding_rules() -> None:
     from torch.distributed.tensor.experimental import register_sharding
 
     for name in checks.PARAMETERS:  # a batch norm's statistics are those of the whole batch
-        operators = ops.VARIANTS[name]
+        operators = ops.OPERATORS[name]
         register_sharding(operators.infer)(partial(_forward, False))
         register_sharding(operators.forward)(partial(_forward, True))
         register_sharding(operators.backward)(_backward)
 
 
 @constant_while_tracing
-def register_before_tracing() -> bool:
+def register_rules_if_used() -> bool:
     """Register the rules if there can be DTensors. Dynamo runs this while tracing, and traces nothing of it."""
     if "torch.distributed.tensor" in sys.modules:
         register_sharding_rules()
     return _registered
-
-
-def are_missing(error: Exception) -> bool:
-    """Whether ``error`` may be for lack of the rules; then they are registered, and the call can be repeated."""
-    if _registered or not isinstance(error, NotImplementedError) or "torch.distributed.tensor" not in sys.modules:
-        return False
-    register_sharding_rules()
-    return True
 
 
 def is_dtensor(x: Tensor) -> bool:
@@ -58,10 +51,10 @@ def is_dtensor(x: Tensor) -> bool:
 
 def check(name: str, x: Tensor, parameters: Sequence[Optional[Tensor]]) -> None:
     """Raise TypeError if a parameter is sharded and ``x`` is not: the functions gather nothing."""
-    for parameter_name, parameter in zip(checks.PARAMETERS[name], parameters, strict=True):
+    for described, parameter in zip(checks.PARAMETERS[name], parameters, strict=True):
         if parameter is not None and is_dtensor(parameter) and not is_dtensor(x):
             raise TypeError(
-                f"{parameter_name}: expected a plain tensor like x, got a DTensor: "
+                f"{described.name}: expected a plain tensor like x, got a DTensor: "
                 "apply fully_shard to the layer, not to the modules in it"
             ) from None
 
@@ -82,7 +75,7 @@ _Ways = list[tuple[list[Any], list[Optional[Any]]]]
 def _forward(saves: bool, x: Any, *rest: Any) -> _Ways:
     *parameters, residual, flags = rest
     replicate, shard = _placements()
-    saved = [shard, shard if flags & ops.RELU else replicate] * saves  # the mean, and the signs
+    saved = [shard, shard if flags & RELU else replicate] * saves  # the mean, and the signs
     whole = [_at(replicate, t) for t in (*parameters, residual)]
     apart = [*(_at(replicate, t) for t in parameters), _at(shard, residual)]
     return [
@@ -97,7 +90,7 @@ def _backward(grad_y: Any, x: Any, mean: Any, signs: Any, *rest: Any) -> _Ways:
     *parameters, flags = rest
     replicate, shard = _placements()
     weights = [_at(replicate, t) for t in parameters]
-    grad_residual = shard if flags & ops.GRAD_RESIDUAL else replicate
+    grad_residual = shard if flags & GRAD_RESIDUAL else replicate
     grads = [replicate if t is None else Partial() for t in parameters]
     whole = (
         [replicate] * (2 + len(parameters)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tests and benchmarks share: the variants as data, inputs, and the error budget that decides "correct".
+"""What tests and benchmarks share: the variants, inputs, and the error budget that decides "correct".
 
 The budget has no tuned tolerance. Three results are compared: ``exact`` (the reference in float64 on the same, already
 rounded inputs), ``eager`` (the reference in the dtype under test) and ``ours``:
@@ -12,77 +12,34 @@ scaled by the ratio of the two eps, stands in for it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from . import functional, modules, reference
+from . import checks, table
+from .table import Variant
+from .variants.bidirectional import BIDIRECTIONAL
+from .variants.eca import ECA
+from .variants.multi_kernel import MULTI_KERNEL
 
+__all__ = [
+    "BIDIRECTIONAL",
+    "ECA",
+    "MULTI_KERNEL",
+    "VARIANTS",
+    "Variant",
+    "budget",
+    "channels_last",
+    "check_against_reference",
+    "evaluate",
+    "make_x",
+    "used_budget",
+]
 
-@dataclass(frozen=True)
-class Variant:
-    """One operation: its module, its function, its specification and how its parameters are made."""
-
-    name: str
-    function: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    module: type[torch.nn.Module]
-    parameter_shapes: Callable[..., Mapping[str, tuple[int, ...]]]
-
-    def make_parameters(
-        self, c: int, dtype: torch.dtype = torch.float32, *, seed: int = 1, device: Any = "cpu", **shape_options: Any
-    ) -> list[Tensor]:
-        """Random parameters in the order of the function's arguments, scaled so that gates spread over (0, 1)."""
-        generator = torch.Generator().manual_seed(seed)
-        made = []
-        for shape in self.parameter_shapes(c, **shape_options).values():
-            fan_in = math.prod(shape[1:]) if len(shape) == 2 else 1
-            value = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(max(1, fan_in))
-            made.append(value.to(device=device, dtype=dtype))
-        return made
-
-
-def _eca_shapes(c: int, k: int = 5, bias: bool = False) -> dict[str, tuple[int, ...]]:
-    return {"weight": (1, 1, k)} | ({"bias": (1,)} if bias else {})
-
-
-def _multi_kernel_shapes(c: int, cross_channel: bool = False) -> dict[str, tuple[int, ...]]:
-    rows = 1 if cross_channel else c
-    taps: dict[str, tuple[int, ...]] = {f"weight{k}": (rows, 1, k) for k in (3, 5, 7)}
-    return taps | {"mix_weight": (3, c), "mix_bias": (3,)}
-
-
-def _bidirectional_shapes(c: int, k: int = 3, hidden: Optional[int] = None) -> dict[str, tuple[int, ...]]:
-    hidden = c // 16 if hidden is None else hidden
-    return {
-        "weight_forward": (1, 1, k),
-        "weight_backward": (1, 1, k),
-        "hidden_weight": (hidden, c),
-        "hidden_bias": (hidden,),
-        "mix_weight": (2, hidden),
-        "mix_bias": (2,),
-    }
-
-
-ECA = Variant("eca", functional.eca, reference.eca, modules.EfficientChannelAttention, _eca_shapes)
-MULTI_KERNEL = Variant(
-    "multi_kernel_eca",
-    functional.multi_kernel_eca,
-    reference.multi_kernel_eca,
-    modules.DynamicMultiKernelECA,
-    _multi_kernel_shapes,
-)
-BIDIRECTIONAL = Variant(
-    "bidirectional_eca",
-    functional.bidirectional_eca,
-    reference.bidirectional_eca,
-    modules.BidirectionalECA,
-    _bidirectional_shapes,
-)
-VARIANTS = (ECA, MULTI_KERNEL, BIDIRECTIONAL)
+VARIANTS = tuple(table.VARIANTS[name] for name in checks.PARAMETERS)  # in the order of csrc/gates/registry.h
 
 
 def make_x(shape: Sequence[int], dtype: torch.dtype = torch.float32, *, seed: int = 0, device: Any = "cpu") -> Tensor:

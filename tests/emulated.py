@@ -177,15 +177,15 @@ def _under(schedules: Sequence[int], operator: Callable[..., Any]) -> Callable[.
 def emulated(schedules: Sequence[int] = SCHEDULES) -> Iterator[None]:
     """Inside, calls with CPU tensors run the CUDA kernels on the emulated device."""
     library()
-    variants, infer = dict(ops.VARIANTS), dict(ops.INFER)
+    variants, infer = dict(ops.OPERATORS), dict(ops.INFER)
     try:
         for name in variants:
-            there = [getattr(torch.ops.eca_cuda_emulated, f"{name}_{d}").default for d in ops.Variant._fields]
-            wrapped = ops.Variant(*(_under(schedules, operator) for operator in there))
-            ops.VARIANTS[name], ops.INFER[name] = wrapped, wrapped.infer
+            there = [getattr(torch.ops.eca_cuda_emulated, f"{name}_{d}").default for d in ops.Operators._fields]
+            wrapped = ops.Operators(*(_under(schedules, operator) for operator in there))
+            ops.OPERATORS[name], ops.INFER[name] = wrapped, wrapped.infer
         yield
     finally:
-        ops.VARIANTS.update(variants)
+        ops.OPERATORS.update(variants)
         ops.INFER.update(infer)
 
 

@@ -66,7 +66,7 @@ template <class A>
 void backward_of_gate(const PassBase<A>& pass, const Records& to, int64_t n, const A* mean, A* gate, A* grad,
                       A* memory) {
   pass.gates.backward(pass.gate_call.args, memory, mean, gate, grad, static_cast<A*>(to.sample) + n * to.sample_size,
-                      static_cast<A*>(to.block) + n * to.block_size, static_cast<A*>(to.field) + n * pass.p.c);
+                      static_cast<A*>(to.block) + n * to.block_size, static_cast<A*>(to.channel) + n * pass.p.c);
 }
 
 }  // namespace eca

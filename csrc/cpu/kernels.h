@@ -5,7 +5,7 @@
 // The kernels that touch feature maps work on a tile of one sample, channels [c0, c1) x positions [s0, s1).
 // "A" is the accumulator: float, or double for float64.
 #pragma once
-#include "../gates/gate.h"
+#include "../gates/registry.h"
 #include "../tiling.h"
 
 namespace eca {
@@ -79,7 +79,7 @@ struct MapKernels {
 struct GateKernels {
   void (*forward)(const void* args, void* memory, const void* mean, void* gate);
   void (*backward)(const void* args, void* memory, const void* mean, void* gate, void* grad, void* sample_record,
-                   void* block_record, void* field);
+                   void* block_record, void* channel_record);
   // out[i] = sum_n weights[n * stride] * values[n * columns + i], i in [begin, end), n ascending
   void (*combine)(const void* weights, int64_t stride, const void* values, int64_t columns, int64_t samples,
                   int64_t begin, int64_t end, void* out);

@@ -37,6 +37,7 @@ GateCall gate_call(const Parameters<A>& parameters, bool backward) {
 template <class A>
 Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors, const NormTensors* norm,
                   const OptionalTensor& residual, int64_t flags, Saved* saved) {
+  require(!norm || norm->mean || saved, "norm_mean");  // only a forward that saves computes statistics
   FeatureMaps maps = maps_of(x);
   const Parameters<A> parameters(variant, tensors, x, maps.shape.c(), flags);
   std::optional<NormParameters<A>> normed;
@@ -57,7 +58,7 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
     }
   }
   Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
-  if (p.s == 0 && !saved) p.n = 0;  // nobody wants anything of them
+  if (p.s == 0 && !saved) p.n = 0;  // y is empty, and nothing else is wanted
   const GateCall gate = gate_call(parameters, false);
   if (norm && !norm->mean) {
     run_norm_forward<A>(p, gate, call, normed->numbers, threads());
@@ -73,17 +74,17 @@ Tensor parameter_gradient(int i, const Problem& p, const BackwardCall& call, con
                           const Tensor& tensor) {
   const auto combine = kernels().gates[static_cast<int>(p.variant)][sizeof(A) == sizeof(double)].combine;
   const Records& from = call.records;
-  const Parameter& parameter = facts.parameter[i];
+  const Gradient& parameter = facts.gradient[i];
   const bool of_block = parameter.how == Combine::kBlocks;  // one on a CPU
   const A* record = static_cast<const A*>(of_block ? from.block : from.sample) + parameter.offset;
   const int64_t record_size = of_block ? from.block_size : from.sample_size;
-  ParameterOutput<A> output(tensor, centre_tap(p.variant, p.flags, tensor, i));
+  ParameterOutput<A> output(tensor, strides_of(info_of(p.variant).parameters[i], p.c, p.flags, tensor), p.c);
   A* out = output.data();
   if (!parameter.has_rows()) {
     combine(nullptr, 0, record, record_size, p.n, 0, parameter.count, out);
     return output.tensor();
   }
-  const void* values = parameter.how == Combine::kMean ? call.mean : from.field;
+  const void* values = parameter.how == Combine::kMean ? call.mean : from.channel;
   const auto rows = [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) combine(record + r, record_size, values, p.c, p.n, 0, p.c, out + r * p.c);
   };
@@ -105,14 +106,14 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   const Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
   const int64_t of_sample = parameters.facts.sample_record, of_block = parameters.facts.block_record;
   const std::unique_ptr<A[]> memory(new A[p.n * (of_sample + of_block + p.c) + 2 * c + 1]);
-  A *const blocks = memory.get() + p.n * of_sample, *const field = blocks + p.n * of_block;
+  A *const blocks = memory.get() + p.n * of_sample, *const channels = blocks + p.n * of_block;
   BackwardCall call{maps.another(grad_y),
                     maps.x(),
                     maps.out(),
                     {},
                     {},
                     saved.mean->const_data_ptr(),
-                    {memory.get(), blocks, field, of_sample, of_block}};
+                    {memory.get(), blocks, channels, of_sample, of_block}};
   if (saved.signs) call.signs = signs_of(*saved.signs, false);
   Gradients gradients{x, x};  // of x and of the residual, to be replaced
   if (grad_residual) {
@@ -122,7 +123,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   }
 
   const GateCall gate = gate_call(parameters, true);
-  A* const of_norm = field + p.n * p.c;  // gradients of its weight and bias
+  A* const of_norm = channels + p.n * p.c;  // gradients of its weight and bias
   if (norm) {
     const NormParameters<A> normed(*norm, x, c);
     run_norm_backward<A>(p, gate, call, normed.numbers, of_norm, of_norm + c, threads());
@@ -139,7 +140,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   for (const Tensor* t : {norm->weight, norm->bias}) {
     gradients.push_back(absent);
     if (!t) continue;
-    ParameterOutput<A> output(*t, -1);
+    ParameterOutput<A> output(*t, {c, 1, 1}, c);
     std::copy_n(of_norm + (t == norm->bias) * c, c, output.data());
     gradients.back() = output.tensor();
   }

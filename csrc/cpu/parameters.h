@@ -25,23 +25,31 @@ auto with_type(const Tensor& t, F f) {
   }
 }
 
+// Calls f(i, where number i begins) for `count` numbers in rows of c.
+template <class F>
+void each_number(const Strides& strides, int64_t c, int64_t count, F f) {
+  for (int64_t i = 0, row = 0; i < count; ++row) {
+    for (int64_t end = std::min(i + c, count), at = row * strides.row; i < end; ++i, at += strides.step) f(i, at);
+  }
+}
+
 // Tensors as arrays of A: their own memory, or a copy that lives as long as this.
 template <class A>
 class Arrays {
  public:
-  // centre: see centre_tap.
-  const A* of(const Tensor& t, int64_t centre = -1) {
+  const A* of(const Tensor& t) { return of(t, {t.numel(), 1, 1}, t.numel()); }
+
+  // As rows of c numbers.
+  const A* of(const Tensor& t, const Strides& strides, int64_t c) {
     const bool dense = t.is_contiguous();
-    if (dense && holds<A>(t) && centre < 0) return static_cast<const A*>(t.const_data_ptr());
+    if (dense && holds<A>(t) && strides.step == 1) return static_cast<const A*>(t.const_data_ptr());
     const Tensor source = dense ? t : torch::stable::contiguous(t);
     return with_type<A>(t, [&](auto zero) {
       const auto* from = static_cast<const decltype(zero)*>(source.const_data_ptr());
-      const int64_t step = centre < 0 ? 1 : t.size(2), count = t.numel() / step;
-      converted_.emplace_back(count);
-      for (int64_t j = 0; j < count; ++j) {
-        converted_.back()[j] = static_cast<A>(from[j * step + std::max<int64_t>(centre, 0)]);
-      }
-      return static_cast<const A*>(converted_.back().data());
+      std::vector<A>& to = converted_.emplace_back(t.numel() / strides.taps);
+      each_number(strides, c, to.size(),
+                  [&](int64_t i, int64_t at) { to[i] = static_cast<A>(from[at + strides.taps / 2]); });
+      return static_cast<const A*>(to.data());
     });
   }
 
@@ -54,10 +62,12 @@ class Parameters {
  public:
   Parameters(Variant variant, const ParameterList& tensors, const Tensor& x, int64_t c, int64_t flags) {
     require_parameters<A>(tensors, x);
-    args.shape = gate_shape(variant, tensors, c, flags);
+    const GateInfo& gate = info_of(variant);
+    args.shape = gate_shape(gate, tensors, c, flags);
     facts = gate_facts(variant, args.shape);
-    for (int i = 0; i < facts.parameters; ++i) {
-      args.parameters[i] = tensors[i] ? arrays_.of(*tensors[i], centre_tap(variant, flags, *tensors[i], i)) : nullptr;
+    for (int i = 0; i < gate.count; ++i) {
+      if (const Tensor* t = tensors[i])
+        args.parameters[i] = arrays_.of(*t, strides_of(gate.parameters[i], c, flags, *t), c);
     }
   }
 
@@ -97,8 +107,9 @@ class NormParameters {
 template <class A>
 class ParameterOutput {
  public:
-  ParameterOutput(const Tensor& parameter, int64_t centre) : centre_(centre), tensor_(empty_gradient(parameter)) {
-    if (centre >= 0 || !holds<A>(tensor_)) values_.resize(centre < 0 ? parameter.numel() : parameter.size(0));
+  ParameterOutput(const Tensor& parameter, const Strides& strides, int64_t c)
+      : strides_(strides), c_(c), tensor_(empty_gradient(parameter)) {
+    if (strides.step != 1 || !holds<A>(tensor_)) values_.resize(parameter.numel() / strides.taps);
   }
 
   A* data() { return values_.empty() ? static_cast<A*>(tensor_.mutable_data_ptr()) : values_.data(); }
@@ -108,15 +119,17 @@ class ParameterOutput {
     with_type<A>(tensor_, [&](auto zero) {
       using T = decltype(zero);
       T* to = static_cast<T*>(tensor_.mutable_data_ptr());
-      const int64_t taps = centre_ < 0 ? 1 : tensor_.size(2), centre = std::max<int64_t>(centre_, 0);
-      const int64_t count = tensor_.numel();
-      for (int64_t j = 0; j < count; ++j) to[j] = j % taps == centre ? static_cast<T>(values_[j / taps]) : zero;
+      const int64_t taps = strides_.taps;
+      each_number(strides_, c_, values_.size(), [&](int64_t i, int64_t at) {
+        for (int64_t j = 0; j < taps; ++j) to[at + j] = j == taps / 2 ? static_cast<T>(values_[i]) : zero;
+      });
     });
     return tensor_;
   }
 
  private:
-  int64_t centre_;
+  Strides strides_;
+  int64_t c_;
   Tensor tensor_;
   std::vector<A> values_;
 };

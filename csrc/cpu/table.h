@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT
 // L1. Fills the table of kernels.h for the instruction set that the including file was compiled for.
 #pragma once
-#include "../gates/bidirectional.h"
-#include "../gates/eca.h"
-#include "../gates/multi_kernel.h"
 #include "channels.h"
 #include "maps.h"
 
@@ -18,12 +15,12 @@ struct GateEntry {
     Gate<A>{args.shape}.forward(x, static_cast<const A*>(mean), static_cast<A*>(gate));
   }
   static void backward(const void* args_, void* memory, const void* mean, void* gate, void* grad, void* sample_record,
-                       void* block_record, void* field) {
+                       void* block_record, void* channel_record) {
     const auto& args = *static_cast<const GateArgs<A>*>(args_);
     Channels<A> x(args, Gate<A>::needs(args.shape, true), static_cast<A*>(memory));
     Gate<A> of{args.shape};
     of.backward(x, static_cast<const A*>(mean), static_cast<A*>(gate), static_cast<A*>(grad));
-    of.record(x, {static_cast<A*>(sample_record), static_cast<A*>(block_record), static_cast<A*>(field)});
+    of.record(x, {static_cast<A*>(sample_record), static_cast<A*>(block_record), static_cast<A*>(channel_record)});
   }
 };
 
@@ -55,17 +52,18 @@ constexpr GateKernels gate_kernels() {
   return {&GateEntry<Gate, A>::forward, &GateEntry<Gate, A>::backward, &CombineEntry<A>::combine};
 }
 
-// In the order of the enumerations in options.h.
-constexpr Kernels table(const char* name) {
+template <template <class> class... All>
+constexpr Kernels table(const char* name, GateList<All...>) {
   return {name,
           {{map_kernels<float, Layout::kPlanes>(), map_kernels<float, Layout::kRows>()},
            {map_kernels<double, Layout::kPlanes>(), map_kernels<double, Layout::kRows>()},
            {map_kernels<Half, Layout::kPlanes>(), map_kernels<Half, Layout::kRows>()},
            {map_kernels<BFloat16, Layout::kPlanes>(), map_kernels<BFloat16, Layout::kRows>()}},
-          {{gate_kernels<EcaGate, float>(), gate_kernels<EcaGate, double>()},
-           {gate_kernels<MultiKernelGate, float>(), gate_kernels<MultiKernelGate, double>()},
-           {gate_kernels<BidirectionalGate, float>(), gate_kernels<BidirectionalGate, double>()}}};
+          {{gate_kernels<All, float>(), gate_kernels<All, double>()}...}};
 }
+
+// In the order of the enumerations in options.h and of the list of gates.
+constexpr Kernels table(const char* name) { return table(name, Gates{}); }
 
 }  // namespace ECA_TARGET
 }  // namespace eca

@@ -35,27 +35,18 @@ class Workspace {
   char* data_ = nullptr;
 };
 
-inline ParameterView view_of(const Tensor& t, int64_t centre) {
-  const int64_t step = centre < 0 ? 1 : t.size(2);
-  return {nullptr, dtype_of(t), t.numel() / step, step, std::max<int64_t>(centre, 0)};
+inline ParameterView input(const Tensor& t, const Strides& s = {0, 1, 1}) {
+  return {const_cast<void*>(t.const_data_ptr()), dtype_of(t), t.numel() / s.taps, s.row, s.step, s.taps};
 }
 
-inline ParameterView input(const Tensor& t, int64_t centre) {
-  ParameterView view = view_of(t, centre);
-  view.data = const_cast<void*>(t.const_data_ptr());
-  return view;
-}
-
-inline ParameterView output(const Tensor& t, int64_t centre) {
-  ParameterView view = view_of(t, centre);
-  view.data = t.mutable_data_ptr();
-  return view;
+inline ParameterView output(const Tensor& t, const Strides& s = {0, 1, 1}) {
+  return {t.mutable_data_ptr(), dtype_of(t), t.numel() / s.taps, s.row, s.step, s.taps};
 }
 
 template <class A>
 NormParameters norm_parameters(const NormTensors& norm, const Tensor& x, int64_t c) {
   require_norm<A>(norm, x, c);
-  const auto view = [](const Tensor* t) { return t ? input(*t, -1) : ParameterView{}; };
+  const auto view = [](const Tensor* t) { return t ? input(*t) : ParameterView{}; };
   return {view(norm.weight), view(norm.bias), view(norm.mean), view(norm.var), norm.eps};
 }
 
@@ -65,17 +56,18 @@ struct Parameters {
   Parameters(Variant variant, const ParameterList& tensors, const NormTensors* norm, const Tensor& x, int64_t c,
              int64_t flags, bool backward) {
     require_parameters<A>(tensors, x);
-    gate.shape = gate_shape(variant, tensors, c, flags);
+    const GateInfo& info = info_of(variant);
+    gate.shape = gate_shape(info, tensors, c, flags);
     facts = gate_facts(variant, gate.shape);
     gate.needs = facts.needs[backward];
     for (int i = 0; i < kMaxParameters; ++i) {
-      const bool few = i < facts.parameters && !facts.parameter[i].has_rows();
+      const bool few = i < facts.parameters && !facts.gradient[i].has_rows();
       gate.numbers_at[i] = few ? gate.numbers : -1;
-      if (few) gate.numbers += facts.parameter[i].count;
+      if (few) gate.numbers += facts.gradient[i].count;
       if (i >= facts.parameters || !tensors[i]) continue;
       const Tensor* t = tensors[i];
       if (!t->is_contiguous()) t = &copies.emplace_back(torch::stable::contiguous(*t));
-      gate.views[i] = input(*t, centre_tap(variant, flags, *tensors[i], i));
+      gate.views[i] = input(*t, strides_of(info.parameters[i], c, flags, *t));
     }
     if (norm) gate.norm = norm_parameters<A>(*norm, x, c);
   }
@@ -88,7 +80,7 @@ struct Parameters {
 [[noreturn]] inline void refuse_launch(cudaError_t error, const char* kernel, const Request& request,
                                        const Plan& plan) {
   const Problem& p = request.problem;
-  std::string what = std::string("eca_cuda: ") + variant_name(p.variant) +
+  std::string what = std::string("eca_cuda: ") + info_of(p.variant).name +
                      (request.backward() ? " backward" : " forward") + " of [" + std::to_string(p.n) + ", " +
                      std::to_string(p.c) + ", " + std::to_string(p.s) + "] could not launch " + kernel + " (" +
                      describe(plan) + "): " + cudaGetErrorString(error);
@@ -236,9 +228,9 @@ cudaError_t combine(const Parameters<A>& parameters, const ParameterList& tensor
   GradientArgs args{{}, {}, p.n, blocks, p.c, call.mean, call.records};
   for (int i = 0; i < parameters.facts.parameters; ++i) {
     const Tensor* const t = tensors[i];
-    args.parameters[i] = parameters.facts.parameter[i];
+    args.gradients[i] = parameters.facts.gradient[i];
     gradients->push_back(t ? empty_gradient(*t) : empty_vector(*tensors[0], 0, raw_dtype(*tensors[0])));
-    if (t) args.to[i] = output(gradients->back(), centre_tap(p.variant, p.flags, *t, i));
+    if (t) args.to[i] = output(gradients->back(), strides_of(info_of(p.variant).parameters[i], p.c, p.flags, *t));
   }
   const int threads = std::clamp(device.device().max_threads / 32 * 32, 32, 512);
   return launch_parameter_gradients(sizeof(A) == 8, threads, programmatic, args, device.stream());

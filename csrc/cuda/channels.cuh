@@ -36,7 +36,7 @@ struct BlockChannels {
     }
   }
   __device__ const A* numbers(int i) const { return gate.views[i].data ? few + gate.numbers_at[i] : nullptr; }
-  __device__ A weight(int i, int64_t j, Index c) const { return read<A>(gate.views[i], j * gate.shape.channels + c); }
+  __device__ A weight(int i, int64_t j, Index c) const { return read<A>(gate.views[i], j, c); }
 
   __device__ A load(const A* p, Index c) const { return p[c]; }
   __device__ void store(A* p, Index c, A value) const { p[c] = value; }

@@ -5,12 +5,13 @@
 
 namespace eca {
 
-// Of a parameter, or its gradient, with `count * step` elements, those at centre, centre + step, ... count. step is 1
-// but for depthwise kernels, of which only the centre taps act.
+// A parameter, or its gradient: number [r, c] is the middle one of `taps` elements at r * row + c * step. A few numbers
+// are one row.
 struct ParameterView {
   void* data;  // null: absent
   DType dtype;
-  int64_t count, step, centre;
+  int64_t count;  // of numbers
+  int64_t row, step, taps;
 };
 
 // Batch norm before the gate. Absent where mean and var are; weight and bias may be absent in it. All are [C].
@@ -77,8 +78,8 @@ struct PackArgs {
 
 // parameter_gradients.cu
 struct GradientArgs {
-  Parameter parameters[kMaxParameters];
-  ParameterView to[kMaxParameters];   // all elements are written, those between the centre taps with zeros
+  Gradient gradients[kMaxParameters];
+  ParameterView to[kMaxParameters];   // all elements are written, those beside the middle taps with zeros
   int64_t samples, blocks, channels;  // blocks: of a sample, each with a record
   const void* mean;                   // A[N, C]
   Records records;

@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "../gates/registry.h"
 #include "kernel_args.h"
 
 namespace eca {
@@ -13,19 +14,16 @@ namespace eca {
 // where it has none.
 enum class Ask { kRoom, kLaunch };
 
-// one_pass_<gate>.cu holds one of these each, for both kinds of call; one_pass_norm.cu that with batch norm.
-template <Variant V, bool kNorm = false, class Call>
+// one_pass_<dtype>.cu holds one of these each, for both kinds of call.
+template <DType D, class Call>
 cudaError_t launch_one_pass_of(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask);
 
-template <int V = 0, class Call>
+template <class Call>
 cudaError_t launch_one_pass(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask) {
-  if constexpr (V + 1 < kVariants) {
-    if (args.problem.variant != static_cast<Variant>(V)) return launch_one_pass<V + 1>(args, threads, stream, ask);
-  }
-  if constexpr (static_cast<Variant>(V) == Variant::kEca && std::is_same_v<Call, ForwardCall>) {
-    if (args.gate.norm.var.data) return launch_one_pass_of<Variant::kEca, true>(args, threads, stream, ask);
-  }
-  return launch_one_pass_of<static_cast<Variant>(V)>(args, threads, stream, ask);
+  const DType dtype = args.problem.dtype;
+  if (dtype == DType::kHalf) return launch_one_pass_of<DType::kHalf>(args, threads, stream, ask);
+  if (dtype == DType::kBFloat16) return launch_one_pass_of<DType::kBFloat16>(args, threads, stream, ask);
+  return launch_one_pass_of<DType::kFloat>(args, threads, stream, ask);
 }
 
 template <DType D>

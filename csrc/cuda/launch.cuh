@@ -5,6 +5,26 @@
 
 namespace eca {
 
+// The type of the elements of a feature map.
+template <DType D>
+struct TypeOf;
+template <>
+struct TypeOf<DType::kFloat> {
+  using type = float;
+};
+template <>
+struct TypeOf<DType::kDouble> {
+  using type = double;
+};
+template <>
+struct TypeOf<DType::kHalf> {
+  using type = __half;
+};
+template <>
+struct TypeOf<DType::kBFloat16> {
+  using type = __nv_bfloat16;
+};
+
 // A launch with at most one attribute.
 struct LaunchConfig {
   cudaLaunchConfig_t config{};

@@ -73,7 +73,7 @@ Tensor normalise_as(const Tensor& x, const ParameterList& tensors, const NormTen
   const OnDeviceOf device(x);
   FeatureMaps maps(x, empty_as);
   const int64_t c = maps.shape.c();
-  Parameters<A> parameters(Variant::kEca, tensors, &norm, x, c, flags, false);
+  Parameters<A> parameters(kEca, tensors, &norm, x, c, flags, false);
   ForwardCall call{maps.x(), {}, maps.out(), nullptr, {}};
   if (residual) {
     require_like(*residual, x, "residual");
@@ -81,9 +81,9 @@ Tensor normalise_as(const Tensor& x, const ParameterList& tensors, const NormTen
   }
   keep_for_backward<A>(x, maps, flags, saved, &call);
   keep_norm<A>(x, c, saved);
-  parameters.gate.norm.mean = output(*saved->norm_mean, -1);
-  parameters.gate.norm.var = output(*saved->norm_var, -1);
-  const Problem p = problem_of(maps, dtype_of(x), Variant::kEca, flags, parameters.facts);
+  parameters.gate.norm.mean = output(*saved->norm_mean);
+  parameters.gate.norm.var = output(*saved->norm_var);
+  const Problem p = problem_of(maps, dtype_of(x), kEca, flags, parameters.facts);
   NormLaunch<A, ForwardCall> launch(device,
                                     request_for(p, Direction::kForward, residual.has_value(), parameters.facts,
                                                 parameters.gate, call.x, call.residual, call.y),
@@ -102,11 +102,11 @@ Gradients normalise_backward_as(const Tensor& grad_y, const Tensor& x, const Sav
                                 const NormTensors& norm, int64_t flags) {
   const OnDeviceOf device(x);
   FeatureMaps maps(x, empty_as);
-  const Parameters<A> parameters(Variant::kEca, tensors, &norm, x, maps.shape.c(), flags, true);
+  const Parameters<A> parameters(kEca, tensors, &norm, x, maps.shape.c(), flags, true);
   require_saved<A>(saved, x, maps.shape, per_byte(x), flags);
   Gradients gradients;
   BackwardCall call = call_of(grad_y, x, saved, flags, &maps, &gradients);
-  const Problem p = problem_of(maps, dtype_of(x), Variant::kEca, flags, parameters.facts);
+  const Problem p = problem_of(maps, dtype_of(x), kEca, flags, parameters.facts);
   NormLaunch<A, BackwardCall> launch(
       device,
       request_for(p, Direction::kBackward, (flags & kGradResidual) != 0, parameters.facts, parameters.gate, call.grad_y,
@@ -120,7 +120,7 @@ Gradients normalise_backward_as(const Tensor& grad_y, const Tensor& x, const Sav
   ParameterView* const views[] = {&launch.args.grad_weight, &launch.args.grad_bias};
   for (const Tensor* t : {norm.weight, norm.bias}) {
     of_norm.push_back(t ? empty_gradient(*t) : empty_vector(x, 0, raw_dtype(x)));
-    if (t) *views[of_norm.size() - 1] = output(of_norm.back(), -1);
+    if (t) *views[of_norm.size() - 1] = output(of_norm.back());
   }
   launch.run();
   finish(maps, flags, &gradients);

@@ -345,7 +345,7 @@ __global__ void __launch_bounds__(kOnePassThreads, kOnePassBlocks)
       const int64_t block = pass.n() * pass.x.blocks + pass.x.block;
       gate.record(pass.x, {static_cast<float*>(to.sample) + pass.n() * to.sample_size,
                            static_cast<float*>(to.block) + block * to.block_size,
-                           static_cast<float*>(to.field) + pass.n() * args.problem.c});
+                           static_cast<float*>(to.channel) + pass.n() * args.problem.c});
     }
   } else {
     __trap();

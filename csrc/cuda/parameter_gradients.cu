@@ -12,13 +12,12 @@ namespace {
 
 // A block per number, its threads sharing `count` records, in an order that only the threads decide.
 template <class A>
-__device__ void add_records(const A* records, int64_t size, int64_t count, const Parameter& p,
-                            const ParameterView& to) {
+__device__ void add_records(const A* records, int64_t size, int64_t count, const Gradient& g, const ParameterView& to) {
   __shared__ A warps[kWarp];
-  for (int64_t i = blockIdx.x; i < p.count; i += gridDim.x) {
+  for (int64_t i = blockIdx.x; i < g.count; i += gridDim.x) {
     A total = 0;
 #pragma unroll 8
-    for (int64_t n = threadIdx.x; n < count; n += blockDim.x) total += records[n * size + p.offset + i];
+    for (int64_t n = threadIdx.x; n < count; n += blockDim.x) total += records[n * size + g.offset + i];
     total = sum_of_lanes(total, kWarp);
     if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = total;
     __syncthreads();
@@ -32,17 +31,17 @@ __device__ void add_records(const A* records, int64_t size, int64_t count, const
 
 // A thread per number: sum over n of record[n][offset + r] * values[n][c], n ascending.
 template <class A>
-__device__ void add_products(const GradientArgs& args, const Parameter& p, const ParameterView& to) {
-  const A* const values = static_cast<const A*>(p.how == Combine::kMean ? args.mean : args.records.field);
-  const A* const record = static_cast<const A*>(args.records.sample) + p.offset;
-  const int64_t count = p.count * args.channels;
+__device__ void add_products(const GradientArgs& args, const Gradient& g, const ParameterView& to) {
+  const A* const values = static_cast<const A*>(g.how == Combine::kMean ? args.mean : args.records.channel);
+  const A* const record = static_cast<const A*>(args.records.sample) + g.offset;
+  const int64_t count = g.count * args.channels;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += gridDim.x * int64_t{blockDim.x}) {
     const int64_t r = i / args.channels, c = i % args.channels;
     A total = 0;
 #pragma unroll 4
     for (int64_t n = 0; n < args.samples; ++n)
       total += record[n * args.records.sample_size + r] * values[n * args.channels + c];
-    write(to, i, total);
+    write(to, r, c, total);
   }
 }
 
@@ -54,14 +53,14 @@ __global__ void eca_parameter_gradients_kernel(const __grid_constant__ GradientA
   ptx::wait_for_previous_kernel();
   const ParameterView to = args.to[blockIdx.y];
   if (!to.data) return;
-  const Parameter p = args.parameters[blockIdx.y];
+  const Gradient g = args.gradients[blockIdx.y];
   const Records& from = args.records;
-  if (p.how == Combine::kBlocks) {
-    add_records(static_cast<const A*>(from.block), from.block_size, args.samples * args.blocks, p, to);
-  } else if (p.how == Combine::kSum) {
-    add_records(static_cast<const A*>(from.sample), from.sample_size, args.samples, p, to);
+  if (g.how == Combine::kBlocks) {
+    add_records(static_cast<const A*>(from.block), from.block_size, args.samples * args.blocks, g, to);
+  } else if (g.how == Combine::kSum) {
+    add_records(static_cast<const A*>(from.sample), from.sample_size, args.samples, g, to);
   } else {
-    add_products<A>(args, p, to);
+    add_products<A>(args, g, to);
   }
 }
 
@@ -71,9 +70,9 @@ cudaError_t launch_parameter_gradients(bool wide, int threads, bool programmatic
                                        cudaStream_t stream) {
   int64_t most = 1;  // blocks
   for (int i = 0; i < kMaxParameters; ++i) {
-    const Parameter& p = args.parameters[i];
+    const Gradient& g = args.gradients[i];
     if (!args.to[i].data) continue;
-    most = std::max(most, p.has_rows() ? (p.count * args.channels + threads - 1) / threads : p.count);
+    most = std::max(most, g.has_rows() ? (g.count * args.channels + threads - 1) / threads : g.count);
   }
   LaunchConfig launch(dim3(static_cast<unsigned>(std::min<int64_t>(most, 1024)), kMaxParameters), threads, 0, stream);
   if (programmatic) launch.set_programmatic();

@@ -180,7 +180,7 @@ struct BackwardPass : PassBase<T, L, N_, kStraddle, TwoPhaseArgs<Accumulator<T>,
       grad[c] = this->total(partials, c);
     });
     const Record<A> record{static_cast<A*>(to.sample) + n * to.sample_size,
-                           static_cast<A*>(to.block) + n * to.block_size, static_cast<A*>(to.field) + n * x.own};
+                           static_cast<A*>(to.block) + n * to.block_size, static_cast<A*>(to.channel) + n * x.own};
     with_gate<A>(args.problem.variant, args.gate_of.shape, [&](auto of) {
       of.backward(x, mean, gate, grad);
       of.record(x, record);

@@ -7,25 +7,6 @@
 
 namespace eca {
 
-template <DType D>
-struct TypeOf;
-template <>
-struct TypeOf<DType::kFloat> {
-  using type = float;
-};
-template <>
-struct TypeOf<DType::kDouble> {
-  using type = double;
-};
-template <>
-struct TypeOf<DType::kHalf> {
-  using type = __half;
-};
-template <>
-struct TypeOf<DType::kBFloat16> {
-  using type = __nv_bfloat16;
-};
-
 // Calls f(layout, width, straddle) with the plan's choices as integral constants.
 template <DType D, class F>
 cudaError_t with_instance(Layout layout, const TwoPhasePlan& plan, F f) {

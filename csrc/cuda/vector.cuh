@@ -90,10 +90,10 @@ struct Vector {
   }
 };
 
-// Number i of a parameter, as the accumulator's type.
+// Number [r, c] of a parameter, in the type of the accumulator.
 template <class A>
-__device__ __forceinline__ A read(const ParameterView& view, int64_t i) {
-  i = i * view.step + view.centre;
+__device__ __forceinline__ A read(const ParameterView& view, int64_t r, int64_t c) {
+  const int64_t i = r * view.row + c * view.step + view.taps / 2;
   if constexpr (std::is_same_v<A, double>) {
     return static_cast<const double*>(view.data)[i];
   } else {
@@ -104,20 +104,29 @@ __device__ __forceinline__ A read(const ParameterView& view, int64_t i) {
 }
 
 template <class A>
+__device__ __forceinline__ A read(const ParameterView& view, int64_t c) {
+  return read<A>(view, 0, c);
+}
+
+template <class A>
 __device__ ChannelNorm<A> channel_norm(const NormParameters& p, int64_t c) {
   return ChannelNorm<A>::of(p.weight.data ? read<A>(p.weight, c) : A(1), p.bias.data ? read<A>(p.bias, c) : A(0),
                             read<A>(p.mean, c), read<A>(p.var, c), static_cast<A>(p.eps));
 }
 
-// Writes number i of a parameter's gradient, and zeros to the taps around it.
+// Writes number [r, c] of a parameter's gradient and the zeros around it.
 template <class A>
-__device__ __forceinline__ void write(const ParameterView& to, int64_t i, A value) {
+__device__ __forceinline__ void write(const ParameterView& to, int64_t r, int64_t c, A value) {
   const auto narrowed = [&](auto* data) {
-    for (int64_t j = 0; j < to.step; ++j) narrow(j == to.centre ? value : A(0), data + i * to.step + j);
+    for (int64_t j = 0; j < to.taps; ++j) narrow(j == to.taps / 2 ? value : A(0), data + r * to.row + c * to.step + j);
   };
   if (to.dtype == DType::kHalf) return narrowed(static_cast<__half*>(to.data));
   if (to.dtype == DType::kBFloat16) return narrowed(static_cast<__nv_bfloat16*>(to.data));
   narrowed(static_cast<A*>(to.data));
+}
+template <class A>
+__device__ __forceinline__ void write(const ParameterView& to, int64_t c, A value) {
+  write(to, 0, c, value);
 }
 
 }  // namespace eca

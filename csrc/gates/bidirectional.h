@@ -3,7 +3,6 @@
 // p = softmax(W2 h + b2), u = p0 f + p1 r, and g = squash(u), or g = u without the outer sigmoid.
 //   du = dg * squash'(u)   dl = p0 p1 sum du (f - r) * (1, -1)   dh = [h > 0] W2^T dl
 //   dm = conv_transposed(p0 du squash'(f)) + conv_transposed(p1 du squash'(r)) + W1^T dh
-// Parameters: wf [1, 1, k], wb [1, 1, k], W1 [hidden, C], b1 [hidden], W2 [2, hidden], b2 [2].
 #pragma once
 #include "gate.h"
 
@@ -15,18 +14,23 @@ struct BidirectionalGate {
   const GateShape& shape;
   const A *m = nullptr, *ahead = nullptr, *back = nullptr;  // for record: the padded means, dL/d(each convolution)
   A dl = 0;  // dL/d(first logit of the mixture); the second has its negative
-  static constexpr int kForward = 0, kBackward = 1, kHidden = 2, kHiddenBias = 3, kMix = 4, kMixBias = 5;
+  static constexpr int kForward = 0, kBackward = 1, kHiddenWeight = 2, kHiddenBias = 3, kMix = 4, kMixBias = 5;
+
+  static constexpr const char* kName = "bidirectional_eca";
+  static constexpr Parameter kParameters[] = {
+      {"weight_forward", {1, 1, kTaps}, false}, {"weight_backward", {1, 1, kTaps}, false},
+      {"hidden_weight", {kHidden, kC}, false},  {"hidden_bias", {kHidden}, false},
+      {"mix_weight", {2, kHidden}, false},      {"mix_bias", {2}, false}};
 
   // A sample's record: dl [2], dW2 [2, hidden], dh [hidden]. A block's: dwf [k], dwb [k].
-  static int parameters(const GateShape& s, Parameter* out) {
+  static void gradients(const GateShape& s, Gradient* out) {
     const int64_t k = s.kernel_size, hidden = s.hidden;
     out[kForward] = {Combine::kBlocks, 0, k};
     out[kBackward] = {Combine::kBlocks, k, k};
-    out[kHidden] = {Combine::kMean, 2 + 2 * hidden, hidden};
+    out[kHiddenWeight] = {Combine::kMean, 2 + 2 * hidden, hidden};
     out[kHiddenBias] = {Combine::kSum, 2 + 2 * hidden, hidden};
     out[kMix] = {Combine::kSum, 2, 2 * hidden};
     out[kMixBias] = {Combine::kSum, 0, 2};
-    return 6;
   }
   static GateNeeds needs(const GateShape& s, bool backward) {
     const int64_t scratch = int64_t{s.kernel_size} + s.hidden;
@@ -74,7 +78,7 @@ struct BidirectionalGate {
     });
     const A* w2 = x.numbers(kMix);
     x.times(hidden, [&](int j) { dh[j] = select(rectified(x, j) <= A(0), A(0), dl * w2[j] - dl * w2[hidden + j]); });
-    x.add_rows(kHidden, hidden, [&](int j) { return dh[j]; }, grad);
+    x.add_rows(kHiddenWeight, hidden, [&](int j) { return dh[j]; }, grad);
   }
 
   template <class X>
@@ -113,7 +117,7 @@ struct BidirectionalGate {
     const A *w2 = x.numbers(kMix), *b2 = x.numbers(kMixBias), *wb = x.numbers(kBackward);
     x.times(k, [&](int j) { flipped(x)[j] = wb[k - 1 - j]; });
     m = x.pad_means(mean, k / 2, shape.circular());
-    x.sums(hidden, sums_of_hidden(x), [&](int j, auto c) { return x.weight(kHidden, j, c) * x.load(mean, c); });
+    x.sums(hidden, sums_of_hidden(x), [&](int j, auto c) { return x.weight(kHiddenWeight, j, c) * x.load(mean, c); });
     p[0] = b2[0];
     p[1] = b2[1];
     ECA_ROLLED for (int j = 0; j < hidden; ++j) {

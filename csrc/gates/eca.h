@@ -2,7 +2,6 @@
 // L0. Efficient Channel Attention (Wang et al. 2020): z = conv1d_k(m) + bias across channels, g = squash(z).
 //   dz = dg * squash'(z)    dm = conv_transposed(dz)
 //   dweight[j] = sum_nc dz[c] m[c + j - half]    dbias = sum_nc dz[c]
-// Parameters: weight [1, 1, k], bias [1] or absent.
 #pragma once
 #include "gate.h"
 
@@ -14,10 +13,12 @@ struct EcaGate {
   const GateShape& shape;
   const A *m = nullptr, *dz = nullptr;  // for record: the padded means, dL/dz
 
-  static int parameters(const GateShape& s, Parameter* out) {
+  static constexpr const char* kName = "eca";
+  static constexpr Parameter kParameters[] = {{"weight", {1, 1, kTaps}, false}, {"bias", {1}, true}};
+
+  static void gradients(const GateShape& s, Gradient* out) {
     out[0] = {Combine::kBlocks, 0, s.kernel_size};
     out[1] = {Combine::kBlocks, s.kernel_size, 1};
-    return 2;
   }
   static GateNeeds needs(const GateShape&, bool backward) { return {backward ? 1 : 0, backward ? 2 : 1, {}, 0}; }
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // L0. What a gate is given and what it answers. Each gate is one file beside this one, a struct template Gate<A> with
 //
-//   forward (x, mean, gate)         the means of one sample -> its gates
-//   backward(x, mean, gate, grad)   the gates anew; grad holds dL/dgate and then dL/dmean
-//   record  (x, to)                 after backward: what the parameters' gradients need to know of this sample
-//   parameters(shape, out)          its parameters, in the order of the operator's arguments
-//   needs(shape, backward)          the memory that forward, or backward with record, takes
+//   kName                           of the variant: its operators are <name>_infer, <name>_forward, <name>_backward
+//   kParameters                     the name and the shape of each parameter, in the order of the operators' arguments
+//   forward (x, mean, gate)         computes the gates of one sample from its means
+//   backward(x, mean, gate, grad)   computes the gates again; grad holds dL/dgate, and dL/dmean afterwards
+//   record  (x, to)                 after backward: writes what the gradients of the parameters need of this sample
+//   gradients(shape, out)           says how each parameter's gradient follows from the records
+//   needs(shape, backward)          says what memory forward, or backward with record, takes
 //
 // mean, gate and grad have a number for each channel. x is the executor: it owns the loops (16 channels at a time on
 // the CPU, one for each thread of a block on a GPU), so a gate is written once. It offers
@@ -23,7 +25,7 @@
 //   add_rows(i, count, f, out)   out[c] += sum over the rows j < count of f(j) * weight(i, j, c)
 //   keep(count, p, f)            p[j] = f(j);                            for record: p is a part of to.sample
 //   keep_sums(count, p, f)       p[j] = sum of f(j, c) over the channels; for record: p is a part of to.block
-//   keep_each(p, f)              p[c] = f(c);                            for record: p is to.field
+//   keep_each(p, f)              p[c] = f(c);                            for record: p is to.channel
 //
 // Each of them sees what those before it have stored; what is kept, none of them reads. The channels may be shared out
 // among the blocks of a cluster. Then a block's arrays, means and gates hold its own channels, and pad brings `half`
@@ -39,10 +41,28 @@ inline namespace ECA_TARGET {
 // Kernels count a few times kernel_size and hidden with int.
 constexpr int64_t kMostRows = int64_t{1} << 28;
 
+// A size in the shape of a parameter that is not a number.
+enum Size : int {
+  kC = -1,        // the number of channels
+  kTaps = -2,     // k, odd, the same in all shapes of a gate
+  kHidden = -3,   // any, the same in all shapes of a gate
+  kBranches = -4  // C, of a depthwise kernel whose centre taps alone act; 1 with kCrossChannel
+};
+
+// A parameter as the operators take it. Unused sizes are 0. Python checks shapes by the same description.
+struct Parameter {
+  const char* name;
+  int sizes[4];
+  bool optional;
+
+  constexpr int dim() const { return sizes[1] == 0 ? 1 : sizes[2] == 0 ? 2 : sizes[3] == 0 ? 3 : 4; }
+};
+
 // What the sizes of a gate's memory and parameters follow from.
 struct GateShape {
   int64_t channels;
-  int kernel_size, hidden;  // below kMostRows
+  int kernel_size;  // the longest kernel across channels: the last size of parameters [., 1, k]; 1 without any
+  int hidden;       // both below kMostRows
   int64_t flags;
 
   ECA_HD bool circular() const { return (flags & kCircular) != 0; }
@@ -51,24 +71,25 @@ struct GateShape {
 };
 
 // How the gradient of a parameter follows from the samples' records. Samples n and blocks b are added in their order.
+// A parameter is a few numbers, or it has rows of C; those may lie as columns: [C, rows].
 enum class Combine : int {
   kBlocks,  // a few numbers:  grad[i]    = sum_n sum_b block[n][b][offset + i]
   kSum,     // a few numbers:  grad[i]    = sum_n sample[n][offset + i]
   kMean,    // rows of C:      grad[r, c] = sum_n sample[n][offset + r] * mean[n][c]
-  kField    // rows of C:      grad[r, c] = sum_n sample[n][offset + r] * field[n][c]
+  kChannel  // rows of C:      grad[r, c] = sum_n sample[n][offset + r] * channel[n][c]
 };
 
-struct Parameter {
+struct Gradient {
   Combine how;
   int64_t offset, count;  // count: of numbers, or of rows
 
-  ECA_HD bool has_rows() const { return how == Combine::kMean || how == Combine::kField; }
+  ECA_HD bool has_rows() const { return how == Combine::kMean || how == Combine::kChannel; }
 };
 
-// Where `record` writes: numbers of this sample, of this block, and one for each channel; null if nobody needs them.
+// Where `record` writes: numbers of this sample, numbers of this block, one number for each channel.
 template <class A>
 struct Record {
-  A *sample, *block, *field;
+  A *sample, *block, *channel;
 };
 
 struct GateNeeds {

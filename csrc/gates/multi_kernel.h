@@ -4,7 +4,6 @@
 //   cross_channel:    branch_i[c] = conv_{3,5,7}(m)[c] across channels
 //   dz = dg * squash'(z)   dp_i = sum_c dz branch_i   ds = softmax'(dp)
 //   dm = sum_i p_i branch_i'(dz) + sum_i ds_i W[i]
-// Parameters: three times a [C] (or weight [1, 1, k]), W [3, C], b [3].
 #pragma once
 #include "gate.h"
 
@@ -16,18 +15,24 @@ struct MultiKernelGate {
   const GateShape& shape;
   const A *m = nullptr, *dz = nullptr;  // the means, padded if branches cross channels; for record: dL/dz
   A p[3] = {}, ds[3] = {};              // of the mixture, and dL/d(its logits)
-  static constexpr int kAllTaps = 15, kHalf = 3, kMix = 3, kMixBias = 4;
+  static constexpr int kHalf = 3, kMix = 3, kMixBias = 4;
+
+  static constexpr const char* kName = "multi_kernel_eca";
+  static constexpr Parameter kParameters[] = {{"weight3", {kBranches, 1, 3}, false},
+                                              {"weight5", {kBranches, 1, 5}, false},
+                                              {"weight7", {kBranches, 1, 7}, false},
+                                              {"mix_weight", {3, kC}, false},
+                                              {"mix_bias", {3}, false}};
 
   ECA_HD static constexpr int taps(int i) { return 3 + 2 * i; }
   ECA_HD static bool cross(const GateShape& s) { return (s.flags & kCrossChannel) != 0; }
 
   // A sample's record: p, ds. A block's: the 15 taps, if branches cross channels.
-  static int parameters(const GateShape& s, Parameter* out) {
+  static void gradients(const GateShape& s, Gradient* out) {
     for (int i = 0, offset = 0; i < 3; offset += taps(i), ++i)
-      out[i] = cross(s) ? Parameter{Combine::kBlocks, offset, taps(i)} : Parameter{Combine::kField, i, 1};
+      out[i] = cross(s) ? Gradient{Combine::kBlocks, offset, taps(i)} : Gradient{Combine::kChannel, i, 1};
     out[kMix] = {Combine::kMean, 3, 3};
     out[kMixBias] = {Combine::kSum, 3, 3};
-    return 5;
   }
   static GateNeeds needs(const GateShape& s, bool backward) {
     const int pads = cross(s) ? 1 : 0;
@@ -79,7 +84,7 @@ struct MultiKernelGate {
         });
       }
     } else {
-      x.keep_each(to.field, [&](auto c) { return x.load(dz, c) * x.load(m, c); });  // da_i[c] = sum_n p_i dz m
+      x.keep_each(to.channel, [&](auto c) { return x.load(dz, c) * x.load(m, c); });  // da_i[c] = sum_n p_i dz m
     }
     x.keep(3, to.sample, [&](int i) { return pick(p, i); });
     x.keep(3, to.sample + 3, [&](int i) { return pick(ds, i); });

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L0. The gate of each variant, and what it says of itself.
+// L0. The list of gates, and what they say of themselves. A new gate is one more type in the list; its operators, its
+// rows in the CPU's tables, its kernels and its name in launch plans follow.
 #pragma once
 #include "bidirectional.h"
 #include "eca.h"
@@ -8,33 +9,52 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-// The gate of each variant.
+template <template <class> class... All>
+struct GateList;
+using Gates = GateList<EcaGate, MultiKernelGate, BidirectionalGate>;
+
+// What the operators know of a gate.
+struct GateInfo {
+  const char* name;
+  const Parameter* parameters;
+  int count;  // of its parameters
+};
+
+template <int V, template <class> class First, template <class> class... Rest>
+struct GateAt : GateAt<V - 1, Rest...> {};
+template <template <class> class First, template <class> class... Rest>
+struct GateAt<0, First, Rest...> {
+  template <class A>
+  using Type = First<A>;
+};
+
+template <template <class> class... All>
+struct GateList {
+  static constexpr int kCount = sizeof...(All);
+  static constexpr GateInfo kInfo[] = {
+      {All<float>::kName, All<float>::kParameters, sizeof(All<float>::kParameters) / sizeof(Parameter)}...};
+  static_assert((... && (sizeof(All<float>::kParameters) / sizeof(Parameter) <= kMaxParameters)));
+  template <int V, class A>
+  using At = typename GateAt<V, All...>::template Type<A>;
+};
+
+inline constexpr int kVariants = Gates::kCount;
+inline constexpr Variant kEca{0};  // the one that batch norm may stand before
+
 template <Variant V, class A>
-struct GateType;
-template <class A>
-struct GateType<Variant::kEca, A> {
-  using type = EcaGate<A>;
-};
-template <class A>
-struct GateType<Variant::kMultiKernel, A> {
-  using type = MultiKernelGate<A>;
-};
-template <class A>
-struct GateType<Variant::kBidirectional, A> {
-  using type = BidirectionalGate<A>;
-};
-template <Variant V, class A>
-using GateOf = typename GateType<V, A>::type;
+using GateOf = Gates::At<static_cast<int>(V), A>;
+
+constexpr const GateInfo& info_of(Variant variant) { return Gates::kInfo[static_cast<int>(variant)]; }
 
 // What a backend must allocate for a gate, and how the gradients of its parameters come about.
 struct GateFacts {
   int parameters;
-  Parameter parameter[kMaxParameters];
+  Gradient gradient[kMaxParameters];
   GateNeeds needs[2];                   // forward, backward
   int64_t sample_record, block_record;  // sizes of what `record` leaves
   int64_t numbers;                      // of the parameters that are a few numbers
 
-  // Whatever is there for each sample and does not grow with the channels is a small multiple of this.
+  // Memory for each sample that does not grow with the channels is a small multiple of this.
   int64_t size() const { return sample_record + block_record + needs[1].scratch + numbers; }
 };
 
@@ -45,13 +65,14 @@ GateFacts gate_facts(Variant variant, const GateShape& shape) {
   }
   using Gate = GateOf<static_cast<Variant>(V), float>;
   GateFacts facts{};
-  facts.parameters = Gate::parameters(shape, facts.parameter);
+  facts.parameters = info_of(variant).count;
+  Gate::gradients(shape, facts.gradient);
   for (const bool backward : {false, true}) facts.needs[backward] = Gate::needs(shape, backward);
   for (int i = 0; i < facts.parameters; ++i) {
-    const Parameter& p = facts.parameter[i];
-    int64_t& size = p.how == Combine::kBlocks ? facts.block_record : facts.sample_record;
-    if (size < p.offset + p.count) size = p.offset + p.count;
-    if (!p.has_rows()) facts.numbers += p.count;
+    const Gradient& g = facts.gradient[i];
+    int64_t& size = g.how == Combine::kBlocks ? facts.block_record : facts.sample_record;
+    if (size < g.offset + g.count) size = g.offset + g.count;
+    if (!g.has_rows()) facts.numbers += g.count;
   }
   return facts;
 }

@@ -24,11 +24,6 @@ bool is_dense(const Problem& p, const Batch& map) {
   return follow && aligned && (p.n == 1 || map.sample_stride * e % 16 == 0);
 }
 
-const char* variant_name(Variant variant) {
-  constexpr const char* kNames[kVariants] = {"eca", "multi_kernel_eca", "bidirectional_eca"};
-  return kNames[static_cast<int>(variant)];
-}
-
 int lanes_for(int64_t planes, int64_t vectors, int threads) {
   int lanes = 1;
   while (lanes < threads && lanes * planes < 2 * threads && lanes < vectors) lanes *= 2;

@@ -178,7 +178,6 @@ Choice tuned(const Problem& problem, Direction direction);
 bool batch_invariance();
 
 // For messages and reports.
-const char* variant_name(Variant variant);
 std::string describe(const Plan& plan);
 
 constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -62,12 +62,14 @@ constexpr Name kWalkNames[] = {{"planes", static_cast<int>(Layout::kPlanes)},
                                {"rows", static_cast<int>(Layout::kRows)}};
 constexpr Name kDirectionNames[] = {{"forward", static_cast<int>(Direction::kForward)},
                                     {"backward", static_cast<int>(Direction::kBackward)}};
-constexpr Name kVariantNames[] = {{"eca", static_cast<int>(Variant::kEca)},
-                                  {"multi_kernel_eca", static_cast<int>(Variant::kMultiKernel)},
-                                  {"bidirectional_eca", static_cast<int>(Variant::kBidirectional)}};
+const std::vector<Name> kVariantNames = [] {
+  std::vector<Name> names;
+  for (const GateInfo& gate : Gates::kInfo) names.push_back({gate.name, static_cast<int>(names.size())});
+  return names;
+}();
 
-template <class E, size_t Count>
-E named(const std::string& argument, const std::string& name, const Name (&names)[Count]) {
+template <class E, class Names>
+E named(const std::string& argument, const std::string& name, const Names& names) {
   std::string all;
   for (const Name& known : names) {
     if (name == known.name) return static_cast<E>(known.value);
@@ -98,8 +100,8 @@ struct Entries {
     return integer(argument + ": " + key, at(key), least, most);
   }
   int count(const char* key, int least, int most) const { return static_cast<int>(number(key, least, most)); }
-  template <class E, size_t Count>
-  E name(const char* key, const Name (&names)[Count]) const {
+  template <class E, class Names>
+  E name(const char* key, const Names& names) const {
     const py::object value = at(key);
     const std::string argument_and_key = argument + ": " + key;
     if (!py::isinstance<py::str>(value)) refuse(argument_and_key, "a name", py::repr(value));

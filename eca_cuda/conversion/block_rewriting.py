@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..functional import Activation
-from ..modules import EfficientChannelAttention
 from ..submodules import refreshed
+from ..variants.eca import EfficientChannelAttention
 from . import fused_norm
 from .basis import has_hooks
 from .block_graph import OPERATORS_IN_PLACE, is_known, may_change_its_input

@@ -14,7 +14,9 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
-from ..modules import BidirectionalECA, DynamicMultiKernelECA, EfficientChannelAttention
+from ..variants.bidirectional import BidirectionalECA
+from ..variants.eca import EfficientChannelAttention
+from ..variants.multi_kernel import DynamicMultiKernelECA
 from .basis import is_disturbed
 from .comparison import ELSEWHERE, OfAnotherKind, compare
 from .fused_attention import FusedAttention

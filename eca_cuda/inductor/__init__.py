@@ -19,7 +19,8 @@ from torch._dynamo.utils import counters
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph
 
-from .. import autograd, compiling, norm, ops
+from .. import autograd, compiling, norm
+from ..options import options
 from . import eca_graph, norm_graph
 
 __all__ = ["disable", "enable"]
@@ -73,9 +74,9 @@ def traced_eca(
     activation: Optional[str] = None,
 ) -> Tensor:
     """``eca`` where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
-    flags = ops.FLAGS[padding_mode, gate, activation]
     moved = None if residual is None else residual.movedim(channels_dim, 1)
-    y = autograd.apply_traced("eca", x.movedim(channels_dim, 1), (weight, bias), moved, flags)
+    chosen = options(padding_mode, gate, activation)
+    y = autograd.apply_carefully("eca", x.movedim(channels_dim, 1), (weight, bias), moved, chosen, True)
     return y.movedim(1, channels_dim)
 
 
@@ -98,7 +99,7 @@ def traced_batch_norm_eca(
 ) -> Tensor:
     """``batch_norm_eca`` likewise."""
     of_norm = norm.Norm(norm_weight, norm_bias, running_mean, running_var, training, momentum, eps)
-    return norm.apply_traced(x, (weight, bias), of_norm, residual, ops.FLAGS[padding_mode, gate, activation])
+    return norm.apply_traced(x, (weight, bias), of_norm, residual, options(padding_mode, gate, activation))
 
 
 def rewrite(graph: Graph) -> None:

@@ -4,7 +4,6 @@
 #include "../../csrc/cuda/device.h"
 #include "../../csrc/cuda/ops_cuda.h"
 #include "../../csrc/plan/plan.h"
-#include "../../csrc/schemas.h"
 
 namespace eca {
 

@@ -18,6 +18,7 @@ from test_emulated_kernels import far_apart
 from torch import Tensor
 
 from eca_cuda import batch_norm_eca, ops
+from eca_cuda.options import BATCH_STATISTICS, GRAD_RESIDUAL, RELU
 from eca_cuda.testing import make_x
 
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")
@@ -88,13 +89,11 @@ def test_offsets_beyond_31_bits(run, shape, dim, stride, layout):
     near = call.run(batch_norm_eca, tensors, None)
     for name in ("x", "residual"):
         tensors[name] = far_apart(LAYOUTS[layout](tensors[name]), dim, stride)
-    operators = ops.VARIANTS[ops.NORM]
+    operators = ops.OPERATORS[ops.NORM]
     x, weight, *norm = (tensors[k] for k in ("x", "weight", "norm_weight", "norm_bias"))
-    y, mean, *of_norm, signs = operators.forward(
-        x, weight, None, *norm, None, None, 1e-3, tensors["residual"], ops.RELU
-    )
+    y, mean, *of_norm, signs = operators.forward(x, weight, None, *norm, None, None, 1e-3, tensors["residual"], RELU)
     torch.testing.assert_close(y, near["y"])
-    flags = ops.RELU | ops.BATCH_STATISTICS | ops.GRAD_RESIDUAL
+    flags = RELU | BATCH_STATISTICS | GRAD_RESIDUAL
     grads = operators.backward(torch.ones_like(y), x, mean, signs, weight, None, *norm, *of_norm, 1e-3, flags)
     assert torch.equal(grads[1] != 0, y > 0)
 
@@ -173,7 +172,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The means of the samples, the mean and the variance of the channels."""
     c, dtype = x.shape[1], torch.float64 if x.dtype == torch.float64 else torch.float32
     weight = torch.zeros(1, 1, 1, dtype=dtype if x.dtype == torch.float64 else x.dtype)
-    _, mean, norm_mean, norm_var, signs = ops.VARIANTS[ops.NORM].forward(
+    _, mean, norm_mean, norm_var, signs = ops.OPERATORS[ops.NORM].forward(
         x, weight, None, None, None, None, None, 1e-5, None, 0
     )
     assert (norm_mean.dtype, norm_var.dtype) == (dtype, dtype) and norm_mean.shape == norm_var.shape == (c,)
@@ -231,7 +230,7 @@ def test_a_bit_is_set_where_y_is_above_zero_or_nan(run, dtype, memory, shape, na
     residual[0, 1, 2, 1], residual[0, 2, 1, 0], residual[-1, 0, 0, 0] = math.nan, -math.nan, -0.0
     weight = torch.ones(1, 1, 3, dtype=dtype)
     norm = (None, None, None, None, 1e-5) if name == ops.NORM else ()
-    y, *_, signs = ops.VARIANTS[name].forward(x, weight, None, *norm, residual, ops.RELU)
+    y, *_, signs = ops.OPERATORS[name].forward(x, weight, None, *norm, residual, RELU)
     assert y.isnan().sum() == 2 and (y == 0).any()
     assert torch.equal(unpacked(signs, y, memory == "channels_last"), ~(y <= 0))
 
@@ -239,7 +238,7 @@ def test_a_bit_is_set_where_y_is_above_zero_or_nan(run, dtype, memory, shape, na
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 def test_what_is_rounded_to_zero_has_no_bit(run, memory):
     x = LAYOUTS[memory](torch.full((2, 8, 4, 4), 6e-8, dtype=torch.float16))  # the least number; gates are a half
-    y, _, signs = ops.VARIANTS["eca"].forward(x, torch.zeros(1, 1, 1, dtype=torch.float16), None, None, ops.RELU)
+    y, _, signs = ops.OPERATORS["eca"].forward(x, torch.zeros(1, 1, 1, dtype=torch.float16), None, None, RELU)
     assert torch.equal(unpacked(signs, y, memory == "channels_last"), y > 0) and not y.all()
 
 

@@ -42,7 +42,7 @@ def run_with(replacement: str, flavour: str, folder: Path) -> subprocess.Complet
     text = (folder / GATE).read_text()
     assert text.count(PAD) == 1, f"{GATE} has changed"
     (folder / GATE).write_text(text.replace(PAD, replacement))
-    edited = folder / "csrc/cuda/one_pass_eca.cu"
+    edited = folder / "csrc/cuda/one_pass_float.cu"
     others = [source for source in emulated.sources() if source.name != edited.name]
     library = emulated.build_library(flavour, folder.name, [edited, *others])
     here, tools = Path(__file__).parent, emulated.build_tools()

@@ -26,7 +26,7 @@ class Bug:
     flavour: str
     caught: str
     tests: str = "float32"  # pytest -k
-    instance: str = "cuda/one_pass_bidirectional.cu"  # what is compiled with a header's bug
+    instance: str = "cuda/one_pass_float.cu"  # what is compiled with a header's bug
 
 
 WRONG = r"is \d+\.\d+ of its budget|NaN or Inf not where|other bits than schedule"
@@ -36,7 +36,7 @@ UNAWAITED = RACE + "|bulk copy into its shared memory under way"
 TWO = "(clean and eca-torch and float32) or (smaller and float32)"  # ThreadSanitizer is slow
 ONE = "one_pass_is_clean and eca and one-block and contiguous"
 CLUSTERS = "one_pass_is_clean and eca and clusters and contiguous"
-ECA, TWO_PHASE = "cuda/one_pass_eca.cu", "cuda/two_phase_float.cu"
+TWO_PHASE = "cuda/two_phase_float.cu"
 SOUND, NORM = "sound", "cuda/norm_float.cu"
 
 
@@ -165,7 +165,6 @@ BUGS = {
         "address",
         POISON,
         ONE,
-        ECA,
     ),
     "a load's barrier expects nothing": Bug(
         "cuda/one_pass.cuh",
@@ -174,7 +173,6 @@ BUGS = {
         "address",
         POISON,
         ONE,
-        ECA,
     ),
     "a load's barrier is not armed": Bug(
         "cuda/one_pass.cuh",
@@ -183,10 +181,9 @@ BUGS = {
         "plain",
         r"deadlock:\s+.*in an mbarrier at one_pass\.cuh",
         ONE,
-        ECA,
     ),
     "a kept residual is not awaited": Bug(
-        "cuda/one_pass.cuh", "      if (keeps_residual) pass.template wait<1>();\n", "", "address", POISON, ONE, ECA
+        "cuda/one_pass.cuh", "      if (keeps_residual) pass.template wait<1>();\n", "", "address", POISON, ONE
     ),
     "threads wait for one group of their copies too few": Bug(
         "cuda/one_pass.cuh",
@@ -211,7 +208,6 @@ BUGS = {
         "thread",
         RACE,
         ONE,
-        ECA,
     ),
     "a streamed map is read beside its place": Bug(
         "cuda/one_pass.cuh",
@@ -271,7 +267,6 @@ BUGS = {
         "thread",
         UNAWAITED,
         CLUSTERS,
-        ECA,
     ),
     "a push is waited for that nobody makes": Bug(
         "cuda/channels.cuh",
@@ -280,10 +275,9 @@ BUGS = {
         "plain",
         r"deadlock:\s+.*in an mbarrier at channels\.cuh",
         CLUSTERS,
-        ECA,
     ),
     "blocks push before the others are ready": Bug(
-        "cuda/one_pass.cuh", "    if (plan.blocks > 1) ptx::cluster_wait();\n", "", "thread", RACE, CLUSTERS, ECA
+        "cuda/one_pass.cuh", "    if (plan.blocks > 1) ptx::cluster_wait();\n", "", "thread", RACE, CLUSTERS
     ),
     "a block's sum is not waited for": Bug(
         "cuda/channels.cuh",
@@ -327,7 +321,6 @@ BUGS = {
         "plain",
         WRONG,
         CLUSTERS,
-        ECA,
     ),
     "the means' neighbours are off by one": Bug(
         "cuda/channels.cuh",
@@ -336,12 +329,9 @@ BUGS = {
         "plain",
         WRONG,
         CLUSTERS,
-        ECA,
     ),
     # Signs, and batch norm
-    "a bit is that of the neighbour": Bug(
-        "cuda/maps.cuh", "bits >> k & 1", "bits >> (k ^ 1) & 1", "plain", WRONG, ONE, ECA
-    ),
+    "a bit is that of the neighbour": Bug("cuda/maps.cuh", "bits >> k & 1", "bits >> (k ^ 1) & 1", "plain", WRONG, ONE),
     "packed signs leave out a byte's last element": Bug(
         "cuda/pack_signs.cu", "k < kPerByte && first", "k < kPerByte - 1 && first", "plain", WRONG, "float32", TWO_PHASE
     ),
@@ -373,7 +363,7 @@ BUGS = {
         "gates/norm.h", "+ slope * mean};", "};", "plain", WRONG, SOUND, "cuda/norm_channels.cu"
     ),
     "given statistics leave the mean as it is": Bug(
-        "cuda/one_pass.cuh", "mean[c] = of(c).normalized(mean[c]);", "", "plain", WRONG, SOUND, "cuda/one_pass_norm.cu"
+        "cuda/one_pass.cuh", "mean[c] = of(c).normalized(mean[c]);", "", "plain", WRONG, SOUND
     ),
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import eca_cuda
 from eca_cuda import checks, ops
+from eca_cuda.options import GRAD_RESIDUAL, RELU
 from eca_cuda.testing import BIDIRECTIONAL, ECA, VARIANTS
 
 
@@ -98,7 +99,7 @@ LAYOUTS = {
 def test_other_layouts_are_refused_by_name(variant, layout):
     """Every argument, however the call is made: with a gradient or without, and under torch.func."""
     convert, got = LAYOUTS[layout]
-    parameters = dict(zip(checks.PARAMETERS[variant.name], variant.make_parameters(6), strict=False))
+    parameters = dict(zip([p.name for p in checks.PARAMETERS[variant.name]], variant.make_parameters(6), strict=False))
     given = {"x": X.flatten(2), **parameters, "residual": X.flatten(2), "lengths": torch.tensor([3, 4])}
     for name in given:
         if layout == "mkldnn" and name == "lengths":  # there are none of integers
@@ -145,13 +146,13 @@ def wrong(t: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_real_and_fake_backward_refuse_the_same(variant, relu):
     """Nobody calls them but autograd; still none of them is to return what nobody has written."""
-    operators = ops.VARIANTS[variant.name]
+    operators = ops.OPERATORS[variant.name]
     parameters = variant.make_parameters(6, **({"hidden": 2} if variant is BIDIRECTIONAL else {}))
     parameters += [None] * (len(checks.PARAMETERS[variant.name]) - len(parameters))
-    flags = ops.RELU * relu
+    flags = RELU * relu
     _, mean, signs = operators.forward(X, *parameters, None, flags)
     good = [X, X, mean, signs if relu else None, *parameters, flags]
-    bad = {f"flags {flag}": [*good[:-1], flags ^ flag] for flag in (ops.RELU, ops.GRAD_RESIDUAL * (not relu)) if flag}
+    bad = {f"flags {flag}": [*good[:-1], flags ^ flag] for flag in (RELU, GRAD_RESIDUAL * (not relu)) if flag}
     bad["signs"] = [*good[:3], None if relu else signs, *good[4:]]
     bad["transposed mean"] = [*good[:2], mean.T.contiguous().T, *good[3:]]
     for i, t in enumerate(good):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import eca_cuda
-from eca_cuda.modules import adaptive_kernel_size
 from eca_cuda.testing import VARIANTS, make_x
+from eca_cuda.variants.eca import adaptive_kernel_size
 
 NAMES = [variant.module.__name__ for variant in VARIANTS]
 CHANNELS = (4, 15, 64)

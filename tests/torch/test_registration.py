@@ -13,10 +13,11 @@ from torch.library import opcheck
 from torch.utils._pytree import tree_map_only
 
 from eca_cuda import ops
+from eca_cuda.options import BATCH_STATISTICS, GRAD_RESIDUAL, Options
 from eca_cuda.testing import make_x
 
 SHAPE = (2, 8, 3, 5)
-DIRECTIONS = ops.Variant._fields
+DIRECTIONS = ops.Operators._fields
 LAYOUT_NAMES = list(LAYOUTS)
 
 
@@ -38,15 +39,12 @@ def arguments(
     )
     if case.variant.name == "eca" and len(parameters) == 1:
         parameters.append(None)
-    options = case.options
-    key = options.get("padding_mode", "zeros"), options.get("gate", "sigmoid"), "relu" if relu else None
-    flags = ops.FLAGS[key] | ops.CROSS_CHANNEL * options.get("cross_channel", False)
-    flags |= ops.SINGLE_SIGMOID * (not options.get("final_sigmoid", True))
+    flags = Options(activation="relu" if relu else None, **case.options).flags
     call = (x, *parameters, residual if relu else None, flags)
     if direction != "backward":
         return call
-    _, mean, signs = ops.VARIANTS[case.variant.name].forward(*call)
-    flags |= ops.GRAD_RESIDUAL * relu
+    _, mean, signs = ops.OPERATORS[case.variant.name].forward(*call)
+    flags |= GRAD_RESIDUAL * relu
     return (grad_y, x, mean, signs if relu else None, *parameters, flags)
 
 
@@ -60,18 +58,18 @@ def norm_arguments(direction: str, *, training: bool = False, relu: bool = True,
     call = (x, *parameters, *statistics, 1e-5, residual, flags)
     if direction != "backward":
         return call
-    _, mean, norm_mean, norm_var, signs = ops.VARIANTS[ops.NORM].forward(*call)
-    flags |= ops.GRAD_RESIDUAL * relu | ops.BATCH_STATISTICS * training
+    _, mean, norm_mean, norm_var, signs = ops.OPERATORS[ops.NORM].forward(*call)
+    flags |= GRAD_RESIDUAL * relu | BATCH_STATISTICS * training
     return (grad_y, x, mean, signs if relu else None, *parameters, norm_mean, norm_var, 1e-5, flags)
 
 
 def operator(case: Case, direction: str) -> Any:
-    return getattr(ops.VARIANTS[case.variant.name], direction)
+    return getattr(ops.OPERATORS[case.variant.name], direction)
 
 
 def test_every_variant_has_three_operators():
-    assert ops.VARIANTS.keys() == {case.variant.name for case in CASES} | {ops.NORM}
-    for variant in ops.VARIANTS.values():
+    assert ops.OPERATORS.keys() == {case.variant.name for case in CASES} | {ops.NORM}
+    for variant in ops.OPERATORS.values():
         assert all(isinstance(op, torch._ops.OpOverload) and op.namespace == "eca_cuda" for op in variant)
 
 
@@ -97,7 +95,7 @@ def test_opcheck_for_batch_norm(direction, training, relu, device):
     if direction == "infer" and training:
         pytest.skip("needs statistics")
     call = norm_arguments(direction, training=training, relu=relu, device=device)
-    opcheck(getattr(ops.VARIANTS[ops.NORM], direction), call)
+    opcheck(getattr(ops.OPERATORS[ops.NORM], direction), call)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -188,4 +186,4 @@ def test_batch_norm_refuses_bad_arguments_instead_of_reading_beyond_them(directi
         for bad in (torch.ones(7), torch.ones(8, 1), torch.ones(8, dtype=torch.int64)):
             with pytest.raises((TypeError, ValueError, RuntimeError)):
                 changed = [*call[: first + i], bad.to(device), *call[first + i + 1 :]]
-                getattr(ops.VARIANTS[ops.NORM], direction)(*changed)
+                getattr(ops.OPERATORS[ops.NORM], direction)(*changed)

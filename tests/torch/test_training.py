@@ -14,7 +14,7 @@ from eca_cuda import ops
 from eca_cuda.testing import make_x
 
 SHAPE = (2, 20, 3, 5)
-FUSED = [variant.forward for variant in ops.VARIANTS.values()]
+FUSED = [variant.forward for variant in ops.OPERATORS.values()]
 SAVE_FUSED = partial(create_selective_checkpoint_contexts, FUSED)
 RECOMPUTE_ALL = partial(create_selective_checkpoint_contexts, lambda *_, **__: CheckpointPolicy.MUST_RECOMPUTE)
 

@@ -1,9 +1,0 @@
-// SPDX-License-Identifier: MIT
-// L2. The one-pass kernels of the multi-kernel gate.
-#include "one_pass_launch.cuh"
-
-namespace eca {
-template cudaError_t launch_one_pass_of<Variant::kMultiKernel>(const OnePassArgs<ForwardCall>&, int, cudaStream_t, Ask);
-template cudaError_t launch_one_pass_of<Variant::kMultiKernel>(const OnePassArgs<BackwardCall>&, int, cudaStream_t,
-                                                               Ask);
-}  // namespace eca

@@ -1,7 +1,0 @@
-// SPDX-License-Identifier: MIT
-// L2. The one-pass kernels of batch norm, by given statistics, and the eca gate.
-#include "one_pass_launch.cuh"
-
-namespace eca {
-template cudaError_t launch_one_pass_of<Variant::kEca, true>(const OnePassArgs<ForwardCall>&, int, cudaStream_t, Ask);
-}  // namespace eca

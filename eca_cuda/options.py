@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""The options of a call, as one immutable value: what the functions take, and what the operators are given."""
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal, Optional
+
+from . import checks
+from ._ext import _C
+
+PaddingMode = Literal["zeros", "circular"]
+Gate = Literal["sigmoid", "hard_sigmoid"]
+Activation = Optional[Literal["relu"]]
+
+# Bits of the operators' `flags`: csrc/options.h. The last two are of backward operators alone.
+CIRCULAR: int = _C.CIRCULAR
+HARD_SIGMOID: int = _C.HARD_SIGMOID
+RELU: int = _C.RELU
+CROSS_CHANNEL: int = _C.CROSS_CHANNEL
+SINGLE_SIGMOID: int = _C.SINGLE_SIGMOID
+GRAD_RESIDUAL: int = _C.GRAD_RESIDUAL
+BATCH_STATISTICS: int = _C.BATCH_STATISTICS
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of every variant; those that a variant does not have keep their defaults."""
+
+    padding_mode: PaddingMode = "zeros"
+    gate: Gate = "sigmoid"
+    activation: Activation = None
+    cross_channel: bool = False
+    final_sigmoid: bool = True
+    flags: int = field(init=False)  # the same, as the operators take it
+
+    def __post_init__(self) -> None:
+        flags = CIRCULAR * (self.padding_mode == "circular") + HARD_SIGMOID * (self.gate == "hard_sigmoid")
+        flags += RELU * (self.activation == "relu") + CROSS_CHANNEL * self.cross_channel
+        object.__setattr__(self, "flags", flags + SINGLE_SIGMOID * (not self.final_sigmoid))
+
+
+_VALUES: Any = product(checks.PADDING_MODES, checks.GATES, checks.ACTIVATIONS, (False, True), (False, True))
+_ALL: dict[Any, Options] = {values: Options(*values) for values in _VALUES}
+_BY_FLAGS = {known.flags: known for known in _ALL.values()}
+
+
+def options(
+    padding_mode: object,
+    gate: object,
+    activation: object,
+    cross_channel: object = False,
+    final_sigmoid: object = True,
+) -> Options:
+    """The ``Options`` of these values; ValueError or TypeError naming the first that is not one of its option's."""
+    try:
+        return _ALL[padding_mode, gate, activation, bool(cross_channel), bool(final_sigmoid)]
+    except (KeyError, TypeError):
+        checks.check_options(padding_mode, gate, activation)
+        raise
+
+
+def from_flags(flags: int) -> Options:
+    """The ``Options`` that an operator was given; bits that are of backward alone are ignored."""
+    return _BY_FLAGS[flags & ~(GRAD_RESIDUAL | BATCH_STATISTICS)]
