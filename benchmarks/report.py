@@ -4,6 +4,8 @@
 <!-- benchmark:begin cpu.goals -->
 ... the table "goals" (tables.BY_NAME) made from benchmarks/results/cpu.jsonl ...
 <!-- benchmark:end cpu.goals -->
+
+The table "speed" is of several files: ``<!-- benchmark:begin cpu+cpu-block.speed -->``.
 """
 
 import re
@@ -11,7 +13,10 @@ import subprocess
 from pathlib import Path
 
 from .results import ROOT, Results, show, sources, write, write_whole
+from .summary import speed
 from .tables import BY_NAME
+
+TABLES = {**BY_NAME, "speed": lambda *runs: speed(*runs).markdown()}
 
 _BEGIN = re.compile(r"<!-- benchmark:begin (\S+) -->\n")
 _END = "<!-- benchmark:end {} -->"
@@ -29,9 +34,10 @@ def rebuild(text: str, folder: Path) -> str:
         end = text.find(_END.format(name), begin.end())
         if end < 0:
             raise ValueError(f"expected {_END.format(name)} after its begin, got none")
-        if table not in BY_NAME:
-            raise ValueError(f"benchmark:begin {name}: expected a table of {', '.join(BY_NAME)}, got {table!r}")
-        text = text[: begin.end()] + show(BY_NAME[table], folder / f"{file}.jsonl") + "\n" + text[end:]
+        if table not in TABLES:
+            raise ValueError(f"benchmark:begin {name}: expected a table of {', '.join(TABLES)}, got {table!r}")
+        paths = [folder / f"{stem}.jsonl" for stem in file.split("+")]
+        text = text[: begin.end()] + show(TABLES[table], *paths) + "\n" + text[end:]
         position = begin.end()
     return text
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import cases, plots, report, results, tables, terminal
 from benchmarks.cases import Case, Job, resnet50
-from benchmarks.cli import main
+from benchmarks.cli import PAGES, main
 from benchmarks.results import Check, Results, Row
 from benchmarks.timing import Timing
 
@@ -224,6 +224,31 @@ def test_report_replaces_what_is_between_the_markers_and_refuses_broken_ones(tmp
         report.rebuild(BLOCK.format("a-b.x"), tmp_path)
 
 
+def test_one_table_is_of_several_files(tmp_path: Path) -> None:
+    """A device is named once, with its commit if it has one; peers that nobody measured have no column."""
+    layers = rows_of({"eager": 4e-3, "compile": 3e-3, "fused": 2e-3, "clone": 1e-3}, resnet50(1)[0], dtype="float32")
+    block = rows_of({"eager": 3e-3, "fused": 1e-3}, LAYER1, "residual_training", variant=cases.BLOCK, dtype="float32")
+    results.write(tmp_path / "cpu.jsonl", Results(CPU, [*layers, *block]))
+    results.write(tmp_path / "gpu.jsonl", replace(of_gpu(), environment={**GPU, "commit": "abc1234"}))
+    results.write(tmp_path / "other.jsonl", Results(GPU, rows_of({"triton": 3e-3, "fused": 2e-3, "clone": 1e-3})))
+    text = report.rebuild(BLOCK.format("cpu+gpu.speed"), tmp_path)
+    assert [line for line in text.splitlines() if line.startswith("|")] == [
+        "| device | what | maps | vs eager | vs compile | of a copy's rate |",
+        "| :-- | :-- | :-- | --: | --: | --: |",
+        "| CPU, 1 thread | ECA, inference | float32, contiguous, batch 1 | 2.00x | 1.50x | 50% to 50% |",
+        "|  | batch norm, ECA, `+ x`, ReLU, training | float32, contiguous, batch 256 | 3.00x |  |  |",
+        "| Test, kernels of abc1234 | ECA, inference | float16, contiguous, batch 256 | 1.90x | 1.50x | 95% to 95% |",
+        "|  | ECA, training | float16, contiguous, batch 256 | 1.90x | 1.50x | 237% to 237% |",
+        "|  | ResNet-50, inference: ECA adds +9.0%, converted +2.0% | float16, batch 8 | 1.07x |  |  |",
+        "|  | ResNet-50, training: ECA adds +9.0%, converted +2.0% | float16, batch 8 | 1.07x |  |  |",
+    ]
+    shown = report.rebuild(BLOCK.format("other.speed"), tmp_path)
+    assert "| Test | ECA, inference | float16, contiguous, batch 256 | 1.50x | 50% to 50% |" in shown
+    with pytest.raises(ValueError, match=r"a\.jsonl or .*gpu\.jsonl: expected"):
+        (tmp_path / "a.jsonl").write_text((tmp_path / "cpu.jsonl").read_text())
+        report.rebuild(BLOCK.format("a+gpu.goals"), tmp_path)
+
+
 def test_results_of_a_gpu_are_added_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, new, folder, stem = tmp_path / "page.md", tmp_path / "new.jsonl", tmp_path / "kept", "test-2026-01-02"
     folder.mkdir()
@@ -256,13 +281,14 @@ def test_pictures_are_drawn_for_what_there_is_in_two_modes(tmp_path: Path) -> No
     assert plots.save_all(Results(CPU, rows_of({"fused": 1.0})), tmp_path, "cpu") == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmark.md", "docs/block.md", "docs/gpu.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_pages_show_the_committed_results_and_pictures(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "<!-- benchmark:begin " in text
     assert report.rebuild(text, COMMITTED) == text, "run: python -m benchmarks report"
     named = [f"{stem}-{name}-{mode}.svg" for stem, name in report.pictures(text) for mode in plots.INK]
-    assert named and [name for name in named if not (COMMITTED / name).exists()] == []
+    assert [name for name in named if not (COMMITTED / name).exists()] == []
+    assert bool(named) == (page in ("docs/benchmark.md", "docs/gpu.md"))
 
 
 def test_committed_results_are_whole_and_no_rehearsal() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The documentation is true: its code runs, its commands exist, its links lead somewhere, and its site builds."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +20,6 @@ import eca_cuda
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# What the fragments of a page that shows no whole program take for granted.
-GIVEN = {"pytorch.md": "import eca_cuda, torch\nx = torch.randn(1, 8, 4, 4)\ncompiled_model = torch.nn.ReLU()\n"}
 # Commands of a shell, by how they begin: make's are looked up in the Makefile, the others are run elsewhere.
 TESTED = {
     "python -m eca_cuda.info": "test_info.py",
@@ -46,7 +46,6 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_python_blocks_run_in_order(path: Path) -> None:
     scope: dict[str, object] = {"__name__": "docs"}
-    exec(GIVEN.get(path.name, ""), scope)
     for number, code in enumerate(blocks(path, "python")):
         exec(compile(code, f"{path.name}, block {number}", "exec"), scope)
     eca_cuda.compile_mode("auto")
@@ -58,6 +57,7 @@ def test_commands_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)) | {""}
     for code in blocks(path, "sh", ""):
         for line in filter(None, code.splitlines()):
+            line = re.sub(r"^(\w+=\S+ )+", "", line)  # variables of the environment
             if line.startswith("make"):
                 assert re.match(r"make ?([a-z-]*)", line)[1] in targets, line
             else:
@@ -121,14 +121,80 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make docs` builds."""
+    pytest.importorskip("material")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    return folder
+
+
+def read(site: Path, page: str) -> str:
+    return (site / page).read_text(encoding="utf-8")
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert all((site / f"{path.stem}.html").exists() for path in (ROOT / "docs").glob("*.md"))
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "mkdocs build" in line]
+    assert "NO_MKDOCS_2_WARNING=1" in line and "--strict" in line
+
+
+def test_pictures_and_pages_fit_light_and_dark(site: Path) -> None:
+    page = read(site, "benchmark.html")
+    for mode in ("light", "dark"):
+        assert f'src="pictures/cpu-share-{mode}.svg#only-{mode}"' in page
+        assert b"<svg" in (site / f"pictures/cpu-share-{mode}.svg").read_bytes()
+        assert f'data-md-color-media="(prefers-color-scheme: {mode})"' in page
+    assert len(re.findall(r'<input class="md-option"[^>]* name="__palette"', page)) == 3  # the system's, light, dark
+    assert 'src="one-pass.svg"' in read(site, "index.html") and 'src="block.svg"' in read(site, "block.html")
+    for name in ("one-pass.svg", "block.svg"):
+        assert "@media (prefers-color-scheme:dark)" in read(site, name)
+
+
+def test_code_is_highlighted_and_can_be_copied(site: Path) -> None:
+    page = read(site, "index.html")
+    assert '<span class="kn">import</span>' in page and "content.code.copy" in page
+
+
+def test_the_reference_has_everything_that_is_public(site: Path) -> None:
+    page = read(site, "api.html")
+    for name in sorted({*eca_cuda.__all__} - {"__version__", "inductor"}):
+        assert f'id="eca_cuda.{name}"' in page, name
+    assert "Batch norm and ECA behind it, in the passes that batch norm alone needs." in page
+    assert '<a href="#eca_cuda.eca"><code>eca</code></a>' in page and ":func:" not in page and ":class:" not in page
+
+
+def test_all_links_of_the_site_lead_somewhere_and_nothing_is_fetched(site: Path) -> None:
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
+    for path, text in pages.items():
+        assert not re.findall(r'<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//', text), path
+        for target in re.findall(r' (?:src|href)="([^":]*)"', text) if path.name != "404.html" else ():
+            name, _, anchor = target.partition("#")
+            file = (path.parent / name).resolve() if name else path
+            assert file.exists(), f"{path.relative_to(site)}: {target}"
+            assert not anchor or file.suffix != ".html" or anchor in ids[file], f"{path.relative_to(site)}: {target}"
+
+
+def test_links_to_sources_lead_to_pages_of_them(site: Path) -> None:
+    assert 'href="source/csrc/index.html"' in read(site, "kernels.html")
+    assert 'href="source/tests/torch/test_export.py.html"' in read(site, "pytorch.html")
+    page = read(site, "source/tests/torch/test_export.py.html")
+    assert '<span class="k">def</span>' in page and "SPDX-License-Identifier" in page
+    assert (site / "source/benchmarks/results/cpu-compile-mode.jsonl").exists()
+
+
+def test_links_to_sources_lead_to_the_repository_once_its_address_is_known() -> None:
     pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "convert/index.html").exists()
-    pictures = [tmp_path / "pictures" / f"cpu-{name}-light.svg" for name in ("share", "time")]
-    page = (tmp_path / "benchmark/index.html").read_text(encoding="utf-8")
-    for path in pictures:
-        assert b"<svg" in path.read_bytes() and f'src="../pictures/{path.name}"' in page
-    assert "(<code>csrc/README.md</code>)" in (tmp_path / "kernels/index.html").read_text(encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="kernels.md"))
+    config = SimpleNamespace(repo_url="https://example.org/eca_cuda/")
+    shown = hooks.on_page_markdown("[a](../csrc/README.md#layouts) [b](gpu.md#results) [c](../none.md)", page, config)
+    of_repository = "https://example.org/eca_cuda/blob/main/csrc/README.md#layouts"
+    assert shown == f"[a]({of_repository}) [b](gpu.md#results) [c](../none.md)"

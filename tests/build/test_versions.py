@@ -42,8 +42,27 @@ def test_what_is_compiled_and_what_is_loaded_ask_for_that_torch():
     assert versions.release(OLDEST) == eca_cuda._ext._MINIMUM_TORCH
 
 
-def test_the_readme_shows_what_was_recorded():
-    assert versions.between(versions.README.read_text()) == versions.table(RESULTS)
+def test_the_pages_show_what_was_recorded():
+    assert versions.between(versions.PAGE.read_text()) == versions.table(RESULTS)
+    assert versions.between(versions.README.read_text()) == versions.summary(RESULTS)
+
+
+def test_the_readme_names_gpus_versions_and_limits_from_what_was_recorded(monkeypatch, tmp_path):
+    def on_gpu(name: str, torch: str, check: str) -> None:
+        head = {"environment": {"torch": torch, "gpu": {"name": f"NVIDIA {name} 80GB"}}}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(head) + "\n" + json.dumps({"check": check}) + "\n")
+
+    on_gpu("A1", "2.12.0", "tests forward")
+    on_gpu("B2", "2.12.1", "ncu layer1")  # measured, but not tested
+    monkeypatch.setattr(versions, "ON_GPUS", tmp_path)
+    monkeypatch.setattr(versions, "FEATURES", {"all": {}, "some": {"2.10": "not much", "2.11": "little"}})
+    runs = [("2.12.1+cpu", "3.10.1"), ("2.12.0", "3.11.0"), ("2.11.0", "3.9.1"), ("2.11.0", "3.11.1"), ("2.10.2", "3.9.0")]
+    recorded = [{"torch": torch, "python": python, "passed": 1000 + i} for i, (torch, python) in enumerate(runs)]
+    assert versions.summary(recorded).splitlines()[2:] == [
+        "| 2.12 | 3.10 to 3.11 | 1,001 tests | A1 | yes | yes |",
+        "| 2.11 | 3.9, 3.11 | 1,003 tests | - | yes | little |",
+        "| 2.10 | 3.9 | 1,004 tests | - | yes | not much |",
+    ]
 
 
 def test_every_version_was_tested_whole_and_nothing_failed():
