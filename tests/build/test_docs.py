@@ -172,7 +172,9 @@ def test_all_links_of_the_site_lead_somewhere_and_nothing_is_fetched(site: Path)
     pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
     for path, text in pages.items():
-        assert not re.findall(r'<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//', text), path
+        assert not re.findall(
+            r'<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//', text
+        ), path
         for target in re.findall(r' (?:src|href)="([^":]*)"', text) if path.name != "404.html" else ():
             name, _, anchor = target.partition("#")
             file = (path.parent / name).resolve() if name else path

@@ -236,6 +236,23 @@ def test_templates_ask_for_what_was_built() -> None:
         assert "python -m eca_cuda.info" in path.read_text(), path
 
 
+def test_make_help_lists_every_target() -> None:
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = re.findall(r"^make (\S+) +\S.*$", done.stdout, re.MULTILINE)
+    assert phony and sorted(listed) == sorted(phony[1].split())
+
+
+def test_the_rules_for_commits_are_told_and_asked_for() -> None:
+    for name in ("CONTRIBUTING.md", ".github/pull_request_template.md"):
+        path = ROOT / name
+        if not path.exists():
+            pytest.skip("not a git checkout")
+        text = path.read_text()
+        assert all(word in text for word in ("imperative", "72 characters", "body", "numbers", "test")), name
+
+
 def test_the_version_is_written_once() -> None:
     version = re.search(r'"(.+)"', (ROOT / "eca_cuda/_version.py").read_text())
     assert version

@@ -56,7 +56,13 @@ def test_the_readme_names_gpus_versions_and_limits_from_what_was_recorded(monkey
     on_gpu("B2", "2.12.1", "ncu layer1")  # measured, but not tested
     monkeypatch.setattr(versions, "ON_GPUS", tmp_path)
     monkeypatch.setattr(versions, "FEATURES", {"all": {}, "some": {"2.10": "not much", "2.11": "little"}})
-    runs = [("2.12.1+cpu", "3.10.1"), ("2.12.0", "3.11.0"), ("2.11.0", "3.9.1"), ("2.11.0", "3.11.1"), ("2.10.2", "3.9.0")]
+    runs = [
+        ("2.12.1+cpu", "3.10.1"),
+        ("2.12.0", "3.11.0"),
+        ("2.11.0", "3.9.1"),
+        ("2.11.0", "3.11.1"),
+        ("2.10.2", "3.9.0"),
+    ]
     recorded = [{"torch": torch, "python": python, "passed": 1000 + i} for i, (torch, python) in enumerate(runs)]
     assert versions.summary(recorded).splitlines()[2:] == [
         "| 2.12 | 3.10 to 3.11 | 1,001 tests | A1 | yes | yes |",
