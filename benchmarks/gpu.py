@@ -22,6 +22,7 @@ from pathlib import Path
 from .results import ROOT, Check, digest, expect, load, sources, write
 
 LIBRARY = ROOT / "eca_cuda" / f"_C{EXTENSION_SUFFIXES[0]}"
+TESTS = ROOT / "tests"
 PREPARED = ROOT / "build/gpu"  # made beforehand (make gpu-build): the library, the emulator's, what they are of
 EMULATED = PREPARED / "libeca_cuda_emulated.so"
 
@@ -49,9 +50,15 @@ def _inner(what: str, seconds: float, out: Path, dry: bool, *more: str) -> Comma
     return Command(" ".join((what, *more)), arguments, seconds)
 
 
+def _test_file(name: str) -> str:
+    """A path from the root; tests are named without their folder."""
+    (path,) = TESTS.rglob(f"test_{name}.py")
+    return path.relative_to(TESTS.parent).as_posix()
+
+
 def _tests(dry: bool) -> list[Command]:
     def test(files: str, *options: str) -> Command:
-        paths = [f"tests/test_{name}.py" for name in files.split()]
+        paths = [_test_file(name) for name in files.split()]
         quiet = ("-q", "-rfE", "-p", "no:cacheprovider", "--maxfail=20", "--tb=short")
         emulated = {"ECA_CUDA_EMULATED_LIBRARY": str(EMULATED)} if fits() and EMULATED.exists() else {}
         return Command(f"tests {files}", (sys.executable, "-m", "pytest", *quiet, *options, *paths), 80, emulated)
