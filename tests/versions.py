@@ -86,7 +86,9 @@ def summary(results: list[dict[str, Any]]) -> str:
         names = [".".join(map(str, version)) for version in pythons]
         whole = 1 < len(pythons) == pythons[-1][1] - pythons[0][1] + 1
         shown = f"{names[0]} to {names[-1]}" if whole else ", ".join(names)
-        cells = [f"{max(r['passed'] for r in of):,} tests", ", ".join(gpus.get(torch, ["-"]))]
+        counts = [r["passed"] for r in of]
+        passed = dict.fromkeys(f"{count:,}" for count in (min(counts), max(counts)))  # one where they are equal
+        cells = [f"{' to '.join(passed)} tests", ", ".join(gpus.get(torch, ["-"]))]
         cells += [says(limits, torch) for limits in FEATURES.values()]
         lines.append("| " + " | ".join([".".join(map(str, torch)), shown, *cells]) + " |")
     return "\n".join(lines) + "\n"
