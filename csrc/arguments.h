@@ -72,26 +72,29 @@ inline int count_of(const char* argument, int64_t size) {
 
 // Checks the parameters' shapes against what the gate declares, and finds the sizes that it leaves open.
 inline GateShape gate_shape(const GateInfo& gate, const ParameterList& tensors, int64_t c, int64_t flags) {
-  int64_t taps = -1, hidden = -1, longest = 1;
-  const auto fits = [](int64_t size, int64_t* open) { return *open < 0 ? (*open = size, true) : size == *open; };
-  const auto matches = [&](int expected, int64_t size) {
-    if (expected == kTaps) return size % 2 == 1 && fits(size, &taps);
-    if (expected == kHidden) return fits(size, &hidden);
-    const bool channels = expected == kC || (expected == kBranches && !(flags & kCrossChannel));
-    return size == (channels ? c : expected == kBranches ? 1 : expected);
-  };
+  const bool cross = (flags & kCrossChannel) != 0;
+  GateShape shape{c, 1, 0, flags};
+  int open[] = {-1, -1};  // kTaps, kHidden: decided by the first parameter that has them
   for (int i = 0; i < gate.count; ++i) {
-    const Parameter& p = gate.parameters[i];
     if (!tensors[i]) continue;
+    const Parameter& p = gate.parameters[i];
     const auto sizes = tensors[i]->sizes();
-    bool fitting = static_cast<int>(sizes.size()) == p.dim();
-    for (int d = 0; fitting && d < p.dim(); ++d) fitting = matches(p.sizes[d], sizes[d]);
-    require(fitting, p.name);
-    if (p.dim() == 3) longest = std::max<int64_t>(longest, sizes[2]);
-    const bool depthwise = p.sizes[0] == kBranches && !(flags & kCrossChannel);
-    require(!depthwise || !(flags & kCircular), "padding_mode");
+    require(static_cast<int>(sizes.size()) == p.dim(), p.name);
+    for (int d = 0; d < p.dim(); ++d) {
+      const int expected = p.sizes[d];
+      if (expected == kTaps || expected == kHidden) {
+        int& size = open[expected == kHidden];
+        if (size < 0) size = count_of(p.name, sizes[d]);
+        require(size == sizes[d] && (expected == kHidden || size % 2 == 1), p.name);
+      } else {
+        const bool channels = expected == kC || (expected == kBranches && !cross);
+        require(sizes[d] == (channels ? c : expected == kBranches ? 1 : expected), p.name);
+      }
+    }
+    if (p.dim() == 3) shape.kernel_size = std::max(shape.kernel_size, static_cast<int>(sizes[2]));
+    require(!shape.circular() || cross || p.sizes[0] != kBranches, "padding_mode");
   }
-  const GateShape shape{c, count_of("k", longest), count_of("hidden", std::max<int64_t>(hidden, 0)), flags};
+  shape.hidden = std::max(open[1], 0);
   require(!shape.circular() || shape.half() <= c, "padding_mode");
   return shape;
 }

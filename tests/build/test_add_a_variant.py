@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A fourth gate takes the steps that csrc/README.md names and no others: Squeeze-and-Excitation, in a copy of the sources.
+"""A fourth gate, Squeeze-and-Excitation, in a copy of the sources: it takes the steps of csrc/README.md and no others.
 
 Its two files are in ``squeeze_excitation/``; with the lines below, they are an example to follow.
 """

@@ -203,7 +203,7 @@ def test_channels_last_in_the_shape(make, called, shape):
 
 def test_channels_dim_is_shown_and_checked():
     assert EfficientChannelAttention(C, channels_dim=-1).extra_repr() == "20, channels_dim=-1"
-    with pytest.raises(ValueError, match="channels_dim: expected 1 or -1, got 2"):
+    with pytest.raises(ValueError, match="channels_dim: expected one of 1, -1, got 2"):
         BidirectionalECA(C, channels_dim=2)
     with pytest.raises(TypeError, match="x: expected a Tensor, got list"):
         EfficientChannelAttention(C, channels_dim=-1)([1])
