@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The tail of a residual block, batch norm, ECA, shortcut and ReLU: as one variant more, ``x`` being the norm's input.
+"""The tail of a residual block (batch norm, ECA, shortcut, ReLU) as a case to measure; ``x`` is the norm's input.
 
-Its module takes the statistics of the batch where gradients are wanted, and the running ones otherwise.
+The norm uses batch statistics where gradients are enabled, and running statistics otherwise.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from .cases import BLOCK
 
 
 class Tail(nn.Module):
-    """Ours: one call for all of it."""
+    """The whole tail in one call of eca_cuda."""
 
     def __init__(self, c: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Tail(nn.Module):
 
 
 class Apart(nn.Module):
-    """The same with the batch norm by itself, and with another module, or nothing, for the attention."""
+    """The tail with a separate batch norm, and with ``attention`` in between if there is one."""
 
     def __init__(self, tail: Tail, attention: nn.Module | None) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Apart(nn.Module):
 
 
 class Fused(Apart):
-    """With the module of eca_cuda, which adds the shortcut."""
+    """The tail with a separate batch norm, and a module of eca_cuda that adds the shortcut and applies the ReLU."""
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         assert self.attention is not None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What is measured and who does the work: feature maps of named layers, networks, providers, and the jobs of a run."""
+"""What is measured: feature maps of named layers, networks, providers, and the jobs of a run."""
 
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 VARIANTS = ("eca", "multi_kernel_eca", "bidirectional_eca")
-BLOCK = "block"  # ECA with the batch norm before it: what a job may name in place of a variant
+BLOCK = "block"  # given as a job's variant: the tail of a residual block (block.py)
 PHASES = ("forward", "training")
 ALL_PHASES = (*PHASES, "backward", "residual_forward", "residual_training", "residual_backward")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -16,12 +16,12 @@ PROVIDERS: dict[str, str] = {
     "eager": "the layer as its authors publish it, run by PyTorch operator by operator",
     "compile": "torch.compile of the authors' layer, static shapes",
     "compile-timm": "torch.compile of the layer as timm writes it",
-    "autotune": "torch.compile of the authors' with mode max-autotune, without its own CUDA graphs",
+    "autotune": "torch.compile of the authors' layer with mode max-autotune-no-cudagraphs",
     "fused": "the module of eca_cuda",
     "function": "the function of eca_cuda, called without a module",
-    "residual": "of a block: batch norm, then the module of eca_cuda with residual and ReLU",
-    "plain": "of a block: batch norm, residual and ReLU without attention",
-    "clone": "x.clone(), a copy of the same size into a fresh tensor: the yardstick",
+    "residual": "block only: batch norm, then the module of eca_cuda with residual and ReLU",
+    "plain": "block only: batch norm, residual and ReLU without attention",
+    "clone": "x.clone(), a copy of the same size into a fresh tensor: the baseline for bandwidth",
 }
 
 
@@ -37,7 +37,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A feature map ``[N, C, H, W]``; ``count`` is how many blocks of the model see this very shape."""
+    """A feature map ``[N, C, H, W]``; ``count`` is the number of blocks of the model with this shape."""
 
     name: str
     n: int
@@ -56,7 +56,8 @@ class Job:
     """One measurement: several providers, interleaved, on one case.
 
     ``phase`` is one of ``ALL_PHASES``: ``forward`` runs under ``torch.no_grad``, ``training`` is forward and backward;
-    ``residual_`` phases are of ``relu(layer(x) + residual)``.
+    ``residual_`` phases measure ``relu(layer(x) + residual)``. ``variant`` may also be ``BLOCK``, "eca plans"
+    (sweep.py) or "eca kernels" (profile.py).
     """
 
     case: Case
@@ -78,11 +79,11 @@ class Job:
         return self.phase.startswith("residual_")
 
 
-# (channels, side, count): the output of bn3 in each stage, where ECA-ResNet-50 has its attention; 16 blocks.
+# (channels, side, count) of the output of bn3 in each stage, where ECA-ResNet-50 has its attention; 16 blocks.
 _RESNET50 = {"layer1": (256, 56, 3), "layer2": (512, 28, 4), "layer3": (1024, 14, 6), "layer4": (2048, 7, 3)}
 
-# The output of the depthwise convolution in each of 17 blocks, where MobileNetV3 has its attention too. A block whose
-# shape an earlier block has is counted there.
+# The output of the depthwise convolution in each of 17 blocks, where MobileNetV3 has its attention. Blocks with equal
+# shapes are counted under the first of them.
 _MOBILENETV2 = {
     "block1": (32, 112, 1),
     "block2": (96, 56, 1),
@@ -114,7 +115,7 @@ def mobilenetv2(batch: int) -> tuple[Case, ...]:
 
 RESNET50_BATCHES = (1, 8, 32)
 TINY = Case("tiny.overhead", 1, 8, 4, 4)
-DRY = Case("resnet50.layer4.n2", 2, 16, 7, 8)  # what a rehearsal measures
+DRY = Case("resnet50.layer4.n2", 2, 16, 7, 8)  # for a dry run
 
 SUITES: dict[str, tuple[Case, ...]] = {
     "resnet50": tuple(case for batch in RESNET50_BATCHES for case in resnet50(batch)),
@@ -131,7 +132,7 @@ def all_cases() -> dict[str, Case]:
 
 _LAYERS = ("eager", "compile", "fused", "clone")
 _WITHOUT_COMPILE = ("eager", "fused", "clone")  # torch.compile takes seconds per case: only the headline affords it
-_OVERHEAD = ("eager", "fused", "function")  # where there is nothing to compute, a module's own call counts too
+_OVERHEAD = ("eager", "fused", "function")  # on a tiny tensor the call of a module costs a visible amount
 _COMPILED = ("eager", "compile", "compile-timm", "fused", "clone")
 
 
@@ -144,13 +145,13 @@ def product(
     layouts: Iterable[str] = LAYOUTS[:1],
     providers: Iterable[str] = _LAYERS,
 ) -> list[Job]:
-    """Every combination of what is given; by default ECA, both phases, float32, contiguous."""
+    """Every combination of the arguments; by default ECA, both phases, float32, contiguous."""
     names = tuple(providers)
     return [Job(*choice, names) for choice in itertools.product(cases, variants, phases, dtypes, layouts)]
 
 
 def standard() -> list[Job]:
-    """For a CPU: ECA in ResNet-50 at three batch sizes, and a smaller look at everything else; under 4 minutes."""
+    """For a CPU: ECA in ResNet-50 at three batch sizes, and a few cases of everything else; under 4 minutes."""
     headline = [case for batch in RESNET50_BATCHES for case in resnet50(batch)]
     batch8 = resnet50(8)
     return [
@@ -169,7 +170,7 @@ def quick() -> list[Job]:
 
 
 def for_gpu(dry: bool = False) -> list[Job]:
-    """For a GPU, a minute or two: nothing that compiles, the most valuable first."""
+    """For a GPU, a minute or two: nothing that compiles, the most important jobs first."""
     if dry:
         return product([DRY], phases=ALL_PHASES, dtypes=["float16"], providers=_WITHOUT_COMPILE)
     half, both, large = ["float16"], ("forward", "backward"), resnet50(256)
@@ -185,7 +186,7 @@ def for_gpu(dry: bool = False) -> list[Job]:
 
 
 def compiled(dry: bool = False) -> list[Job]:
-    """For a GPU, beside torch.compile; max-autotune, which takes tens of seconds a case, once per layer."""
+    """For a GPU, compared with torch.compile; with max-autotune, which takes tens of seconds a case, once per layer."""
     if dry:
         return product([DRY], dtypes=["float16"], providers=("compile", "fused", "clone"))
     half, large, residual = ["float16"], resnet50(256), ("residual_forward", "residual_training")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line: ``python -m benchmarks`` measures layers; its commands, networks or a GPU, and show results."""
+"""The command line. ``python -m benchmarks`` measures layers; its commands measure networks or show results."""
 
 import argparse
 import json
@@ -62,7 +62,7 @@ def _gpu(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return gpu.main(options)
     from . import environment, profile, run, sweep
 
-    # By the clock that all processes share: the time of importing is a part.
+    # time.monotonic() is the same clock in all processes, so the deadline includes the time of the imports.
     what, dry, deadline = options.inner, options.dry, float(os.environ.get("BENCHMARKS_UNTIL", "inf"))
     if dry:
         torch.set_num_threads(1)
@@ -124,7 +124,7 @@ def _begin(options: argparse.Namespace) -> tuple[Cpu, results.Results]:
 
     torch.set_num_threads(options.threads or torch.get_num_threads())
     clock = Gpu() if options.device == "cuda" else Cpu(QUICK if options.quick else STANDARD)
-    dry = options.quick and options.command == "networks"  # a small one, which says nothing of a ResNet-50
+    dry = options.quick and options.command == "networks"  # then the network is too small to stand for a ResNet-50
     return clock, results.begin(options.json, environment.collect(clock, dry, options.quick))
 
 
@@ -138,7 +138,7 @@ def _finish(found: results.Results) -> int:
 
 
 def _jobs(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[cases.Job]:
-    """The whole product as soon as one of the choosing options is given, otherwise a ready-made plan."""
+    """The product of the options that choose jobs; a predefined plan if none of them is given."""
     choices = {"variants": options.variant, "phases": getattr(options, "pass"), "dtypes": options.dtype}
     choices |= {"layouts": options.layout, "providers": options.provider}
     named = {key: value for key, value in choices.items() if value}
@@ -157,9 +157,9 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m benchmarks",
         description="Time eca_cuda against PyTorch. Without options: the standard plan, under 4 minutes on 2 cores. "
-        "With one of the choosing options: every combination of what they name.",
+        "With any of the options that choose what to measure: every combination of them.",
     )
-    choose = parser.add_argument_group("what to measure (each option takes one name or several)")
+    choose = parser.add_argument_group("what to measure (each option takes one or more names)")
     for option, choices, default in (
         ("suite", cases.SUITES, "resnet50, or all with --case"),
         ("variant", (*cases.VARIANTS, cases.BLOCK), "eca"),
@@ -175,18 +175,24 @@ def _make_parser() -> argparse.ArgumentParser:
 
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     networks = commands.add_parser("networks", help="time a ResNet-50: plain, SE, ECA, converted, fused residual")
-    networks.add_argument("--compiled", action="store_true", help="compiled ones too")
-    for measuring in (parser, networks):  # a command's default would undo what stands before the command
+    networks.add_argument("--compiled", action="store_true", help="also time compiled networks")
+    for measuring in (parser, networks):  # a default here would override an option given before the command
         kept = {} if measuring is parser else {"default": argparse.SUPPRESS}
         measuring.add_argument("--device", choices=("cpu", "cuda"), **{"default": "cpu", **kept}, help="default: cpu")
         measuring.add_argument("--quick", action="store_true", **kept, help="less precise, and a shorter plan")
-        measuring.add_argument("--threads", type=_positive, metavar="N", **kept, help="of PyTorch (default: its own)")
-        measuring.add_argument("--json", type=Path, metavar="OUT.jsonl", **kept, help="rows as they come; goes on")
+        measuring.add_argument("--threads", type=_positive, metavar="N", **kept, help="of PyTorch (default: PyTorch's)")
+        measuring.add_argument(
+            "--json",
+            type=Path,
+            metavar="OUT.jsonl",
+            **kept,
+            help="write rows as they are measured; continue an existing file",
+        )
 
     on_gpu = commands.add_parser("gpu", help="make gpu: build, test and measure on this machine's GPU (docs/gpu.md)")
     on_gpu.add_argument("--step", choices=gpu.STEPS, default="main", help="default: main")
     on_gpu.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    on_gpu.add_argument("--dry", action="store_true", help="rehearse it: no GPU, and figures that mean nothing")
+    on_gpu.add_argument("--dry", action="store_true", help="run all steps without a GPU; the figures mean nothing")
     on_gpu.add_argument("--inner", help=argparse.SUPPRESS)
     on_gpu.add_argument("--shard", default="0/1", help=argparse.SUPPRESS)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is measured on, and the only place that knows: the CPU, or a GPU. A rehearsal of a GPU's run is a CPU's."""
+"""The device that calls are timed on: ``Cpu``, or ``Gpu``. A dry run of ``make gpu`` uses ``Cpu``."""
 
 import contextlib
 import ctypes
@@ -23,44 +23,44 @@ _OF_GPU = Budget(warmup=0.01, sample=2e-3, total=0.1, min_rounds=7)
 
 
 class Cpu:
-    """Calls are timed one by one, on maps that the calls of a job use in turn."""
+    """Times calls one by one; the calls of a job rotate over sets of maps."""
 
     device = "cpu"
-    # More than the last-level cache, as the activations of a network are; of tiny maps a few, so that none stays in L1.
+    # Together the sets exceed the last-level cache, as the activations of a network do, except for tiny maps.
     rotated_bytes = 64 << 20
     most_sets = 16
 
     def __init__(self, budget: Budget = STANDARD) -> None:
         self.budget = budget
-        # glibc's thresholds as they become in a process that runs for long; else chance decides who pays page faults.
+        # The thresholds that glibc reaches in a long-running process; otherwise page faults vary between providers.
         with contextlib.suppress(AttributeError):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(-3, 32 << 20), ctypes.CDLL(None).mallopt(-1, 64 << 20)
 
     def sets(self, map_bytes: int) -> int:
-        """How many sets of maps the calls use in turn, so that none is in a cache when its turn comes."""
+        """The number of sets of maps to rotate over, so that a set has left the cache when it is used again."""
         return min(math.ceil(self.rotated_bytes / map_bytes), self.most_sets)
 
     def capture(self, calls: Sequence[Call], pool: Any = None) -> Call:
-        """One call for :meth:`time`: here, each time the next one of ``calls``."""
+        """A call for :meth:`time`. On a CPU each call of it runs the next one of ``calls``."""
         turn = itertools.cycle(calls)
         return lambda: next(turn)()
 
     def time(self, captured: Mapping[str, Call], count: int, budget: Budget | None = None) -> dict[str, Timing]:
-        """Time providers against each other, per call, each captured from ``count`` calls."""
+        """Time providers in interleaved rounds; the result is per call. Each was captured from ``count`` calls."""
         return measure(captured, budget or self.budget)
 
     def pool(self) -> Any:
-        """Memory that several captures may share."""
+        """A memory pool that several captures may share."""
         return None
 
     def around(self, calls: Sequence[Call]) -> dict[str, Any]:
-        """What else is known of a layer's call."""
+        """Further measurements of a layer's call."""
         return {}
 
     def peak_bytes(self, call: Call) -> int:
         """The most that torch's allocator holds during ``call`` beyond what it held before."""
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            call()  # what is freed below is known to the profiler only if it saw it come
+            call()  # the profiler reports a free only for memory whose allocation it saw
             with record_function("measured"):
                 call()
         events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
@@ -73,30 +73,32 @@ class Cpu:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """The context in which everything runs; an error of the device is raised at its end."""
+        """The context for all calls; errors of the device are raised at its end."""
         yield
 
     def check(self) -> None:
-        """RuntimeError where an error has cost this process the device."""
+        """Raises RuntimeError if the device can no longer be used in this process."""
 
     def facts(self) -> dict[str, Any]:
-        """What it is, for the environment."""
+        """Facts about the device, for the environment."""
         return {}
 
     def state(self) -> str:
-        """Clocks and temperature now."""
+        """The current clocks, temperature and power."""
         return ""
 
 
 class Gpu(Cpu):
-    """Calls of layers are timed as replayed CUDA graphs, so that what is seen is the device's work and not Python's."""
+    """Times calls of layers as replayed CUDA graphs: the work of the device without Python's."""
 
     device = "cuda"
     most_sets = 1 << 12
 
     def __init__(self, budget: Budget = _OF_GPU) -> None:
         if not torch.cuda.is_available():
-            raise SystemExit("--device: expected a GPU that torch can use, got none; --device cpu, or make gpu DRY=1")
+            raise SystemExit(
+                "--device: expected a GPU that torch can use, got none; use --device cpu, or make gpu DRY=1"
+            )
         super().__init__(budget)
         self.properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.rotated_bytes = 4 * self.properties.L2_cache_size
@@ -104,12 +106,12 @@ class Gpu(Cpu):
         torch.set_float32_matmul_precision("highest")
 
     def capture(self, calls: Sequence[Call], pool: Any = None) -> Call:
-        """All calls as one graph, with outputs that lie in different places, or those of other graphs of this pool."""
-        for _ in range(3):  # compiles, asks the driver what it asks once, fills the allocator
+        """One graph of all calls. Their outputs do not share memory, except with other graphs of this pool."""
+        for _ in range(3):  # compiles, does one-time queries of the driver, fills the allocator
             calls[0]()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, pool=pool):
-            outputs = [call() for call in calls]  # held until the end, so that no two lie in the same place
+            outputs = [call() for call in calls]  # all are kept, so that no two share memory
         del outputs
         return graph.replay
 
@@ -120,8 +122,8 @@ class Gpu(Cpu):
         return torch.cuda.graph_pool_handle()
 
     def around(self, calls: Sequence[Call]) -> dict[str, Any]:
-        """Microseconds matter here: ``launched`` is the time of one call by events where Python launches each, ``host``
-        what Python and the driver need for it, the device not waited for; seconds, the medians of three."""
+        """``launched``: seconds per call by events where Python launches each call. ``host``: seconds per call that
+        Python and the driver take, without waiting for the device. Both are medians of three."""
         some = list(itertools.islice(itertools.cycle(calls), 10))
 
         def launch() -> None:
@@ -175,7 +177,7 @@ class Gpu(Cpu):
 
 
 def _ask_smi(fields: str) -> str:
-    """What nvidia-smi says of the first GPU; nothing where it is missing or does not know a field."""
+    """The output of nvidia-smi for the first GPU; empty if it is missing or does not know a field."""
     if not shutil.which("nvidia-smi"):
         return ""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "--id=0"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a run was measured: written at the head of every result file, shown above every table."""
+"""The environment of a run, written at the head of every result file and shown above every table."""
 
 import datetime
 import os
@@ -17,9 +17,9 @@ from .results import sources
 
 
 def collect(clock: Cpu, dry: bool = False, quick: bool = False) -> dict[str, Any]:
-    """Date, machine, software, threads, and what ``eca_cuda.info`` says about the build.
+    """Date, machine, software, threads, and the output of ``eca_cuda.info``.
 
-    ``load`` is the average number of running processes over the last minute; call this before you measure.
+    ``load`` is the load average of the last minute: call this before measuring.
     """
     gpu, info = clock.facts(), eca_cuda.info.collect()
     return {
@@ -42,7 +42,7 @@ def collect(clock: Cpu, dry: bool = False, quick: bool = False) -> dict[str, Any
 
 
 def describe(environment: dict[str, Any]) -> str:
-    """One line for titles: what it was measured on, torch and the day."""
+    """One line for titles: the device, threads or driver, torch and the day."""
     threads, day = environment["threads"], environment["date"][:10]
     how = f"{threads} thread{'s' if threads != 1 else ''}"
     if gpu := environment["gpu"]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""``make gpu``: build, test and measure on this machine's GPU, in minutes and without a network; docs/gpu.md.
+"""``make gpu``: build, test and measure on this machine's GPU, in minutes and without network access; docs/gpu.md.
 
-Every command is a process of its own, so that an illegal access ends that process and nothing else. Those that only
-test, or only compile, run side by side; what is timed runs alone. All output goes to ``log.txt``, what was found to
-``results.jsonl``, where a later run goes on.
+Every command is a separate process, so that an illegal access ends that process only. Commands that only test or
+compile run in parallel; commands that measure run alone. Output goes to ``log.txt``, results go to ``results.jsonl``,
+and a later run continues that file.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _ON_DEVICES += ("amp lengths registration", "training", "compile compile_mode in
 
 @dataclass(frozen=True)
 class Command:
-    """A process, and the seconds after which it is ended."""
+    """A process to run; it is ended after ``seconds``."""
 
     name: str
     arguments: tuple[str, ...]
@@ -44,7 +44,7 @@ class Command:
 
 
 def _inner(what: str, seconds: float, out: Path, dry: bool, *more: str) -> Command:
-    """``python -m benchmarks gpu --inner``: cli.py. Layers and plans stop by themselves before they would be ended."""
+    """``python -m benchmarks gpu --inner``: see cli.py. Layers and plans stop by themselves before the limit."""
     options = ("--out", str(out), *more, *(["--dry"] if dry else []))
     arguments = (sys.executable, "-m", "benchmarks", "gpu", "--inner", what, *options)
     return Command(" ".join((what, *more)), arguments, seconds)
@@ -63,7 +63,7 @@ def _tests(dry: bool) -> list[Command]:
         emulated = {"ECA_CUDA_EMULATED_LIBRARY": str(EMULATED)} if fits() and EMULATED.exists() else {}
         return Command(f"tests {files}", (sys.executable, "-m", "pytest", *quiet, *options, *paths), 80, emulated)
 
-    if dry:  # the same kernels, on the emulated device
+    if dry:  # on the emulated device
         return [test("gradcheck", "-k", "emulated-eca-k1"), test("forward", "-k", "emulated and every_shape and 7x7")]
     return [*(test(files) for files in _FOR_A_GPU), *(test(files, "-k", "cuda") for files in _ON_DEVICES)]
 
@@ -74,20 +74,22 @@ def _sanitizers(dry: bool) -> list[Command]:
         return [Command("small calls", (*program, "--dry"), 60)]
 
     def check(tool: str) -> Command:
-        # Calls to CUDA that fail are not our kernels': torch tries some on purpose, and ours become exceptions.
+        # Failed API calls are no errors of our kernels: torch makes some on purpose, and ours raise exceptions.
         quiet = ("--report-api-errors", "no") if tool == "memcheck" else ()
         arguments = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *quiet, *program)
-        # Without torch's caching allocator every tensor has borders that can be watched.
+        # Without torch's caching allocator the sanitizer sees the bounds of every tensor.
         return Command(tool, arguments, 230, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "compute-sanitizer")
 
     return [check(tool) for tool in ("memcheck", "synccheck", "racecheck")]
 
 
 def steps(step: str, out: Path, dry: bool) -> list[list[Command]]:
-    """Groups of commands, one group after the other; those of a group run side by side."""
+    """Groups of commands. The groups run one after another, the commands of a group in parallel."""
 
     def inner(what: str, seconds: float, *more: str) -> Command:
-        return _inner(what, 3 * seconds if dry else seconds, out, dry, *more)  # on two cores, beside other tests
+        return _inner(
+            what, 3 * seconds if dry else seconds, out, dry, *more
+        )  # it runs on two cores, beside other tests
 
     shards = 2 if dry else 8
     if step == "networks":
@@ -115,7 +117,7 @@ def main(options: argparse.Namespace) -> int:
     path = out / "results.jsonl"
     if path.exists():
         expect(path, load(path), {"sources": sources(), "dry": options.dry})
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the started processes are ended too
     started, checks = time.monotonic(), [use_or_build(out, options.dry)]
     built = checks[0].status == "done"
     for group in steps(options.step, out, options.dry) if built else ():
@@ -125,7 +127,7 @@ def main(options: argparse.Namespace) -> int:
             found.add(*checks)
             write(path, found)
     if built and path.exists():
-        from . import tables, terminal  # only here the package is surely built
+        from . import tables, terminal  # these import eca_cuda, which is built only now
 
         terminal.show(*tables.for_terminal(load(path)))
     print(f"\n{options.step} in {time.monotonic() - started:.0f} s, {path}:")
@@ -136,19 +138,19 @@ def main(options: argparse.Namespace) -> int:
 
 
 def built_of() -> str:
-    """What a library depends on: the sources, and this Python's ABI."""
+    """A digest of the sources, and this Python's ABI: what the library depends on."""
     folders = [*(ROOT / "csrc").rglob("*"), *(ROOT / "tests/emulator").rglob("*.[ch]*")]
     return f"{digest([*folders, ROOT / 'setup.py', ROOT / 'eca_cuda/_version.py'])} {EXTENSION_SUFFIXES[0]}"
 
 
 def fits() -> bool:
-    """Whether a build made beforehand is of these sources and for this Python."""
+    """Whether the prepared build was made from these sources, for this Python."""
     stamp = PREPARED / "sources"
     return stamp.exists() and stamp.read_text(encoding="utf-8") == built_of()
 
 
 def prepare() -> int:
-    """``make gpu-build``: what the machine with the GPU needs, into one folder that can be carried there."""
+    """``make gpu-build``: builds both libraries into one folder, which can be copied to the machine with the GPU."""
     environment = {**os.environ, "ECA_CUDA_BUILD": "cuda"}
     subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=ROOT, env=environment, check=True)
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
@@ -159,23 +161,23 @@ def prepare() -> int:
     shutil.copy(LIBRARY, PREPARED)
     shutil.copy(built.strip(), EMULATED)
     (PREPARED / "sources").write_text(built_of(), encoding="utf-8")
-    print(f"{PREPARED}: for {EXTENSION_SUFFIXES[0]}; carry this folder along")
+    print(f"{PREPARED}: for {EXTENSION_SUFFIXES[0]}; copy this folder to the machine with the GPU")
     return 0
 
 
 def use_or_build(out: Path, dry: bool) -> Check:
-    """Put the prepared library in its place, or build it; a rehearsal takes the one that is there."""
+    """Install the prepared library, or build one; a dry run uses an existing one."""
     if dry and LIBRARY.exists():
-        return Check("build", "done", "a rehearsal: the library that is there")
+        return Check("build", "done", "dry run: the existing library")
     if fits():
         shutil.copy(PREPARED / LIBRARY.name, LIBRARY)
-        return Check("build", "done", "made beforehand")
+        return Check("build", "done", "prepared by make gpu-build")
     kind = {"ECA_CUDA_BUILD": "cpu" if dry else "cuda"}
     return run_together([Command("build", (sys.executable, "setup.py", "build_ext", "--inplace"), 240, kind)], out)[0]
 
 
 def run_together(commands: Sequence[Command], out: Path) -> list[Check]:
-    """Run commands side by side and say what became of each; their output goes to the log when all have ended."""
+    """Run commands in parallel and return their outcomes; each output is appended to the log when its command ends."""
     started = time.monotonic()
     path, until = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", started - 8
     own = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
@@ -206,7 +208,7 @@ def run_together(commands: Sequence[Command], out: Path) -> list[Check]:
             note, outcome = "\n".join(text.splitlines()[-12:]), _outcome(command, status, text)
             checks.append(Check(command.name, outcome, note, seconds))
             print(f"-- {command.name}: {outcome}, {seconds} s", flush=True)
-    finally:  # also where somebody presses Ctrl-C
+    finally:  # after Ctrl-C too
         for process in (process for _, process, _ in running if process.poll() is None):
             _end(process)
     return checks
@@ -214,12 +216,12 @@ def run_together(commands: Sequence[Command], out: Path) -> list[Check]:
 
 def _outcome(command: Command, status: int | None, text: str) -> str:
     if command.name.startswith("tests ") and status in (0, 5) and not re.search(r"\b[1-9]\d* passed\b", text):
-        return "not here"  # pytest is content where all were skipped, and 5 is its status where none was selected
+        return "not here"  # pytest returns 0 if all tests were skipped, and 5 if none was selected
     return {0: "done", None: "out of time"}.get(status, "failed")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End the process and all that it has started: it is the leader of a group of its own."""
+    """End the process and its children: it leads its own process group."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)

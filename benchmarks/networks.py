@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whole networks: what attention costs a ResNet-50 in inference and in training, on either device."""
+"""Whole networks: the cost of attention in a ResNet-50 in inference and in training, on a CPU or a GPU."""
 
 import copy
 import itertools
@@ -16,7 +16,7 @@ from eca_cuda.testing import used_budget
 
 from .cases import NETWORKS, PHASES
 from .clock import DRY, Cpu
-from .gate import in_layout
+from .correctness import in_layout
 from .results import Check, Results, Row
 from .run import noting
 from .terminal import progress
@@ -29,9 +29,9 @@ _GPU_BUDGET = Budget(warmup=0.1, sample=1e-3, total=1.0, min_rounds=7)
 
 @dataclass(frozen=True)
 class Setting:
-    """Networks that are timed against each other: ``"forward"`` is inference, ``"training"`` a whole step of SGD.
+    """Networks timed in the same rounds: ``"forward"`` is inference, ``"training"`` a whole step of SGD.
 
-    ``dtype`` is that of automatic mixed precision; none where it is float32.
+    ``dtype`` is the one of automatic mixed precision; float32 means none.
     """
 
     phase: str
@@ -47,7 +47,7 @@ class Setting:
 
 
 def settings(device: str, how: Sequence[str] = ("eager",), dry: bool = False) -> list[Setting]:
-    """What is measured, the most valuable first: on a GPU in both memory formats, of which the better one counts."""
+    """The settings to measure, the most important first; on a GPU in both memory formats (the faster one counts)."""
     if dry:
         return [Setting(phase, 2, "bfloat16", "channels_last", of, COMPARED[::2], 32) for phase in PHASES for of in how]
     if device == "cpu":
@@ -59,7 +59,7 @@ def settings(device: str, how: Sequence[str] = ("eager",), dry: bool = False) ->
 
 
 def measure(wanted: Iterable[Setting], clock: Cpu, results: Results, dry: bool = False) -> None:
-    """Hold every network against the eager one in float64; where one is wrong, nothing is timed."""
+    """Compare every network with the eager one in float64, then time them; if one is wrong, time nothing."""
     models = make_models((1, 1, 1, 1) if dry else (3, 4, 6, 3), clock.device)
     try:
         check(models, clock.device)
@@ -88,7 +88,7 @@ def measure(wanted: Iterable[Setting], clock: Cpu, results: Results, dry: bool =
 
 
 def make_models(layers: tuple[int, ...], device: str = "cpu") -> dict[str, nn.Module]:
-    """ResNet-50 without attention, with SE, and the same one with ECA as timm runs it, and converted in three ways."""
+    """ResNet-50 without attention, with SE, with ECA as timm runs it, and with ECA converted in three ways."""
 
     def resnet(attention: str | None) -> nn.Module:
         torch.manual_seed(0)
@@ -103,13 +103,13 @@ def make_models(layers: tuple[int, ...], device: str = "cpu") -> dict[str, nn.Mo
 
 
 def make_call(models: dict[str, nn.Module], name: str, setting: Setting, device: str) -> Call:
-    """Inference, or a step of training, in mixed precision. The loss is not scaled: nobody looks at the gradients."""
+    """Inference, or a step of training, in mixed precision. The loss is not scaled, as the gradients are not used."""
     model = models[name].train(setting.phase == "training")
     model.to(memory_format=getattr(torch, f"{setting.layout}_format", torch.channels_last))
     images = in_layout(torch.randn(setting.batch, 3, setting.side, setting.side, device=device), setting.layout)
     run: Callable[[Tensor], Tensor] = model
     if setting.how == "compiled":
-        run = torch.compile(model, dynamic=False, fullgraph=True)  # never in parts, nor silently not at all
+        run = torch.compile(model, dynamic=False, fullgraph=True)  # no graph breaks
     half = None if setting.dtype == "float32" else getattr(torch, setting.dtype)
 
     def forward() -> Tensor:
@@ -129,7 +129,7 @@ def make_call(models: dict[str, nn.Module], name: str, setting: Setting, device:
 
 
 def check(models: dict[str, nn.Module], device: str = "cpu") -> None:
-    """Hold the networks with ECA against ``models["eager"]`` in float64; AssertionError for a wrong one."""
+    """Compare the networks with ECA with ``models["eager"]`` in float64; AssertionError for a wrong one."""
     images = torch.randn(2, 3, 64, 64, device=device)
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
@@ -143,7 +143,7 @@ def check(models: dict[str, nn.Module], device: str = "cpu") -> None:
 
 
 def warm(wanted: Iterable[tuple[Setting, str]], clock: Cpu, dry: bool = False) -> None:
-    """Compile networks, so that Inductor's cache on disk has them; several processes share that."""
+    """Compile networks to fill Inductor's cache on disk, which all processes share."""
     models = make_models((1, 1, 1, 1) if dry else (3, 4, 6, 3), clock.device)
     for setting, name in wanted:
         with noting(str(setting), clock, Results({})), torch.set_grad_enabled(setting.phase == "training"):

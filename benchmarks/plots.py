@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of results, for light and dark pages: share of a copy's rate, time against size, cost of attention."""
+"""Plots of results, for light and dark pages: share of a copy's rate, time against size, cost of attention."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +29,7 @@ _COSTS = {
 
 
 def save_all(results: Results, folder: Path, stem: str, names: Iterable[str] = ("share", "time", "cost")) -> list[Path]:
-    """Write ``stem-NAME-MODE.svg`` for all of ``names`` that these results have to show; returns the paths."""
+    """Write ``stem-NAME-MODE.svg`` for each of ``names`` that these results have data for; return the paths."""
     made = []
     drawings = {"share": _shares, "time": _times, "cost": _costs}
     for name, draw in ((name, drawings[name]) for name in names):
@@ -48,7 +48,7 @@ def save_all(results: Results, folder: Path, stem: str, names: Iterable[str] = (
 
 
 def _shares(results: Results) -> Figure | None:
-    """A panel for each pass: bars of all peers, layer by layer; the line is the copy."""
+    """A panel for each pass: bars of all providers for each layer, and a line for the copy."""
     dtype = "float16" if results.environment["gpu"] else "float32"
     panels = {phase: headline(results, phase, dtype) for phase in ("forward", "backward", "training")}
     panels = {phase: found for phase, found in panels.items() if any(share(group) for group in found)}
@@ -68,7 +68,7 @@ def _shares(results: Results) -> Figure | None:
         rows = [anyone(group) for group in found]
         ax.set_xticks(range(len(rows)), [f"{row.case.split('.')[1]}\nbatch {row.shape[0]}" for row in rows], fontsize=9)
         ax.set(title=phase, ylabel="% of a copy's rate")
-        ax.set_ylim(top=min(ax.get_ylim()[1], 160))  # where a map stays in a cache, a share has no bound
+        ax.set_ylim(top=min(ax.get_ylim()[1], 160))  # a map that stays in a cache may exceed 100 % by far
     _legend(figure, axes[0])
     return figure
 
@@ -103,7 +103,7 @@ def _of_kind(results: Results, phase: str, dtype: str) -> list[Group]:
 
 
 def _costs(results: Results) -> Figure | None:
-    """Bars around zero: what attention adds to a network, as it is and converted."""
+    """Bars: the time that attention adds to a network, unconverted and converted."""
     costs = {name: found for name in _COSTS if (found := network_costs(results, name))}
     kinds = list(costs.get("eager", ()))
     if not kinds:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the time of a call goes: each kernel's (torch's profiler), and what ncu counts in six calls."""
+"""Where the time of a call goes: the time of each kernel (torch's profiler), and ncu's metrics of six calls."""
 
 import csv
 import functools
@@ -22,7 +22,7 @@ from .results import Check, Results, Row, make_row
 from .run import make_call, make_sets
 from .timing import Call, Timing
 
-VARIANT = "eca kernels"  # of these rows: providers are kernels
+VARIANT = "eca kernels"  # the column "variant" of these rows; their providers are kernels
 
 _LARGE = resnet50(256)
 NCU_CALLS = [
@@ -31,13 +31,13 @@ NCU_CALLS = [
 ]
 _SECTIONS = "SpeedOfLight MemoryWorkloadAnalysis Occupancy LaunchStats SchedulerStats WarpStateStats"
 NCU_METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum", "l1tex__data_bank_conflicts_pipe_lsu.sum")
-# Of all that these sections hold, by ncu's names, what says most.
+# The figures of these sections that are kept, by ncu's names.
 FIGURES = ("Duration", "DRAM Throughput", "L2 Hit Rate", "Achieved Occupancy", "Eligible Warps Per Scheduler")
 FIGURES += ("Warp Cycles Per Issued Instruction", "Registers Per Thread", *NCU_METRICS)
 
 
 def jobs(dry: bool = False) -> list[Job]:
-    """Calls of ours whose kernels are timed one by one."""
+    """Calls of eca_cuda whose kernels are timed one by one."""
     both = functools.partial(product, variants=[VARIANT], phases=("forward", "backward"), providers=["fused"])
     if dry:
         return both([DRY], dtypes=["float16"])
@@ -45,7 +45,7 @@ def jobs(dry: bool = False) -> list[Job]:
 
 
 def kernels(job: Job, clock: Cpu) -> list[Row]:
-    """A row for each kernel: seconds a call. On a CPU, which has none, for each operator."""
+    """A row for each kernel with its seconds per call; on a CPU a row for each operator."""
     with torch.set_grad_enabled(job.differentiates):
         calls = make_calls(job, clock)
         calls = (calls * 12)[: max(12, len(calls))]
@@ -65,19 +65,19 @@ def kernels(job: Job, clock: Cpu) -> list[Row]:
 
 
 def kernel_name(mangled: str) -> str:
-    """``"eca_forward_kernel"`` of a name with its template arguments."""
+    """The plain name of a kernel, such as ``"eca_forward_kernel"``, without namespaces and template arguments."""
     words = mangled.replace("(anonymous namespace)::", "").removeprefix("void ").split("<")[0].split("(")[0]
     return words.split("::")[-1].strip() or mangled[:60]
 
 
 def make_calls(job: Job, clock: Cpu, most: int = 1 << 10) -> list[Call]:
-    """Calls of our module, on sets of maps in turn."""
+    """Calls of eca_cuda's module, one for each set of maps."""
     layer = make_layers(job, ECA, make_module(job, ECA, clock.device))["fused"]
     return [make_call(job, layer, maps) for maps in make_sets(job, clock, most)]
 
 
 def call_for_ncu(clock: Cpu, wanted: Sequence[Job] = NCU_CALLS) -> None:
-    """Each call once between the profiler's start and stop, after one that nobody looks at."""
+    """Run each call once between the profiler's start and stop, after a warm-up call."""
     for job in wanted:
         with clock.working(), torch.set_grad_enabled(job.differentiates):
             (call,) = make_calls(job, clock, most=1)
@@ -91,7 +91,7 @@ def call_for_ncu(clock: Cpu, wanted: Sequence[Job] = NCU_CALLS) -> None:
 
 
 def ncu(results: Results) -> None:
-    """One run of ncu over :data:`NCU_CALLS`; its figures are kept as checks. It leaves the clocks alone."""
+    """Run ncu over :data:`NCU_CALLS` and keep its figures as checks. It does not lock the clocks."""
     options = ["--csv", "--clock-control", "none", "--profile-from-start", "off", "--metrics", ",".join(NCU_METRICS)]
     options += [word for section in _SECTIONS.split() for word in ("--section", section)]
     command = ["ncu", *options, sys.executable, "-m", "benchmarks", "gpu", "--inner", "ncu-calls"]
@@ -102,16 +102,16 @@ def ncu(results: Results) -> None:
         results.add(Check("ncu", "failed", done.stdout[-500:]))
     calls, call = map(str, NCU_CALLS), ""
     for launch in launches:
-        if "gradients" not in launch["kernel"]:  # it is the second one of a call
-            call = next(calls, "one call more")
+        if "gradients" not in launch["kernel"]:  # that kernel is the second one of a call
+            call = next(calls, "unexpected call")
         figures = ", ".join(f"{name} {launch[name]}" for name in FIGURES if name in launch)
         results.add(Check(f"ncu {call}: {launch['kernel']}", "done", figures))
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """The figures of every launch in the output of ``ncu --csv``; none where there is no table.
+    """The figures of every launch in the output of ``ncu --csv``; empty without a table.
 
-    Other lines may stand around the table: those of the program, and those of ncu that begin with ``==``.
+    The table may have other lines around it: output of the program, and lines of ncu that begin with ``==``.
     """
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who is measured: several ways to do the same work, on the same parameters where that makes sense."""
+"""The providers: several ways to do the same work, with the same parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ OURS = ("fused", "function")
 
 @dataclass(frozen=True)
 class Function:
-    """A layer: what to call with the maps, and the parameters that training differentiates."""
+    """A layer: the function to call with the maps, and the parameters that training differentiates."""
 
     call: Callable[..., Tensor]
     parameters: tuple[Tensor, ...] = ()
 
 
 class EagerECA(nn.Module):
-    """ECA as its authors publish it: pool, 1-D convolution over the channels, sigmoid, multiply."""
+    """ECA as its authors publish it: pooling, 1-D convolution over the channels, sigmoid, product."""
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class EagerECA(nn.Module):
 
 
 class TimmECA(nn.Module):
-    """ECA in the operators that timm's EcaModule uses."""
+    """ECA with the operators of timm's EcaModule."""
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TimmECA(nn.Module):
 
 
 class EagerReference(nn.Module):
-    """The reference composite of a variant, holding the parameters of ``layer`` in the order of its function."""
+    """The reference of a variant, with the parameters of ``layer`` in the order of its function."""
 
     def __init__(self, variant: Variant, layer: nn.Module) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def make_layers(job: Job, variant: Variant, module: Any, device: str = "cpu") ->
     parameters = tuple(module.parameters())
 
     def attention(kind: type[nn.Module]) -> nn.Module:
-        """ECA with the weight of a block's tail."""
+        """ECA with the weight of the tail."""
         made = ECA.module(job.case.c, device=device, dtype=getattr(torch, job.dtype))
         conv = made.get_submodule("conv1")
         conv.weight = module.weight

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Puts results into pages: everything between two markers is generated, never typed.
+"""Writes results into pages: the text between two markers is generated.
 
 <!-- benchmark:begin cpu.goals -->
 ... the table "goals" (tables.BY_NAME) made from benchmarks/results/cpu.jsonl ...
@@ -23,9 +23,9 @@ _END = "<!-- benchmark:end {} -->"
 
 
 def rebuild(text: str, folder: Path) -> str:
-    """``text`` with every block made anew from the files in ``folder``.
+    """``text`` with every block generated from the files in ``folder``.
 
-    ValueError if a block has no end or names a table that does not exist, OSError if its file does not.
+    ValueError if a block has no end or names an unknown table, OSError if its file does not exist.
     """
     position = 0
     while begin := _BEGIN.search(text, position):
@@ -33,9 +33,9 @@ def rebuild(text: str, folder: Path) -> str:
         file, _, table = name.rpartition(".")
         end = text.find(_END.format(name), begin.end())
         if end < 0:
-            raise ValueError(f"expected {_END.format(name)} after its begin, got none")
+            raise ValueError(f"benchmark:begin {name}: expected {_END.format(name)} after it, got none")
         if table not in TABLES:
-            raise ValueError(f"benchmark:begin {name}: expected a table of {', '.join(TABLES)}, got {table!r}")
+            raise ValueError(f"benchmark:begin {name}: expected one of {', '.join(TABLES)}, got {table!r}")
         paths = [folder / f"{stem}.jsonl" for stem in file.split("+")]
         text = text[: begin.end()] + show(TABLES[table], *paths) + "\n" + text[end:]
         position = begin.end()
@@ -48,14 +48,14 @@ def pictures(text: str) -> list[tuple[str, str]]:
 
 
 def rebuild_page(page: Path, folder: Path) -> None:
-    """Rewrite a page; on an error it stays as it was."""
+    """Rewrite a page; an error leaves it unchanged."""
     write_whole(page, rebuild(page.read_text(encoding="utf-8"), folder))
 
 
 def add(found: Results, folder: Path) -> Path:
-    """Keep the results of a GPU as ``GPU-DAY.jsonl``. ValueError for a rehearsal's, whose figures mean nothing."""
+    """Keep results of a GPU as ``GPU-DAY.jsonl``. ValueError for results of a dry run or of a CPU."""
     if found.environment["dry"] or not found.environment["gpu"]:
-        raise ValueError("expected results of a GPU, got those of a rehearsal or of a CPU")
+        raise ValueError("expected results of a GPU, got results of a dry run or of a CPU")
     if found.environment["sources"] == sources():
         done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         found.environment["commit"] = done.stdout.strip()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What a run leaves behind: a file of JSON lines, one schema for layers, networks, launch plans and kernels.
+"""The results of a run: a file of JSON lines with one schema for layers, networks, launch plans and kernels.
 
     {"schema": 2, "environment": {...}, "columns": ["case", ...]}    first
     ["resnet50.layer1.n8", [8, 256, 56, 56], "eca", ...]             a row, written when it is measured
-    {"check": "tests/kernels/test_cuda.py", "status": "done", ...}           what else was run, and how it ended
+    {"check": "tests cuda", "status": "done", ...}                   another command, and how it ended
 
-A run that is cut off loses the job in work and nothing else; one that goes on skips the rows that are there.
+A run that is cut off loses only the current job; a run that continues the file skips the jobs in it.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from .timing import Timing
 ROOT = Path(__file__).parents[1]
 SCHEMA = 2
 
-# The bytes model: how many feature maps each kind of work moves at least. Every GB/s in this project comes from here.
+# The fewest feature maps that each phase moves. Every GB/s in this project is computed from these.
 #
 #     forward            read x, write y                    backward           read x, grad_y, write grad_x
 #     residual_forward   read x, the residual, write y      residual_backward  read x, grad_y, write both gradients
@@ -40,9 +40,9 @@ WITH_NORM = {"residual_forward": 3, "residual_training": 10}
 class Row:
     """One provider in one job: seconds per call as quantiles over ``rounds`` samples.
 
-    Of a layer on a GPU q20 to q80 are of replayed graphs, ``launched`` of calls that Python launches one by one,
-    ``host`` what Python and the driver need for one; seconds. Of a network ``case`` is its name, ``shape`` that of its
-    input, ``variant`` ``"eager"`` or ``"compiled"``, ``dtype`` that of mixed precision.
+    For a layer on a GPU, q20 to q80 are times of replayed graphs; ``Gpu.around`` defines ``launched`` and ``host``.
+    For a network, ``case`` is its name, ``shape`` the shape of its input, ``variant`` ``"eager"`` or ``"compiled"``,
+    and ``dtype`` the one of mixed precision.
     """
 
     case: str
@@ -62,7 +62,7 @@ class Row:
 
     @property
     def job(self) -> tuple[Any, ...]:
-        """What the rows measured together have in common."""
+        """The fields that rows measured together share."""
         return (self.case, self.shape, self.variant, self.phase, self.dtype, self.layout)
 
     @property
@@ -71,18 +71,18 @@ class Row:
 
     @property
     def map_bytes(self) -> int:
-        """Of one feature map."""
+        """The size of one feature map."""
         return torch.Size(self.shape).numel() * int(getattr(torch, self.dtype).itemsize)
 
     @property
     def bytes(self) -> int:
-        """The least that this work moves; gates (C numbers per sample) and signs (a bit per element) do not count."""
+        """The fewest bytes that this work moves, without gates (C numbers per sample) and signs (a bit per element)."""
         moved = MOVED | (WITH_NORM if self.variant == BLOCK else {})
         return moved["clone" if self.provider == "clone" else self.phase] * self.map_bytes
 
     @property
     def gb_per_s(self) -> float:
-        """That floor over the median time, with 1 GB = 10^9 bytes."""
+        """``bytes`` over the median time, with 1 GB = 10^9 bytes."""
         return self.bytes / self.q50 / 1e9
 
 
@@ -97,7 +97,7 @@ def make_row(job: Job, provider: str, timing: Timing, **facts: Any) -> Row:
 
 @dataclass(frozen=True)
 class Check:
-    """What was run and how it ended: ``done``, ``failed``, ``refused`` (by a peer), ``not here``, ``out of time``."""
+    """A command and how it ended: ``done``, ``failed``, ``refused`` (by a provider), ``not here``, ``out of time``."""
 
     check: str
     status: str
@@ -110,13 +110,13 @@ _TYPES = {kind: get_type_hints(kind) for kind in (Row, Check)}
 
 @dataclass
 class Results:
-    """A run: where it was measured (environment.py), its rows and checks."""
+    """A run: its environment (environment.py), rows and checks."""
 
     environment: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
-    path: Path | None = None  # the file that grows with it
-    earlier: Sequence[Check] = ()  # checks that were there when this run began
+    path: Path | None = None  # the file that rows and checks are appended to
+    earlier: Sequence[Check] = ()  # checks of earlier runs in that file
 
     @property
     def failed(self) -> bool:
@@ -125,7 +125,7 @@ class Results:
         return any(check.status == "failed" for check in new)
 
     def has(self, job: Job) -> bool:
-        """Whether rows of all its providers are there; where providers are plans or kernels, whether any is."""
+        """Whether every provider of ``job`` has a row; if its providers are plans or kernels, whether any has."""
         like = make_row(job, "", Timing(0, 0, 0, 0)).job
         names = {row.provider for row in self.rows if row.job == like}
         refused = {check.check for check in self.checks if check.status == "refused"}
@@ -133,7 +133,7 @@ class Results:
         return names >= set(job.providers) or (job.variant not in VARIANTS and bool(names))
 
     def add(self, *found: Row | Check) -> None:
-        """Keep these, of checks with one name the last; they are on disk when this returns."""
+        """Add rows and checks, and append them to the file. A check replaces an earlier one of the same name."""
         for line in found:
             if isinstance(line, Row):
                 self.rows.append(line)
@@ -144,40 +144,40 @@ class Results:
                 file.write("".join(_text(line) + "\n" for line in found))
 
     def settle(self, name: str) -> None:
-        """Say of a check that did not go well that all is done now."""
+        """Mark an existing check as done."""
         if any(check.check == name for check in self.checks):
             self.add(Check(name, "done", "by a later run"))
 
 
 def begin(path: Path | None, environment: dict[str, Any]) -> Results:
-    """Results that grow in the file ``path``, or in memory; a file of an earlier run of these very sources goes on.
+    """Results that are appended to the file ``path``, or kept in memory; an existing file is continued.
 
-    ValueError where the file is another one: nothing of it is lost.
+    ValueError, without changing the file, if it is from other sources or another environment.
     """
     if path is None:
         return Results(environment)
     found = load(path) if path.exists() else Results(environment)
     keys = ("sources", "device", "torch", "threads", "settings", "quick", "dry")
     expect(path, found, {key: environment.get(key) for key in keys})
-    write(path, found)  # without the part of a line that a cut-off run may have left
+    write(path, found)  # drops an incomplete last line
     return dataclasses.replace(found, path=path, earlier=tuple(found.checks))
 
 
 def expect(path: Path, found: Results, here: Mapping[str, Any]) -> None:
-    """ValueError if the results in a file are of another environment than that which goes on."""
+    """ValueError if the environment of ``found`` differs from ``here``."""
     for key, now in here.items():
         if (was := found.environment.get(key)) != now:
-            raise ValueError(f"{path} has results with {key} {was}, expected {now} to go on: choose another file")
+            raise ValueError(f"{path}: expected results with {key} {now}, got {was}: choose another file")
 
 
 def load(path: Path) -> Results:
-    """Read a file of results; a last line that was cut off is left out. ValueError, naming the line, for any other."""
+    """Read a file of results, without an incomplete last line. ValueError, naming the line, for any other error."""
     number = 1
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         header = json.loads(lines[0]) if lines else {}
         if header["schema"] != SCHEMA:
-            raise ValueError(f"schema {header['schema']!r}, not {SCHEMA}")
+            raise ValueError(f"expected schema {SCHEMA}, got {header['schema']!r}")
         found, columns = Results({**header["environment"]}), [*header["columns"]]
         for number, text in enumerate(lines[1:], 2):
             try:
@@ -190,12 +190,12 @@ def load(path: Path) -> Results:
                 _made(Check, line) if isinstance(line, dict) else _made(Row, dict(zip(columns, line, strict=False)))
             )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: expected one of python -m benchmarks, got {error!r}") from error
+        raise ValueError(f"{path}, line {number}: expected a line of python -m benchmarks, got {error!r}") from error
     return found
 
 
 def _made(kind: Any, values: dict[str, Any]) -> Any:
-    """A row or a check. TypeError for a value of another type than it has."""
+    """A row or a check. TypeError for a value of a wrong type."""
     for name, known in _TYPES[kind].items():
         if name in values and not _fits(values[name], known):
             raise TypeError(f"{name} {values[name]!r}")
@@ -212,35 +212,35 @@ def _fits(value: Any, known: Any) -> bool:
 
 
 def show(make: Callable[..., Any], *paths: Path) -> Any:
-    """What ``make`` makes of results in files. ValueError, naming them, where lines look right and make no sense."""
+    """Apply ``make`` to the results in files. ValueError, naming the files, if their values do not fit together."""
     found = [load(path) for path in paths]
     try:
         return make(*found)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = error if isinstance(error, ValueError) else f"expected what python -m benchmarks measured, got {error!r}"
+        what = error if isinstance(error, ValueError) else f"expected results of python -m benchmarks, got {error!r}"
         raise ValueError(f"{' or '.join(map(str, paths))}: {what}") from error
 
 
 def write(path: Path, results: Results) -> None:
-    """A whole file, so that no reader ever sees half of it."""
+    """Write a whole file atomically."""
     header = {"schema": SCHEMA, "environment": results.environment, "columns": COLUMNS}
     write_whole(path, "\n".join([json.dumps(header), *map(_text, [*results.rows, *results.checks])]) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a text file at once."""
+    """Replace a text file atomically."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def sources() -> str:
-    """A short name of the state of all that is built and measured: another state has another name."""
+    """A digest of the sources that are built and measured."""
     return digest([*(ROOT / "csrc").rglob("*"), *(ROOT / "eca_cuda").rglob("*.py"), ROOT / "setup.py"])
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Of their names and contents."""
+    """A digest of the names and contents of files."""
     found = hashlib.sha256()
     for path in sorted(path for path in files if path.is_file()):
         found.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
@@ -254,7 +254,7 @@ def _text(line: Row | Check) -> str:
 
 
 def _short(values: Sequence[Any]) -> list[Any]:
-    """Times to five digits, and nothing for what is unknown at the end."""
+    """Round times to five digits, and drop None at the end."""
     short = [float(f"{value:.5g}") if isinstance(value, float) else value for value in values]
     while short[-1] is None:
         short.pop()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Carries out jobs: for each one make the layers, check ours, time all of them against each other."""
+"""Runs jobs: makes the layers of each, checks those of eca_cuda, and times all in interleaved rounds."""
 
 import contextlib
 import functools
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from eca_cuda.testing import VARIANTS
 
-from . import block, gate
+from . import block, correctness
 from .cases import BLOCK, Job
 from .clock import Cpu
-from .gate import Maps, in_layout
+from .correctness import Maps, in_layout
 from .providers import OURS, Function, make_layers, make_module
 from .results import Check, Results, Row, make_row
 from .terminal import progress
 from .timing import Call
 
-# A backward pass that is repeated may not reuse the memory of what it reads.
+# A repeated backward pass must not reuse the memory of its inputs.
 REPEATED = torch._functorch.config.patch(donated_buffer=False)
 Work = Callable[[Job, Cpu], Sequence[Row | Check]]
 BY_NAME = {variant.name: variant for variant in (*VARIANTS, block.VARIANT)}
@@ -34,9 +34,9 @@ BY_NAME = {variant.name: variant for variant in (*VARIANTS, block.VARIANT)}
 def run(
     jobs: Sequence[Job], clock: Cpu, results: Results, deadline: float = float("inf"), work: Work | None = None
 ) -> None:
-    """Do the ``work`` (:func:`run_job`, say) of every job that ``results`` has no row of, until the time is up.
+    """Run ``work`` (by default :func:`run_job`) for every job that ``results`` does not have, until ``deadline``.
 
-    A job that fails, or whose result is wrong, has no rows: what happened is noted, and the next one begins.
+    A job that fails, or whose result is wrong, gets a failed check instead of rows, and the next one begins.
     """
     work = work or run_job
     kind = " ".join(dict.fromkeys(job.variant for job in jobs if job.variant not in BY_NAME)) or "layers"
@@ -54,7 +54,7 @@ def run(
 
 @contextlib.contextmanager
 def noting(name: str, clock: Cpu, results: Results) -> Iterator[None]:
-    """What fails inside is noted, and the next job can begin, unless the device is lost to this process."""
+    """Add a failed check for an exception in the body. Raises only if the device can no longer be used."""
     try:
         with clock.working():
             yield
@@ -67,17 +67,17 @@ def noting(name: str, clock: Cpu, results: Results) -> Iterator[None]:
 
 
 def run_job(job: Job, clock: Cpu) -> list[Row | Check]:
-    """The rows of one job, and the providers that could not do it and why: ours always can."""
-    torch.compiler.reset()  # each case compiles afresh, so that no case meets the recompilation limit
+    """The rows of one job, and a check for each provider that refused it. A refusal of eca_cuda is an error."""
+    torch.compiler.reset()  # so that no case reaches the recompilation limit
     torch.manual_seed(0)
     variant = BY_NAME[job.variant]
     module = make_module(job, variant, clock.device)
     layers = make_layers(job, variant, module, clock.device)
     sets = make_sets(job, clock)
     if ours := layers.keys() & OURS:
-        gate.check(job, variant, module, clock.device)
-        if job.variant != BLOCK:  # whose samples are no results by themselves
-            gate.check_batch(job, variant, layers[min(ours)], sets[0])
+        correctness.check(job, variant, module, clock.device)
+        if job.variant != BLOCK:  # its batch statistics make samples depend on each other
+            correctness.check_batch(job, variant, layers[min(ours)], sets[0])
     calls: dict[str, list[Call]] = {}
     captured: dict[str, Call] = {}
     refused: list[Row | Check] = []
@@ -97,7 +97,7 @@ def run_job(job: Job, clock: Cpu) -> list[Row | Check]:
 
 
 def make_sets(job: Job, clock: Cpu, most: int = 1 << 20) -> list[Maps]:
-    """Sets of maps for calls in turn; the numbers repeat, the memory does not."""
+    """Sets of maps to rotate over: equal values in separate memory."""
 
     def make() -> Tensor:
         return in_layout(torch.randn(job.case.shape, dtype=getattr(torch, job.dtype), device=clock.device), job.layout)
@@ -109,7 +109,7 @@ def make_sets(job: Job, clock: Cpu, most: int = 1 << 20) -> list[Maps]:
 
 
 def make_call(job: Job, layer: Function, maps: Maps) -> Call:
-    """The timed statement: forward; the gradients of all inputs and parameters; or, in training, both."""
+    """The timed call: forward; the gradients of all inputs and parameters; or, in training, both."""
     if not job.differentiates or not layer.parameters:
         return functools.partial(layer.call, *maps.inputs)
     leaves = [x.detach().requires_grad_() for x in maps.inputs]
@@ -121,9 +121,9 @@ def make_call(job: Job, layer: Function, maps: Maps) -> Call:
 
 
 def warm(jobs: Iterable[Job], clock: Cpu) -> None:
-    """Call each provider once, so that Inductor's cache on disk has what it compiles; several processes share that.
+    """Call each provider once to fill Inductor's cache on disk, which all processes share.
 
-    Without max-autotune, whose choices are measured: it wants the device alone.
+    Without max-autotune: it measures, so it must run alone.
     """
     for job in jobs:
         job = replace(job, providers=tuple(name for name in job.providers if name != "autotune"))

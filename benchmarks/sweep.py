@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Launch plans: every way to cut a sample into blocks that the plan accepts, timed beside the plan's own choice.
+"""Launch plans: times every way to cut a sample into blocks that the plan accepts, and the plan's own choice.
 
-A candidate is checked before its time counts. Three short samples of each find the fastest, which are timed again
-beside the plan's choice and a copy. :func:`rules` makes of that a table for ECA_CUDA_TUNING.
+Each candidate is checked before it is timed. Three short samples of each select the fastest ones, which are timed again
+with the plan's choice and a copy. :func:`rules` turns the result into a table for ECA_CUDA_TUNING.
 """
 
 import functools
@@ -19,23 +19,23 @@ from eca_cuda.variants.eca import adaptive_kernel_size
 
 from .cases import DRY, LAYOUTS, Case, Job, mobilenetv2, product, resnet50
 from .clock import Cpu
-from .gate import Expected
+from .correctness import Expected
 from .providers import make_layers, make_module
 from .results import Check, Results, Row, make_row
 from .run import make_call, make_sets
 from .timing import Budget, Timing, verdict
 
-LEAST_GAIN = 1.02  # of a rule; of dozens of equal plans one is always the fastest by some noise
+LEAST_GAIN = 1.02  # of a rule: among dozens of equal plans one is always fastest by noise
 BLOCKS, PARTS, THREADS = (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 4, 8, 16), (128, 256, 512)
 FIRST = Budget(warmup=0, sample=2e-4, total=0, min_rounds=3)
 LAST = Budget(warmup=0, sample=1e-3, total=0, min_rounds=7)
 FINALISTS = 4
-VARIANT = "eca plans"  # of these rows: providers are plans, "own" the plan's own choice
-MOST_CALLS = 128  # of a capture: enough for the maps of all layers to be the size of the L2 cache
+VARIANT = "eca plans"  # the column "variant" of these rows; their providers are plans, "own" is the plan's choice
+MOST_CALLS = 128  # in a capture: enough for the maps of every layer to fill the L2 cache
 
 
 class Choice(NamedTuple):
-    """What a rule of the tuning table decides, written ``blocks/parts/threads``."""
+    """The plan that a rule of the tuning table sets, written ``blocks/parts/threads``."""
 
     blocks: int
     parts: int
@@ -49,7 +49,7 @@ TWO_PHASE = Choice(-1, 0, 0)
 
 
 def jobs(dry: bool = False) -> list[Job]:
-    """What is swept, the most valuable first."""
+    """The jobs to sweep, the most important first."""
     both = functools.partial(product, variants=[VARIANT], phases=("forward", "backward"), providers=("fused", "clone"))
     if dry:
         return both([DRY], dtypes=["float16"])
@@ -58,14 +58,14 @@ def jobs(dry: bool = False) -> list[Job]:
 
 
 def candidates(layout: str) -> list[Choice]:
-    """All that is tried; whether it fits is for the plan to say."""
+    """All choices to try. The plan ignores those that do not fit."""
     parts = PARTS if layout == "channels_last" else (1,)
     cuts = itertools.starmap(Choice, itertools.product(BLOCKS, parts, THREADS))
     return [*(cut for cut in cuts if cut.blocks % cut.parts == 0), TWO_PHASE]
 
 
 def sweep(job: Job, clock: Cpu) -> list[Row | Check]:
-    """Check and capture each candidate under its own rule, time them together, and the fastest once more."""
+    """Check and capture each candidate under its rule, time all together, then time the fastest again."""
     layers = make_layers(job, ECA, make_module(job, ECA, clock.device))
     sets = make_sets(job, clock, MOST_CALLS)
     expected = Expected.of(job, ECA, layers["fused"].parameters, sets[0])
@@ -92,14 +92,14 @@ def sweep(job: Job, clock: Cpu) -> list[Row | Check]:
         tried = {name: timing.q50 for name, timing in clock.time(captured, len(sets), FIRST).items()}
         finalists = sorted(tried.keys() - {mine, "clone"}, key=tried.__getitem__)[:FINALISTS]
         timings = clock.time({name: captured[name] for name in (mine, "clone", *finalists)}, len(sets), LAST)
-    # Of the others one number: what the first look said.
+    # Candidates that were not timed again have one number.
     others = {name: Timing(q50, q50, q50, 1) for name, q50 in tried.items() if name not in timings}
     return [*(make_row(job, name, timing) for name, timing in {**timings, **others}.items()), *wrong]
 
 
 @contextmanager
 def following(job: Job, choice: Choice) -> Iterator[None]:
-    """Inside, the plan follows this choice for the maps of ``job``, if it can."""
+    """In the body, the plan uses this choice for the maps of ``job``, if it fits."""
     _C.set_tuning([make_rule(job.case, job.phase, job.dtype, job.layout, choice)])
     try:
         yield
@@ -108,7 +108,7 @@ def following(job: Job, choice: Choice) -> Iterator[None]:
 
 
 def taken(job: Job) -> Choice:
-    """What the plan for ``job`` is on the GPU here, or else on an H100."""
+    """The plan for ``job`` on this GPU; without a GPU, on an H100."""
     n, c, h, w = job.case.shape
     call = (n, c, h * w, job.dtype, job.layout, "eca", job.phase)
     plan = _C.plan(*call, _C.device() or "h100", kernel_size=adaptive_kernel_size(c))
@@ -118,14 +118,14 @@ def taken(job: Job) -> Choice:
 
 
 def make_rule(case: Case, phase: str, dtype: str, layout: str, choice: Choice) -> dict[str, Any]:
-    """A line of the tuning table."""
+    """A rule of the tuning table."""
     kind = "rows" if layout == "channels_last" else "planes"
     what = {"direction": phase, "variant": "eca", "dtype": dtype, "layout": kind}
     return {**what, "c": case.c, "s": case.h * case.w, "n": case.n, **choice._asdict()}
 
 
 def rules(results: Results) -> list[dict[str, Any]]:
-    """The lines of a tuning table: for every layer the fastest plan, where it beats the plan's choice beyond noise."""
+    """The rules of a tuning table: the fastest plan of each job, where it beats the plan's choice beyond noise."""
     by_job: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in results.rows:
         if row.variant == VARIANT and row.rounds > 1:

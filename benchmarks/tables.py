@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tables made from results: the same ones for the terminal and, as Markdown, for README and docs."""
+"""Tables of results: for the terminal and, as Markdown, for README and docs."""
 
 import re
 import statistics
@@ -12,7 +12,7 @@ from .results import Results, Row
 from .timing import verdict
 
 Group = dict[str, Row]  # provider -> its row, of one job
-LARGE = 10_000_000  # bytes of a map above which a CPU's caches miss, and only then is a copy the limit
+LARGE = 10_000_000  # bytes of a map above which a CPU's caches miss, so that a copy is the limit
 LARGE_ON_GPU = 50_000_000
 NETWORK_NAMES = {"resnet50": "ResNet-50", "resnet50d": "ResNet-50-D"}
 
@@ -33,7 +33,7 @@ class Table:
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """Rows measured together, by provider; of a job that was measured twice, the run with more providers."""
+    """Rows measured together, by provider; of a job measured twice, the run with more providers."""
     by_job: dict[object, list[Group]] = {}
     last = None
     for row in rows:
@@ -45,27 +45,27 @@ def groups(rows: Iterable[Row]) -> list[Group]:
 
 
 def of_layers(results: Results) -> list[Group]:
-    """Those of layers: no networks, launch plans or kernels."""
+    """Groups of layers, without networks, launch plans and kernels."""
     return groups(row for row in results.rows if row.variant in VARIANTS)
 
 
 def anyone(group: Group) -> Row:
-    """Any row of a group, for what they all share."""
+    """Any row of a group, for the fields that all share."""
     return next(iter(group.values()))
 
 
 def speedup(group: Group, base: str, provider: str = "fused") -> float | None:
-    """How many times faster ``provider`` is than ``base``, by median; None if one of them was not measured."""
+    """How many times faster ``provider`` is than ``base``, by median; None if either was not measured."""
     return group[base].q50 / group[provider].q50 if {base, provider} <= group.keys() else None
 
 
 def share(group: Group, provider: str = "fused") -> float | None:
-    """Its rate in bytes per second over that of the copy in the same rounds."""
+    """The rate of ``provider`` in bytes per second over that of the copy in the same rounds."""
     return group[provider].gb_per_s / group["clone"].gb_per_s if {"clone", provider} <= group.keys() else None
 
 
 def mean_speedup(of: Iterable[Group], base: str) -> float | None:
-    """The geometric mean of the speed-ups over ``base``, every case weighing the same; None if there is none."""
+    """The geometric mean of the speed-ups over ``base``; None if there is none."""
     values = [value for value in (speedup(group, base) for group in of) if value is not None]
     return statistics.geometric_mean(values) if values else None
 
@@ -76,7 +76,7 @@ def is_slower(group: Group, base: str = "eager") -> bool:
 
 
 def headline(results: Results, phase: str, dtype: str = "float32", layout: str = "contiguous") -> list[Group]:
-    """ECA in ResNet-50; of a GPU at batch 256."""
+    """ECA in ResNet-50; on a GPU only at batch 256."""
     wanted = ("eca", phase, dtype, layout)
     found = [g for g in of_layers(results) if (r := anyone(g)).case.startswith("resnet50.") and r.job[2:] == wanted]
     return [g for g in found if anyone(g).shape[0] == 256] if results.environment["gpu"] else found
@@ -84,7 +84,7 @@ def headline(results: Results, phase: str, dtype: str = "float32", layout: str =
 
 @dataclass(frozen=True)
 class Goal:
-    """One promise: ``measured`` (None if the run did not cover it) must reach ``target``, from above or from below."""
+    """A goal: ``measured`` (None if not measured) must be at least, or at most, ``target``."""
 
     what: str
     target: float
@@ -157,7 +157,7 @@ def goal_table(results: Results) -> Table:
 
 
 def layers(results: Results, only: Sequence[Group] | None = None, title: str = "Layers") -> Table:
-    """Median times; the last columns are about ``fused``."""
+    """Median times; the last columns are for ``fused``."""
     members = of_layers(results) if only is None else only
     providers = [name for name in PROVIDERS if any(name in group for group in members)]
     lines = []
@@ -173,7 +173,7 @@ def layers(results: Results, only: Sequence[Group] | None = None, title: str = "
 
 
 def blocks(results: Results) -> Table:
-    """Batch norm, ECA, shortcut and ReLU: medians, and how many times faster one call for all of it is."""
+    """Batch norm, ECA, shortcut and ReLU: medians, and the speed-up of one call for all of it."""
     names = ("eager", "compile", "residual", "plain")
     members, lines = groups(row for row in results.rows if row.variant == BLOCK), []
     for group in members:
@@ -188,7 +188,7 @@ def blocks(results: Results) -> Table:
 
 
 def shares(results: Results) -> Table:
-    """ECA in ResNet-50's four layers: shares of a copy's rate, a line for each pass and kind of map."""
+    """ECA in ResNet-50's four layers: shares of a copy's rate, a line for each pass, dtype and layout."""
     peers = ("fused", "compile", "autotune", "triton", "eager")
     kinds = dict.fromkeys(anyone(g).job[2:] for g in of_layers(results) if anyone(g).case.startswith("resnet50."))
     lines = []
@@ -202,7 +202,7 @@ def shares(results: Results) -> Table:
 
 
 def _without_empty(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], labels: int) -> Table:
-    """The table without the columns of what was not measured."""
+    """The table without empty columns."""
     used = [i for i in range(len(columns)) if i < labels or any(line[i] for line in lines)]
     return Table(title, [columns[i] for i in used], [[line[i] for i in used] for line in lines], labels)
 
@@ -223,7 +223,7 @@ def overview(results: Results) -> Table:
 
 
 def overhead(results: Results) -> Table:
-    """What one call costs where there is nothing to compute."""
+    """The time of one call on a tiny tensor."""
     names = ("eager", "fused", "function")
     lines = [
         [anyone(g).variant, anyone(g).phase, *(duration(g[name].q50) if name in g else "" for name in names)]
@@ -234,7 +234,7 @@ def overhead(results: Results) -> Table:
 
 
 def network_costs(results: Results, name: str) -> dict[tuple[str, str, int], float]:
-    """(how, phase, batch): time beyond that of the network without attention, each in the better memory format."""
+    """(how, phase, batch): the relative time beyond the network without attention, each in its faster memory format."""
     best = _best_formats(results)
     return {key[:3]: row.q50 / best[(*key[:3], "plain")].q50 - 1 for key, row in best.items() if key[3] == name}
 
@@ -249,7 +249,7 @@ def _best_formats(results: Results) -> dict[tuple[str, str, int, str], Row]:
 
 
 def networks(results: Results) -> Table:
-    """Whole networks, each in the better of the memory formats that were measured."""
+    """Whole networks, each in the faster of the measured memory formats."""
     best, lines = _best_formats(results), []
     for (how, phase, batch, name), row in best.items():
         rate = f"{batch / row.q50:.1f}" if batch / row.q50 < 100 else f"{batch / row.q50:.0f}"
@@ -262,7 +262,7 @@ def networks(results: Results) -> Table:
 
 
 def headline_sentence(results: Results) -> str:
-    """What ECA costs a network before and after conversion, in eager mode."""
+    """A sentence on the cost of ECA in a network before and after conversion, in eager mode."""
     how = {
         "converted": "after `convert(model)`",
         "residual": "with `fuse_residual=True`",
@@ -288,7 +288,7 @@ def headline_sentence(results: Results) -> str:
 
 
 def plans(results: Results) -> Table:
-    """The plan's choice for each layer beside the best of all plans that were tried, as shares of a copy's rate."""
+    """The plan's choice for each layer and the best plans that were tried, as shares of a copy's rate."""
     lines = []
     for group in groups(row for row in results.rows if row.variant == "eca plans"):
         own = next(name for name in group if name.startswith("own "))
@@ -304,7 +304,7 @@ def plans(results: Results) -> Table:
 
 
 def kernels(results: Results) -> Table:
-    """How long each kernel of a call of ours takes."""
+    """The time of each kernel of a call of eca_cuda."""
     lines = []
     for group in groups(row for row in results.rows if row.variant == "eca kernels"):
         row = anyone(group)
@@ -314,7 +314,7 @@ def kernels(results: Results) -> Table:
 
 
 def checks(results: Results) -> Table:
-    """What else was run and how it ended."""
+    """All commands and how they ended."""
     lines = []
     for check in results.checks:
         seconds = f"{check.seconds:.0f} s" if check.seconds else ""
@@ -324,9 +324,9 @@ def checks(results: Results) -> Table:
 
 
 def compare(old: Results, new: Results) -> Table:
-    """Ratios new / old of the median times, slowest first; a mark where the ranges from 20 % to 80 % do not overlap.
+    """Ratios new / old of the median times, slowest first; marked where the ranges from 20 % to 80 % do not overlap.
 
-    The rows of providers that are not ours (eager, clone) show how much the machine itself changed.
+    The rows of eager and clone show how much the machine itself changed.
     """
     before = {(row.job, row.provider): row for row in old.rows}
     pairs = [(before[row.job, row.provider], row) for row in new.rows if (row.job, row.provider) in before]
@@ -341,7 +341,7 @@ def compare(old: Results, new: Results) -> Table:
 
 
 def tests_sentence(results: Results) -> str:
-    """How many tests ran on the device, over all commands."""
+    """A sentence on the tests that ran on the device, over all commands."""
     notes = " ".join(check.note for check in results.checks if check.check.startswith("tests "))
     passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", notes))) for word in ("passed", "failed"))
     return f"{passed:,} tests passed, {failed} failed." if notes else "No test was run."
@@ -367,7 +367,7 @@ BY_NAME: dict[str, Callable[[Results], str]] = {
 
 
 def for_terminal(results: Results) -> list[Table]:
-    """All that the results fill, the most important last."""
+    """All tables that are not empty, the most important last."""
     of_gpu = (checks, kernels, plans, layers, blocks, networks, shares)
     of_cpu = (layers, overhead, overview, blocks, networks)
     made = [make(results) for make in (of_gpu if results.environment["gpu"] or results.environment["dry"] else of_cpu)]
@@ -383,7 +383,7 @@ def layer_of(row: Row) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three significant digits in the unit that suits: ``"45.6 ns"``, ``"3.21 us"``, ``"120 ms"``, ``"1.20 s"``."""
+    """Three significant digits: ``"45.6 ns"``, ``"3.21 us"``, ``"120 ms"``, ``"1.20 s"``."""
     units = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
     unit, size = next(((unit, size) for unit, size in units.items() if seconds >= size), ("ns", 1e-9))
     value = seconds / size

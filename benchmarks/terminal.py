@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What people see, by rich: tables, and a bar that names the job in work."""
+"""Output on the terminal, with rich: tables, and a progress bar that names the current job."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 def show(*things: Table | str) -> None:
     """Print tables and lines."""
-    # Not on a terminal there is no width to keep to, and a table must not be folded.
+    # Tables are not folded if the output is not a terminal.
     console = Console(width=None if sys.stdout.isatty() else 2000)
     for thing in things:
         if isinstance(thing, str):
@@ -27,12 +27,12 @@ def show(*things: Table | str) -> None:
         for i, column in enumerate(thing.columns):
             table.add_column(column, justify="left" if i < thing.labels else "right", no_wrap=True)
         for cells in thing.rows:
-            table.add_row(*map(escape, cells))  # no text in brackets is a style
+            table.add_row(*map(escape, cells))  # text in brackets is not a style
         console.print(table)
 
 
 def progress(items: Sequence[Item]) -> Iterator[Item]:
-    """The items, with a bar on the terminal, and lines where there is none."""
+    """Yield the items, with a progress bar on a terminal and a line per item elsewhere."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:

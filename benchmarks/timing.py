@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""How time is taken: interleaved rounds, so that a slow minute of the machine hits every provider alike.
+"""Timing in interleaved rounds, so that a slow minute of the machine affects every provider alike.
 
-One *sample* is the mean over a few repetitions, so that reading the clock costs nothing; one *round* takes a sample of
-every provider, in an order that rotates from round to round; the result is quantiles over the rounds.
+One *sample* is the mean over enough repetitions to make the cost of reading the clock negligible. One *round* takes a
+sample of every provider, in an order that rotates from round to round. The result is quantiles over the rounds.
 """
 
 import functools
@@ -21,9 +21,9 @@ Call = Callable[[], object]
 class Budget:
     """How long to measure; all times in seconds."""
 
-    warmup: float  # per provider, after a first call that nobody times (it may compile)
+    warmup: float  # per provider, after an untimed first call, which may compile
     sample: float  # the least time of one sample
-    total: float  # all samples of all providers together, unless min_rounds takes longer
+    total: float  # of all samples of all providers, unless min_rounds takes longer
     min_rounds: int
     max_rounds: int = 200
 
@@ -46,7 +46,7 @@ def verdict(old: Timing, new: Timing) -> str:
 
 
 def by_clock(call: Call, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The stopwatch for what is done when it returns."""
+    """Seconds of a call that is complete when it returns."""
     start = clock()
     call()
     return clock() - start
@@ -60,7 +60,7 @@ def measure(
     per: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time every provider in ``calls`` against the others; each call does the work ``per`` times."""
+    """Time all providers in interleaved rounds; each call does the work ``per`` times."""
 
     def sample(name: str, repetitions: int) -> float:
         def all_of_them() -> None:

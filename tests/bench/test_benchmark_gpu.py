@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``make gpu``, rehearsed: every step runs, a fault of one stops no other; what ncu says; launch plans being tried."""
+"""Dry runs of ``make gpu``: every step, failing commands, ncu's output, and the sweep of launch plans."""
 
 import itertools
 import subprocess
@@ -17,7 +17,7 @@ pytest.importorskip("timm")
 from benchmarks import cli, gpu, profile, results, sweep
 from benchmarks.cases import Case, Job, resnet50
 from benchmarks.clock import DRY, Cpu
-from benchmarks.gate import Expected
+from benchmarks.correctness import Expected
 from benchmarks.gpu import Command, run_together
 from benchmarks.results import Results
 from benchmarks.sweep import TWO_PHASE, Choice, following, taken
@@ -42,11 +42,13 @@ def python(name: str, code: str, seconds: float = 60, needs: str = "") -> Comman
         ("sanitize", ["small calls"], None),
     ],
 )
-def test_make_gpu_rehearses_every_step(step: str, names: list[str], variants: set[str] | None, tmp_path: Path) -> None:
+def test_a_dry_run_of_make_gpu_runs_every_step(
+    step: str, names: list[str], variants: set[str] | None, tmp_path: Path
+) -> None:
     command = ["make", "gpu", "DRY=1", f"OUT={tmp_path}", f"PYTHON={sys.executable}", f"STEP={step}"]
     done = subprocess.run(command[: 5 + (step != "main")], cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
-    shown, log = done.stdout[-12_000:], (tmp_path / "log.txt").read_text()  # a caller may see no more
+    shown, log = done.stdout[-12_000:], (tmp_path / "log.txt").read_text()  # callers may get only the tail
     assert f"\n{step} in " in shown and all(f"\n  {name}: done, " in shown for name in ("build", *names))
     assert log.count("\n== ") + 1 == len(names) and f"== {names[0]}: 0, " in log
     assert step != "sanitize" or "72 calls forward and backward" in log
@@ -64,7 +66,7 @@ def test_make_gpu_rehearses_every_step(step: str, names: list[str], variants: se
 
 
 @pytest.mark.parametrize("what", [*LAYERS, "networks"])
-def test_what_is_done_is_not_done_again(what: str, tmp_path: Path) -> None:
+def test_a_second_run_skips_finished_jobs(what: str, tmp_path: Path) -> None:
     found = []
     for _ in range(2):
         assert cli.main(["gpu", "--inner", what, "--dry", "--out", str(tmp_path)]) == 0
@@ -83,7 +85,7 @@ def test_commands_name_what_exists(step: str, tmp_path: Path) -> None:
             assert command.arguments[:4] == (sys.executable, "-m", "benchmarks", "gpu")
 
 
-def test_commands_run_side_by_side_and_a_failing_one_stops_nothing(tmp_path: Path) -> None:
+def test_commands_run_in_parallel_and_a_failing_one_stops_nothing(tmp_path: Path) -> None:
     meet = "import pathlib; p = pathlib.Path({!r}); (p / '{}').touch()\nwhile not (p / '{}').exists(): pass"
     commands = [python("a", meet.format(str(tmp_path), "a", "b")), python("b", meet.format(str(tmp_path), "b", "a"))]
     commands += [python("bad", "print('why'); raise SystemExit(7)"), python("it", "", needs="no-such-program")]
@@ -93,7 +95,7 @@ def test_commands_run_side_by_side_and_a_failing_one_stops_nothing(tmp_path: Pat
     assert "== bad: 7, " in (tmp_path / "log.txt").read_text() and not list(tmp_path.glob("log.?"))
 
 
-def test_a_command_is_ended_in_time_with_all_that_it_has_started(tmp_path: Path) -> None:
+def test_a_command_is_ended_in_time_with_its_children(tmp_path: Path) -> None:
     child = f"import time, pathlib; time.sleep(6); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
     code = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
     start = time.monotonic()
@@ -108,7 +110,7 @@ TESTS = {"def test_a(): pass\n" + SKIPPED: "done", SKIPPED: "not here", "": "not
 TESTS |= {"import pytest\npytest.importorskip('no_such_module')": "not here", "import no_such_module": "failed"}
 
 
-def test_tests_are_done_only_where_something_was_tested(tmp_path: Path) -> None:
+def test_a_command_of_tests_is_done_only_if_a_test_passed(tmp_path: Path) -> None:
     commands, pytest_on = [], (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     for number, text in enumerate(TESTS):
         path = tmp_path / f"test_{number}.py"
@@ -141,7 +143,7 @@ def test_a_failing_command_gives_exit_status_1(tmp_path: Path, monkeypatch, caps
     assert checks == {"bad": "failed", "next": "done", "build": "done", "slow": "out of time", "it": "not here"}
 
 
-def test_a_library_that_was_prepared_is_used_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepared_library_is_used_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("csrc/a.cu", "setup.py", "_C.so", "p/_C.so", "p/emulated.so"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('built here')" if name == "setup.py" else name)
@@ -168,7 +170,7 @@ def test_a_library_that_was_prepared_is_used_where_it_fits(tmp_path: Path, monke
 
 
 def as_ncu_writes(*kernels: str) -> str:
-    """The table, shortened to two metrics and a rule, among other lines."""
+    """ncu's table with two metrics and a rule, among other lines."""
     columns = '"ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value","Rule Description"'
     rest = ('"Duration","us","1,101.31",""', '"Other","","7",""', '"","","","It is ""bound"", ncu says."')
     made = [f'"{i}","{kernel}","A section",{cells}' for i, kernel in enumerate(kernels) for cells in rest]
@@ -206,7 +208,7 @@ def plan_job(case: Case = sweep.DRY, phase: str = "forward", layout: str = "cont
 
 
 @pytest.mark.parametrize(("phase", "layout"), [("forward", "contiguous"), ("backward", "channels_last")])
-def test_rules_are_what_the_plan_understands(phase: str, layout: str) -> None:
+def test_the_plan_follows_rules(phase: str, layout: str) -> None:
     wanted = plan_job(resnet50(256)[1], phase, layout)
     before, rows = taken(wanted), layout == "channels_last"
     for other in (Choice(12, 4 if rows else 1, 256), TWO_PHASE):
@@ -220,7 +222,7 @@ def test_rules_are_what_the_plan_understands(phase: str, layout: str) -> None:
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_every_candidate_is_checked_and_captured_under_its_own_rule(phase: str, monkeypatch) -> None:
-    """Those that the plan doesn't take, and its own choice, are left out; a wrong one is not timed."""
+    """Candidates that the plan does not accept, and its own choice, are skipped; a wrong one is not timed."""
     wanted, clock = plan_job(phase=phase), Cpu(DRY)
     own, right, wrong = taken(wanted), Choice(2, 1, 128), Choice(4, 1, 256)
     monkeypatch.setattr(sweep, "candidates", lambda layout: [right, wrong, own, Choice(16, 16, 128), TWO_PHASE])
@@ -256,7 +258,7 @@ def test_the_fastest_are_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rules(noise: float, seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Of one sweep; what had one look only does not count."""
+    """The rules of one sweep; candidates that were timed once do not count."""
     of = {"variant": sweep.VARIANT, "layout": "channels_last", "spread": noise}
     looks = rows_of({"1/1/512": 0.1}, rounds=1, **of)
     return sweep.rules(Results({}, rows_of({"own 2/1/256": 1.0, "clone": 0.1, **seconds}, **of) + looks))

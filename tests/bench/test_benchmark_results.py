@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run leaves behind and what is made of it, rows to pictures; and that the pages show what is committed."""
+"""Result files, and the tables and pictures made from them; the pages must show the committed results."""
 
 import json
 import math
@@ -26,7 +26,7 @@ TIMES = {"eager": 3.8e-3, "compile": 3e-3, "fused": 2e-3, "clone": 1.9e-3}
 
 
 def rows_of(times: dict[str, float], case: Case = LAYER1, phase: str = "forward", **changes: Any) -> list[Row]:
-    """Rows of one job; 10 % lie between the median and each quantile."""
+    """Rows of one job; each quantile is 10 % from the median."""
     spread, variant = changes.pop("spread", 0.1), changes.pop("variant", "eca")
     job = Job(case, variant, phase, changes.pop("dtype", "float16"), changes.pop("layout", "contiguous"), ())
     made = {name: Timing(round(s * (1 - spread), 9), s, round(s * (1 + spread), 9), 7) for name, s in times.items()}
@@ -39,14 +39,14 @@ def network_rows(how: str, spread: float = 0.01, layout: str = "channels_last", 
 
 
 def of_gpu() -> Results:
-    """A little of everything."""
+    """A few rows of every kind."""
     eager = {"plain": 1.0, "eager": 1.1, "converted": 1.05, "residual": 1.02}
     rows = [r for phase in cases.PHASES for r in rows_of(TIMES, phase=phase)]
     rows += rows_of({"fused": 3e-3, "clone": 1.9e-3}, phase="backward") + rows_of(TIMES, resnet50(256)[3])
     rows += network_rows("eager", **eager) + network_rows("eager", layout="contiguous", plain=2.0, eager=1.09)
     rows += network_rows("compiled", plain=1.0, eager=1.2, residual=1.01)
     rows += rows_of({"own 16/1/512": 3e-3, "clone": 2e-3, "-1/0/0": 2.4e-3, "8/1/256": 3.2e-3}, variant="eca plans")
-    rows += rows_of({"1/1/128": 2e-3}, variant="eca plans", rounds=1)  # one look only
+    rows += rows_of({"1/1/128": 2e-3}, variant="eca plans", rounds=1)  # timed once only
     rows += rows_of({"eca_backward_kernel": 1e-4, "other": 2e-6}, phase="backward", variant="eca kernels")
     return Results(GPU, rows, [Check("tests cuda", "failed", "a|b\n[31m] 1 | 2", 9.4), Check("ncu k", "done", "")])
 
@@ -63,7 +63,7 @@ def test_files_hold_what_was_added_in_few_digits(tmp_path: Path) -> None:
     path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     grown = results.begin(path, GPU)
     precise = replace(rows_of({"fused": 1 / 3})[0], launched=2 / 3, peak_bytes=123_456_789)
-    grown.add(precise, Check("what", "failed"), Check("what", "done", "note", 1.5))  # of one name, the last counts
+    grown.add(precise, Check("what", "failed"), Check("what", "done", "note", 1.5))  # the last of one name counts
     loaded = results.load(path)
     assert (loaded.environment, loaded.checks) == (GPU, grown.checks) and grown.checks[-1].status == "done"
     assert loaded.rows == [replace(precise, q20=0.3, q50=0.33333, q80=0.36667, launched=0.66667)]
@@ -73,7 +73,7 @@ def test_files_hold_what_was_added_in_few_digits(tmp_path: Path) -> None:
     assert results.begin(None, GPU) == Results(GPU)
 
 
-def test_a_line_that_was_cut_off_is_left_out_and_not_built_upon(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
     path, job = tmp_path / "a.jsonl", Job(LAYER1, "eca", "forward", "float16", "contiguous", ("clone", "fused"))
     first, second = rows_of({"fused": 1.0, "clone": 1.0})
     results.begin(path, GPU).add(first)
@@ -85,9 +85,9 @@ def test_a_line_that_was_cut_off_is_left_out_and_not_built_upon(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("key", ["sources", "device", "torch", "dry", "threads"])
-def test_a_run_of_something_else_does_not_go_on_there(key: str, tmp_path: Path) -> None:
+def test_a_run_in_another_environment_does_not_continue_a_file(key: str, tmp_path: Path) -> None:
     results.begin(tmp_path / "a.jsonl", GPU)
-    with pytest.raises(ValueError, match=rf"a.jsonl has results with {key} {GPU[key]}, expected other to go on"):
+    with pytest.raises(ValueError, match=rf"a.jsonl: expected results with {key} other, got {GPU[key]}"):
         results.begin(tmp_path / "a.jsonl", {**GPU, key: "other"})
 
 
@@ -114,16 +114,16 @@ HEADER = '{"schema": 2, "environment": {}, "columns": ["shape"]}\n'
     ],
     ids=range(14),
 )
-def test_another_file_is_refused(text: str, number: int, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused(text: str, number: int, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(text, encoding="latin-1")
-    expected = f"a.jsonl, line {number}: expected one of python -m benchmarks, got"
+    expected = f"a.jsonl, line {number}: expected a line of python -m benchmarks, got"
     with pytest.raises(ValueError, match=expected):
         results.load(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("value", [None, -1, "x", [], math.inf], ids=repr)
 @pytest.mark.parametrize("column", results.COLUMNS)
-def test_a_file_with_a_value_that_makes_no_sense_is_named_by_every_command(
+def test_every_command_names_a_file_with_an_impossible_value(
     column: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad, page = tmp_path / "good.jsonl", tmp_path / "bad.jsonl", tmp_path / "page.md"
@@ -136,12 +136,12 @@ def test_a_file_with_a_value_that_makes_no_sense_is_named_by_every_command(
     shown = ["--results", str(tmp_path), "--pages", str(page)]
     for command in (["compare", str(bad), str(good)], ["report", *shown], ["report", "--add", str(bad), *shown]):
         with suppress(SystemExit):
-            assert main(command) == 0  # a value that is possible
+            assert main(command) == 0  # a possible value
             continue
         assert "bad.jsonl" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_rows_measured_together_are_a_group_and_the_fuller_run_counts() -> None:
+def test_rows_measured_together_are_a_group_and_the_run_with_more_providers_counts() -> None:
     few, many, other = {"eager": 1.0, "fused": 2.0}, {"compile": 3.0, "eager": 4.0, "fused": 5.0}, {"fused": 6.0}
     two, three, one = rows_of(few), rows_of(many), rows_of(other, phase="training")
     for rows in (two + one + three, three + one + two, three + two + one, two + two + one + three):
@@ -196,7 +196,7 @@ def test_tables_show_what_was_measured(line: str) -> None:
     assert expected in tables.BY_NAME[table](of_gpu())
 
 
-def test_durations_noise_and_gaps_are_told_and_the_terminal_folds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_durations_noise_and_gaps_are_shown_and_the_terminal_folds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     costs = {"plain": 1.0, "eager": 1.1, "converted": 1.05, "residual": 1.02}
     quiet, noisy = (tables.headline_sentence(Results(CPU, network_rows("eager", n, **costs))) for n in (0.0, 0.2))
     assert quiet.endswith("medians).") and noisy.endswith("; on this machine single calls vary by more than that).")
@@ -218,9 +218,11 @@ def test_report_replaces_what_is_between_the_markers_and_refuses_broken_ones(tmp
     new = report.rebuild(f"old\n{long}old\n{BLOCK.format('a-b.goals')}old", tmp_path)
     assert new.count("old") == 3 and "\n| goal | target |" in new and "begin a-b.environment -->\nNVIDIA Test" in new
     assert report.rebuild(new, tmp_path) == new
-    with pytest.raises(ValueError, match=r"expected <!-- benchmark:end a-b.goals --> after its begin, got none"):
+    with pytest.raises(
+        ValueError, match=r"begin a-b.goals: expected <!-- benchmark:end a-b.goals --> after it, got none"
+    ):
         report.rebuild("<!-- benchmark:begin a-b.goals -->\n", tmp_path)
-    with pytest.raises(ValueError, match=r"expected a table of .*goals.*, got 'x'"):
+    with pytest.raises(ValueError, match=r"expected one of .*goals.*, got 'x'"):
         report.rebuild(BLOCK.format("a-b.x"), tmp_path)
 
 
@@ -265,17 +267,17 @@ def test_results_of_a_gpu_are_added_and_shown(tmp_path: Path, capsys: pytest.Cap
         results.write(new, Results(environment))
         with pytest.raises(SystemExit):
             main(command)
-        assert "new.jsonl: expected results of a GPU, got those of a rehearsal" in capsys.readouterr().err
+        assert "new.jsonl: expected results of a GPU, got results of a dry run" in capsys.readouterr().err
 
 
-def test_pictures_are_drawn_for_what_there_is_in_two_modes(tmp_path: Path) -> None:
+def test_pictures_are_drawn_for_the_available_results_in_two_modes(tmp_path: Path) -> None:
     made = plots.save_all(of_gpu(), tmp_path, "gpu")
     kinds = [f"gpu-{name}-{mode}.svg" for name in ("share", "time", "cost") for mode in plots.INK]
     assert [path.name for path in made] == kinds
     light, dark = (path.read_text() for path in made[:2])
     assert plots.INK["light"] in light and plots.INK["light"] not in dark and plots.INK["dark"] in dark
     bars = [len(re.findall(f"fill: {plots.COLORS[name]}", light)) for name in ("eager", "compile", "fused")]
-    assert bars == [3 + 1, 3 + 1, 4 + 1]  # two layers, one, of ours one more; and the legend
+    assert bars == [3 + 1, 3 + 1, 4 + 1]  # two layers, one layer, one more of fused; plus the legend
     assert "layer4" in light and "NVIDIA Test 80GB, driver 1.2" in light and ">95<" in light
     assert all(f">{value} %<" in made[4].read_text() for value in ("+9.0", "+5.0", "+2.0", "+20.0", "+1.0"))
     assert plots.save_all(Results(CPU, rows_of({"fused": 1.0})), tmp_path, "cpu") == []
@@ -291,7 +293,7 @@ def test_the_pages_show_the_committed_results_and_pictures(page: str) -> None:
     assert bool(named) == (page in ("docs/benchmark.md", "docs/gpu.md"))
 
 
-def test_committed_results_are_whole_and_no_rehearsal() -> None:
+def test_committed_results_are_complete_and_not_from_a_dry_run() -> None:
     for path in (files := sorted(COMMITTED.glob("*.jsonl"))):
         found = results.load(path)
         assert len(found.rows) + len(found.checks) == len(path.read_text().splitlines()) - 1, path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How the benchmarks take time: interleaved rounds, calibrated samples, quantiles; and what a CPU and a GPU do."""
+"""Timing: interleaved rounds, calibrated samples, quantiles; and the devices, ``Cpu`` and ``Gpu``."""
 
 import functools
 import gc
@@ -17,7 +17,7 @@ from benchmarks.timing import Budget, Timing, measure, verdict
 
 
 class FakeMachine:
-    """A clock that only the calls advance, and the log of who called."""
+    """A clock that only the calls advance, with a log of the calls."""
 
     def __init__(self) -> None:
         self.now, self.log = 0.0, []
@@ -28,7 +28,7 @@ class FakeMachine:
         self.log.append(name)
 
     def call(self, name: str, *seconds: float) -> timing.Call:
-        """A call that takes these seconds one time after the other, in the end always the last."""
+        """A call that takes these seconds in turn, and the last of them from then on."""
         return functools.partial(self.spend, name, list(seconds))
 
     def measure(self, calls: dict[str, timing.Call], budget: Budget, **options: int) -> dict[str, Timing]:
@@ -37,7 +37,7 @@ class FakeMachine:
 
 def test_measure_interleaves_rotates_and_calibrates() -> None:
     machine = FakeMachine()
-    calls = {"slow": machine.call("slow", 9, 0.5), "fast": machine.call("fast", 9, 0.125)}  # the first one compiles
+    calls = {"slow": machine.call("slow", 9, 0.5), "fast": machine.call("fast", 9, 0.125)}  # the first call compiles
     budget = Budget(warmup=0.5, sample=0.25, total=3.0, min_rounds=2)
     # A round is one slow call and two fast ones: 0.75 s, of which 3 s hold four.
     assert machine.measure(calls, budget) == {"slow": Timing(0.5, 0.5, 0.5, 4), "fast": Timing(0.125, 0.125, 0.125, 4)}
@@ -61,13 +61,13 @@ def test_quantiles_are_those_of_the_samples_and_a_verdict_needs_ranges_that_do_n
     assert verdict(timed, Timing(9, 11, 12, 9)) == "" == verdict(timed, Timing(1, 2, 3, 9))
 
 
-def test_nothing_is_collected_meanwhile() -> None:
+def test_the_garbage_collector_is_off_while_timing() -> None:
     seen = []
     measure({"call": lambda: seen.append(gc.isenabled())}, DRY)
     assert set(seen) == {False} and gc.isenabled()
 
 
-def test_the_cpu_calls_in_turn_on_maps_that_exceed_the_cache_together() -> None:
+def test_calls_on_a_cpu_rotate_over_maps_that_together_exceed_the_cache() -> None:
     assert [Cpu().sets(size) for size in (100, 5 << 20, 64 << 20, 100 << 20)] == [16, 13, 1, 1]
     log = []
     captured = Cpu().capture([lambda: log.append("a"), lambda: log.append("b"), lambda: log.append("c")])
@@ -75,7 +75,7 @@ def test_the_cpu_calls_in_turn_on_maps_that_exceed_the_cache_together() -> None:
     assert "".join(log) == "abcab" and timed.rounds == 3 and 0 < timed.q20 <= timed.q50 <= timed.q80
 
 
-def test_peak_is_what_is_held_at_once_beyond_what_was_held_before() -> None:
+def test_peak_memory_does_not_count_what_was_held_before() -> None:
     kept = []
 
     def call() -> None:
@@ -89,7 +89,7 @@ def test_peak_is_what_is_held_at_once_beyond_what_was_held_before() -> None:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mock:
-    """Nothing but torch.cuda's names and signatures, and no nvidia-smi."""
+    """A mock with the names and signatures of torch.cuda, and no nvidia-smi."""
     fake = create_autospec(torch.cuda)
     fake.get_device_properties.return_value = create_autospec(torch._C._CudaDeviceProperties, L2_cache_size=50 << 20)
     fake.CUDAGraph = create_autospec(torch.cuda.CUDAGraph)
@@ -102,7 +102,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mock:
     return fake
 
 
-def test_a_gpu_must_be_there_and_captures_all_calls_in_one_graph(cuda: Mock) -> None:
+def test_a_gpu_is_required_and_captures_all_calls_in_one_graph(cuda: Mock) -> None:
     gpu, log = Gpu(), []
     cuda.is_available.return_value = False
     with pytest.raises(SystemExit, match=r"expected a GPU that torch can use, got none; --device cpu, or make gpu DRY"):
@@ -120,7 +120,7 @@ def test_a_gpu_must_be_there_and_captures_all_calls_in_one_graph(cuda: Mock) -> 
     assert gpu.rotated_bytes == 200 << 20 and gpu.sets(1 << 20) == 200 and gpu.sets(1) == 4096
     cuda.synchronize.side_effect = RuntimeError("an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal"), gpu.working():
-        pass  # an error is raised where work ends, or where one asks
+        pass  # errors are raised at the end of the work, or by check()
     with pytest.raises(RuntimeError, match="illegal"):
         gpu.check()
 
@@ -139,7 +139,7 @@ def test_a_gpu_is_timed_by_events_per_captured_call_and_its_host_does_not_wait(c
     assert machine.log.count("wait") == 3 + 1
 
 
-def test_the_driver_is_asked_and_may_say_nothing(cuda: Mock, tmp_path: Path) -> None:
+def test_nvidia_smi_may_be_missing_or_silent(cuda: Mock, tmp_path: Path) -> None:
     of = cuda.get_device_properties.return_value
     of.name, of.major, of.minor, gpu = "NVIDIA Test", 9, 0, Gpu()
     assert (gpu.facts()["driver"], gpu.state()) == ("", "")

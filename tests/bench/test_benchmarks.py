@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is measured, who does the work, and the runs: what is wrong is not timed, what is there is not done again."""
+"""Cases, providers and runs: wrong results are not timed, finished jobs are not repeated."""
 
 import itertools
 from collections import Counter
@@ -14,7 +14,7 @@ from torch import nn
 
 pytest.importorskip("timm")
 
-from benchmarks import block, cases, gate, networks, providers, results, run, tables
+from benchmarks import block, cases, correctness, networks, providers, results, run, tables
 from benchmarks.cases import Case, Job
 from benchmarks.cli import main
 from benchmarks.clock import DRY, Cpu
@@ -61,7 +61,7 @@ def test_plans_have_each_job_once_and_the_headline_with_all_providers() -> None:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
-    """What would be compiled, and how; here it runs as it is."""
+    """Records calls of torch.compile and returns the layer uncompiled."""
     made: list[tuple[str, object]] = []
 
     def compile(layer: nn.Module, *, dynamic: bool, fullgraph: bool = True, mode: str | None = None) -> nn.Module:
@@ -87,7 +87,7 @@ def test_providers_compute_the_reference(variant: Any, phase: str, compiled: lis
         for layer in make_layers(wanted, variant, module).values():
             seen = replace(layer, call=Mock(side_effect=layer.call))
             call = make_call(wanted, seen, maps)
-            _, result = call(), call()  # a second time, as a replayed one is; a backward pass runs no forward pass
+            _, result = call(), call()  # twice, as calls are repeated
             assert seen.call.call_count == (1 if phase.endswith("backward") else 2)
             torch.testing.assert_close(result, grads if wanted.differentiates else y.detach())
     authors, timms = ("EagerECA", "TimmECA") if variant is ECA else ("EagerReference",) * 2
@@ -104,7 +104,7 @@ def test_every_kind_of_job_has_a_row_for_each_provider(variant: str, dtype: str,
         assert [row.provider for row in rows] == list(wanted.providers)
         assert {row.job for row in rows} == {("resnet50.layer4.n3", SMALL.shape, variant, phase, dtype, layout)}
         assert all(0 < row.q20 <= row.q50 <= row.q80 and row.rounds == 2 for row in rows)
-    maps = [x for of in make_sets(wanted, Cpu(DRY)) for x in (*of.inputs, of.grad_y)]  # in turn, in different places
+    maps = [x for of in make_sets(wanted, Cpu(DRY)) for x in (*of.inputs, of.grad_y)]  # separate memory
     assert len({x.data_ptr() for x in maps}) == 48 and {x.is_contiguous() for x in maps} == {layout == "contiguous"}
 
 
@@ -125,14 +125,14 @@ def test_one_wrong_sample_of_the_batch_is_noticed(phase: str, sample: int) -> No
     wanted = job(phase, "fused")
     layer = make_layers(wanted, ECA, make_module(wanted, ECA, "cpu"))["fused"]
     maps, factor = make_sets(wanted, Cpu())[0], torch.ones(3, 1, 1, 1)
-    gate.check_batch(wanted, ECA, layer, maps)
+    correctness.check_batch(wanted, ECA, layer, maps)
     factor[sample] = 1.001
     with pytest.raises(AssertionError, match=r"y in its batch.*of its budget"):
-        gate.check_batch(wanted, ECA, replace(layer, call=lambda *inputs: layer.call(*inputs) * factor), maps)
+        correctness.check_batch(wanted, ECA, replace(layer, call=lambda *inputs: layer.call(*inputs) * factor), maps)
 
 
 @pytest.mark.parametrize("name", providers.OURS)
-def test_peers_may_refuse_and_ours_may_not_and_a_lost_device_ends_it(
+def test_only_other_providers_may_refuse_and_a_lost_device_ends_the_run(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, jobs = results.Results({}), [job("forward", name), job("training", name), job("backward", name)]
@@ -152,7 +152,9 @@ def test_peers_may_refuse_and_ours_may_not_and_a_lost_device_ends_it(
     assert found.checks[3:] == [Check(f"{job()}: eager", "refused", "ZeroDivisionError: division by zero")]
 
 
-def test_a_quick_run_writes_rows_as_they_come_and_goes_on_there(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_quick_run_writes_rows_as_they_are_measured_and_continues_the_file(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
     path, on_disk, measured = tmp_path / "out.jsonl", [], run.run_job
     monkeypatch.setattr(run, "run_job", lambda *args: on_disk.append(len(results.load(path).rows)) or measured(*args))
     assert main([*TINY_RUN, "--json", str(path)]) == 0
@@ -174,7 +176,7 @@ WRONG = """--dtype int8: argument --dtype: invalid choice: 'int8'
 --case layer9: argument --case: expected a part of a case name in resnet50
 --threads 0: argument --threads: expected a whole number of at least 1, got '0'
 --suite tiny --json /nowhere/out.jsonl: No such file or directory: '/nowhere/out.jsonl
---suite tiny --json setup.py: setup.py, line 1: expected one of python -m benchmarks
+--suite tiny --json setup.py: setup.py, line 1: expected a line of python -m benchmarks
 compare /nowhere/old.jsonl b.jsonl: No such file or directory: '/nowhere/old.jsonl'
 compare a.jsonl: the following arguments are required: NEW.jsonl
 gpu --step nothing: argument --step: invalid choice: 'nothing'"""
@@ -199,7 +201,7 @@ def test_the_quick_networks_are_measured_in_both_phases_with_their_peaks(tmp_pat
     assert cases.NETWORKS["residual"] in capsys.readouterr().out
 
 
-def test_a_wrong_network_stops_it_and_one_that_was_not_compiled_is_not_taken_for_one(compiled, monkeypatch) -> None:
+def test_a_wrong_network_stops_the_run_and_an_uncompiled_one_is_noticed(compiled, monkeypatch) -> None:
     found = results.Results({})
     networks.measure(networks.settings("cpu", ["compiled"], dry=True), Cpu(DRY), found, dry=True)
     assert not found.rows and ["expected one graph" in check.note for check in found.checks] == [True, True]

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The gate before the clock: a layer that computes something else is not timed.
-
-Every check raises AssertionError if an error is above the budget of ``eca_cuda.testing``.
-"""
+"""Checks of a layer before it is timed. They raise AssertionError above the error budget of ``eca_cuda.testing``."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -18,20 +15,20 @@ from eca_cuda.testing import Variant, check_against_reference, evaluate, make_x,
 from .cases import Job
 from .providers import Function
 
-# The check runs in float64 too: of a larger case it takes as many whole samples as fit, at least one.
+# The reference also runs in float64, so a check takes only as many whole samples as fit, at least one.
 _CHECKED_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What one call reads: the inputs of the layer (x, and the residual if the phase has one) and grad_y."""
+    """The tensors of one call: the inputs of the layer (x, and the residual if the phase has one) and grad_y."""
 
     inputs: tuple[Tensor, ...]
     grad_y: Tensor
 
 
 def check(job: Job, variant: Variant, layer: nn.Module, device: str = "cpu") -> None:
-    """Hold ``layer`` against the reference in the dtype, layout, grad mode and shape of ``job``, with a smaller N."""
+    """Compare ``layer`` with the reference for the dtype, layout, grad mode and shape of ``job``, with a smaller N."""
     _, c, h, w = job.case.shape
     n = max(1, min(job.case.n, _CHECKED_ELEMENTS // (c * h * w)))
     names = [name for name, _ in layer.named_parameters()]
@@ -52,7 +49,7 @@ def check(job: Job, variant: Variant, layer: nn.Module, device: str = "cpu") -> 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reference makes of the first, middle and last sample of a batch, seeing nothing of the others."""
+    """The reference's results for the first, middle and last sample of a batch, computed from those samples alone."""
 
     job: Job
     samples: list[int]
@@ -70,7 +67,7 @@ class Expected:
         return cls(job, samples, of(dtype=None).results, of(dtype=torch.float64).results)
 
     def check(self, results: Mapping[str, Tensor]) -> None:
-        """Hold results of the batch, ``y`` or ``grad_x``, say, against these."""
+        """Compare results of the whole batch, such as ``y`` or ``grad_x``, with these."""
         terms = self.job.case.c + self.job.case.h * self.job.case.w
         for name, result in results.items():
             ours = result.detach()[self.samples]
@@ -78,7 +75,7 @@ class Expected:
 
 
 def check_batch(job: Job, variant: Variant, layer: Function, maps: Maps) -> None:
-    """Check the very batch that is timed: a launch plan depends on how many samples there are."""
+    """Check the batch that is timed: the launch plan depends on the number of samples."""
     training = job.differentiates
     leaves = [x.detach().requires_grad_(training) for x in maps.inputs]
     with torch.set_grad_enabled(training):
@@ -89,5 +86,5 @@ def check_batch(job: Job, variant: Variant, layer: Function, maps: Maps) -> None
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
-    """``x`` with the memory format that ``layout``, an item of ``cases.LAYOUTS``, names."""
+    """``x`` in the memory format ``layout``, one of ``cases.LAYOUTS``."""
     return x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
