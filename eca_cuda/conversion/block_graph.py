@@ -21,7 +21,7 @@ from .notes import Notes
 from .places import WRAPPED, function_of
 from .replica import lists_of
 from .swap import STATE, own_class
-from .trial import LeftAlone, copied, isolated, under_autocast, without_side_effects
+from .trial import PACKAGE, LeftAlone, copied, isolated, under_autocast, without_side_effects
 
 
 class BlockNotes(Notes):
@@ -86,7 +86,7 @@ def _unsafe_in(code: types.CodeType) -> Optional[str]:
 
 
 def _is_of_a_stranger(frame: types.FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", __package__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", PACKAGE)
 
 
 class _Proxy(fx.Proxy):
@@ -235,5 +235,5 @@ def may_change_its_input(module: nn.Module) -> bool:
 
 def is_known(module: Any) -> bool:
     """Whether the Python module of this name comes with something that changes no values unless its name says so."""
-    known = ("torch", "timm", "torchvision", "_operator", "operator", "math", "builtins", str(__package__))
+    known = ("torch", "timm", "torchvision", "_operator", "operator", "math", "builtins", PACKAGE)
     return str(module).partition(".")[0] in known

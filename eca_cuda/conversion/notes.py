@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .basis import HOOKS, Basis, Part, children_of, ties_of
 from .python_code import Code, is_constant, is_usable
 from .swap import own_class
-from .trial import LeftAlone, copied
+from .trial import PACKAGE, LeftAlone, copied
 from .watch import obstacle
 
 _BARE = nn.Module()
@@ -145,4 +145,4 @@ class Noting:
 
 
 def _is_strange(frame: types.FrameType) -> bool:
-    return not str(frame.f_globals.get("__name__")).startswith(("torch.", f"{__package__}."))
+    return not str(frame.f_globals.get("__name__")).startswith(("torch.", f"{PACKAGE}."))

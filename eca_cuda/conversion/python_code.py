@@ -23,7 +23,7 @@ from torch import nn
 
 from .places import WRAPPED, Place, cell, function_of
 from .swap import own_class
-from .trial import copied
+from .trial import PACKAGE, copied
 
 # Of torch and of tensors, with or without a trailing underscore: all that they do shows in numbers.
 OPERATIONS = set(
@@ -251,7 +251,7 @@ def is_usable(value: Any) -> bool:
 
 
 def _is_foreign(module: Any) -> bool:
-    return str(module).partition(".")[0] not in ("torch", "builtins", str(__package__))
+    return str(module).partition(".")[0] not in ("torch", "builtins", PACKAGE)
 
 
 def _is_class_of_torch(value: Any) -> bool:

@@ -13,6 +13,9 @@ from torch.overrides import _pop_mode_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
 
+PACKAGE = __name__.partition(".")[0]  # it may run under another name than eca_cuda
+
+
 class LeftAlone(Exception):
     """Why a module stays as it is."""
 
