@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Fused attention in models that exist: ``convert``, ``revert`` and ``conversion_report``."""
+"""Fused attention in existing models: ``convert``, ``revert`` and ``conversion_report``."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from torch import nn
 
 from .blocks import FusedBlock, Verdict, attention_of, change_of, fuse
 from .fused_attention import FusedAttention
 from .recipe import Recipe
-from .recognition import OWN_LAYERS, Answer, Unsupported, gates_in_blocks, recognise_all
+from .recognition import OWN_LAYERS, Answer, Unsupported, convolutions_in_blocks, recognise_all
 from .swap import STATE, Swapped, is_wrapped, own_class, restore, swap
 from .watch import Conversion
 
@@ -22,31 +22,31 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def convert(model: Model, *, fuse_residual: bool = False, fuse_norm: bool = False) -> Model:
-    """Make every channel attention in ``model`` that computes ECA or a variant of it run fused. In place.
+    """Make every module in ``model`` that computes one of the three variants run the fused kernels, in place.
 
-    Recognised by what they compute, whatever their class is called: timm's ``EcaModule`` and ``CecaModule``, the
-    official ``eca_layer``, the originals of our layers, and look-alikes. Modules stay the same objects with the same
-    parameters, state-dict keys, hooks, mode, device and dtype; optimizers, checkpoints and wrappers do not notice.
-    ``conversion_report`` says what was converted, what was not, and why. Convert before ``torch.compile``.
+    Modules are recognised by what they compute, whatever their class is called: timm's ``EcaModule`` and
+    ``CecaModule``, the official ``eca_layer``, the original layers, and look-alikes. They stay the same objects with
+    the same parameters, state-dict keys, hooks, mode, device and dtype, so optimizers, checkpoints and wrappers keep
+    working. ``conversion_report`` lists what was converted, what was not, and why. Convert before ``torch.compile``.
 
-    Where something that a forward rests on is changed later (a module in it, its hooks or attributes), the module's own
-    forward runs from then on, until it is changed back. An error on the way leaves the model as it was.
+    If something that a forward depends on is changed later (a submodule, its hooks or attributes), the module's own
+    forward runs until the change is undone. An error during conversion leaves the model unchanged.
 
     Args:
-        model: any module; attention is searched for in all of it.
-        fuse_residual: also let the attention of a residual block add the shortcut and apply the ReLU, in the same pass,
-            where torch.fx shows that it is safe.
-        fuse_norm: also make a batch norm and the attention behind it one call, :func:`batch_norm_eca`, with
-            ``fuse_residual`` together with the shortcut and the ReLU. Running statistics go on as before.
+        model: any module; all of its submodules are searched.
+        fuse_residual: also let the attention of a residual block add the shortcut and apply the ReLU in the same pass,
+            where torch.fx shows that this is safe.
+        fuse_norm: also merge a batch norm and the attention after it into one call of :func:`batch_norm_eca`; with
+            ``fuse_residual`` also the shortcut and the ReLU. Running statistics are updated as before.
 
     Returns:
-        ``model``. Converting again changes nothing but what further options ask for; :func:`revert` undoes it.
+        ``model``. A second call applies only the options that are new; :func:`revert` undoes all.
 
     Raises:
         TypeError: if ``model`` is not an ``nn.Module``.
     """
     _check_model(model)
-    with ExitStack() as undo:  # in the case of an error
+    with ExitStack() as undo:  # undoes everything after an error
         attention = recognise_all(model)
         for module, answer in attention.values():
             if isinstance(answer, Recipe):
@@ -54,8 +54,8 @@ def convert(model: Model, *, fuse_residual: bool = False, fuse_norm: bool = Fals
         if fuse_residual or fuse_norm:
             for _, block, verdict in list(_blocks(model, attention, fuse_residual, fuse_norm)):
                 if (found := verdict.fusable) is not None:
-                    undo.callback(_put_back, block, type(block), vars(block).get(STATE))
-                    if isinstance(block, FusedBlock):  # it changed since it was converted, or more can be fused
+                    undo.callback(_restore_class, block, type(block), vars(block).get(STATE))
+                    if isinstance(block, FusedBlock):  # it was changed after convert, or more can be fused
                         restore(block)
                     swap(block, FusedBlock, Conversion(found), found.source)
         if not any(_is_fused(module) for module in model.modules()):
@@ -66,14 +66,14 @@ def convert(model: Model, *, fuse_residual: bool = False, fuse_norm: bool = Fals
 
 
 def _convert(module: nn.Module, recipe: Recipe, undo: ExitStack) -> None:
-    undo.callback(_put_back, module, type(module), vars(module).get(STATE))
+    undo.callback(_restore_class, module, type(module), vars(module).get(STATE))
     if not isinstance(module, FusedAttention):
         swap(module, FusedAttention, Conversion(recipe))
-    elif module._eca_cuda.found is not recipe:  # it changed since it was converted
+    elif module._eca_cuda.found is not recipe:  # it was changed after convert
         module._eca_cuda = Conversion(recipe)
 
 
-def _put_back(module: nn.Module, kind: type, state: Any) -> None:
+def _restore_class(module: nn.Module, kind: type, state: Any) -> None:
     module.__class__ = kind
     vars(module).pop(STATE, None)
     if state is not None:
@@ -81,17 +81,19 @@ def _put_back(module: nn.Module, kind: type, state: Any) -> None:
 
 
 def revert(model: Model) -> Model:
-    """Undo :func:`convert`, exactly, whatever its options were; returns ``model``.
+    """Undo :func:`convert` exactly, with any options; return ``model``.
 
     Raises:
-        RuntimeError: if ``fully_shard`` or the like changed a module's class since; then nothing is reverted.
+        RuntimeError: if ``fully_shard`` or similar changed the class of a converted module; then nothing is reverted.
     """
     _check_model(model)
     swapped = {path: module for path, module in model.named_modules() if isinstance(module, Swapped)}
     for path, module in swapped.items():
         if is_wrapped(module):
             kind = type(module).__name__
-            raise RuntimeError(f"revert: {path or 'the model'} was made a {kind} since; revert before fully_shard")
+            raise RuntimeError(
+                f"revert: {path or 'the model'} became a {kind} after convert; revert before fully_shard"
+            )
     for module in swapped.values():
         restore(module)
     return model
@@ -99,7 +101,7 @@ def revert(model: Model) -> Model:
 
 @dataclass(frozen=True)
 class Finding:
-    """One module that is, or looks like, attention, or one block around it."""
+    """One module that is or looks like attention, or one block around attention."""
 
     path: str
     kind: str
@@ -109,7 +111,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`convert` did or would do; ``print`` it."""
+    """What :func:`convert` did or could do, as readable text for ``print``."""
 
     attention: tuple[Finding, ...]
     residual: tuple[Finding, ...]
@@ -121,14 +123,14 @@ class ConversionReport:
 
 
 def conversion_report(model: nn.Module) -> ConversionReport:
-    """What is fused in ``model``, what :func:`convert` could fuse, and what it leaves alone and why; changes nothing.
+    """Report what is fused in ``model``, what :func:`convert` could fuse, and what it leaves alone and why.
 
-    ``residual`` and ``norm`` have one finding for each block around attention that is fused already or could be.
+    ``residual`` and ``norm`` have one finding for each block that calls attention which is or could be fused.
     """
     _check_model(model)
     found = recognise_all(model)
     attention = [_attention(path, module, answer) for path, (module, answer) in found.items()]
-    attention += [Finding(path, kind, "left alone", reason) for path, kind, reason in gates_in_blocks(model, found)]
+    attention += [Finding(*found_in, "left alone", why) for *found_in, why in convolutions_in_blocks(model, found)]
     blocks = list(_blocks(model, found, True, True))
     residual = [_block(*block, "residual", "the shortcut {} added by the attention") for block in blocks]
     norm = [_block(*block, "norm", "the batch norm {} done by the attention") for block in blocks]
@@ -149,7 +151,7 @@ def _is_fused(module: nn.Module) -> bool:
 def _blocks(
     model: nn.Module, attention: dict[str, tuple[nn.Module, Answer]], residual: bool, norm: bool
 ) -> Iterator[tuple[str, nn.Module, Verdict]]:
-    """Path, module and what ``fuse`` says, of all that calls attention, besides what is fused in it already."""
+    """Yield path, module and verdict of every module that calls attention; the verdict is empty if all is fused."""
     answers = {module: answer for module, answer in attention.values() if not isinstance(answer, Unsupported)}
     for path, module in list(model.named_modules()):
         wanted, is_intact = (residual, norm), False
@@ -160,7 +162,7 @@ def _blocks(
                 yield path, module, Verdict()
                 continue
             if is_wrapped(module):
-                reason = f"it is a {type(module).__name__}: revert before fully_shard"
+                reason = f"its class became {type(module).__name__} after convert: revert before fully_shard"
                 yield path, module, Verdict(None, reason, reason)
                 continue
         elif module in answers:
@@ -173,13 +175,13 @@ def _blocks(
 
 
 def _block(path: str, block: nn.Module, verdict: Verdict, part: str, what: str) -> Finding:
-    """Of a part of a block, the residual or the norm."""
+    """The finding for one part of a block, "residual" or "norm"."""
     change = None
     if isinstance(block, FusedBlock):
         change = change_of(block)
         if not change and getattr(block._eca_cuda.found, part):
             return Finding(path, _kind(block), "fused", what.format("is"))
-    changed = f"its own forward runs, as {change} since it was converted; now " if change else ""
+    changed = _own_forward_runs(change)
     reason = getattr(verdict, part)
     if reason is not None:
         return Finding(path, _kind(block), "left alone", changed + reason)
@@ -188,7 +190,7 @@ def _block(path: str, block: nn.Module, verdict: Verdict, part: str, what: str) 
 
 def _attention(path: str, module: nn.Module, answer: Answer) -> Finding:
     change = module._eca_cuda.change(module) if isinstance(module, FusedAttention) else None
-    changed = f"its own forward runs, as {change} since it was converted; now " if change else ""
+    changed = _own_forward_runs(change)
     if isinstance(answer, Unsupported):
         return Finding(path, _kind(module), "left alone", changed + answer.reason)
     status = "fused" if _is_fused(module) else "could be fused"
@@ -196,6 +198,10 @@ def _attention(path: str, module: nn.Module, answer: Answer) -> Finding:
         options = ", ".join(f"{name}={value!r}" for name, value in answer.options.items())
         answer = f"{answer.variant}({options})"
     return Finding(path, _kind(module), status, changed + answer)
+
+
+def _own_forward_runs(change: Optional[str]) -> str:
+    return f"its own forward runs because {change}; now " if change else ""
 
 
 def _kind(module: nn.Module) -> str:

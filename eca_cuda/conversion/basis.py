@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a forward rests on besides x and weights.
+"""What a forward depends on besides x and the weights.
 
-A converted module computes what its own forward computed when it was tried. That holds while the modules in it have the
-classes, children, methods and attributes that they had, and no hooks, and while the functions that ran and the globals
-that they read are the same. ``watch`` asks for that.
+A converted module stands in for its own forward as long as nothing that this forward depends on changes: classes,
+children, methods, attributes and hooks of the submodules, the functions that ran, and the globals that they read.
+``watch`` checks this.
 """
 
 import types
@@ -22,25 +22,25 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in HOOKS)
 
 
-def is_foreign(hooks: dict[int, Any]) -> bool:
-    """Whether there are others among these forward pre-hooks than those of torch that recompute weights."""
+def has_user_hooks(hooks: dict[int, Any]) -> bool:
+    """Whether any of these forward pre-hooks is not one of torch's that recompute weights."""
     return not all(map(recomputes_weights, hooks.values()))
 
 
-def is_disturbed(m: nn.Module) -> bool:
+def has_modified_call(m: nn.Module) -> bool:
     """Whether calling ``m`` runs anything but the forward of its class and hooks that recompute weights."""
     return "forward" in m.__dict__ or bool(
-        m._forward_hooks or m._backward_hooks or m._backward_pre_hooks or is_foreign(m._forward_pre_hooks)
+        m._forward_hooks or m._backward_hooks or m._backward_pre_hooks or has_user_hooks(m._forward_pre_hooks)
     )
 
 
 def children_of(module: nn.Module) -> tuple[tuple[str, bool], ...]:
-    """The names of its children, and whether there is one or ``None``."""
+    """The name of each child, and whether it is a module and not ``None``."""
     return tuple((name, child is not None) for name, child in module._modules.items())
 
 
 def ties_of(module: nn.Module) -> tuple[tuple[str, str], ...]:
-    """The other paths of modules that are found at several, each with the first."""
+    """For modules with several paths: each further path, with the first one."""
     paths = {m: path for path, m in module.named_modules()}
     found = []
     for m, path in paths.items():
@@ -53,26 +53,26 @@ def ties_of(module: nn.Module) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class Part:
-    """What a forward needs of one module: its class, the names of its children, attributes, methods of its class."""
+    """What a forward uses of one module: its class, its children, its attributes, and methods of its class."""
 
     path: str
     kind: type
     children: tuple[tuple[str, bool], ...]
     attributes: tuple[tuple[str, Any], ...]
     methods: tuple[str, ...]
-    absent: tuple[tuple[str, str], ...] = ()  # parameters and buffers that are None: in which dict, and the name
+    absent: tuple[tuple[str, str], ...] = ()  # dict and name of parameters and buffers that are None
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What a forward needs: of the module and those in it; the functions that ran; the globals and cells they read."""
+    """What a forward uses: modules, functions, and the globals and cells that they read."""
 
     parts: tuple[Part, ...] = ()
     functions: tuple[Place, ...] = ()
     globals: tuple[tuple[Place, Any], ...] = ()
     cells: tuple[tuple[Place, str, Any], ...] = ()
     ties: tuple[tuple[str, str], ...] = ()  # two paths of one module
-    apart: tuple[str, ...] = ()  # paths of modules that are no part at another path
+    apart: tuple[str, ...] = ()  # paths of modules that must not be a part at another path
     digests: tuple[str, ...] = field(init=False, compare=False)  # of the functions
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Basis:
         object.__setattr__(self, "digests", found)
 
     def __reduce__(self) -> Any:
-        """Without functions, which cannot always be pickled, and may be others where the pickle is loaded."""
+        """Replaces functions by digests: they cannot always be pickled, and may differ where the pickle is loaded."""
         state = dict(vars(self))
         state["parts"] = tuple(
             replace(part, attributes=tuple((name, _pickled(value)) for name, value in part.attributes))
@@ -92,10 +92,10 @@ class Basis:
         return _loaded, (state,)
 
     def holds_for(self, module: nn.Module) -> bool:
-        """What torch.compile can trace of a ``Watch``; it guards on what is asked here."""
+        """The checks of a ``Watch`` that torch.compile can trace and guard on."""
         for part in self.parts:
             m = at(module, part.path)
-            if m is None or (m is not module and (type(m) is not part.kind or is_disturbed(m))):
+            if m is None or (m is not module and (type(m) is not part.kind or has_modified_call(m))):
                 return False
             if len(m._modules) != len(part.children):
                 return False
@@ -105,7 +105,7 @@ class Basis:
             for name in part.methods:
                 if name in m.__dict__:
                     return False
-                getattr(m, name)  # that it is of the class is guarded when it is asked for
+                getattr(m, name)  # so that torch.compile guards on the method of the class
             for name, value in part.attributes:
                 if getattr(m, name) != value:
                     return False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The torch.fx graph of a block's forward, if it is always the same and the forward does nothing else.
+"""The torch.fx graph of a block's forward, if that graph describes the forward completely.
 
-The block's children are leaves, so what they do stays theirs. What torch.fx would not notice is a reason to leave the
-block alone: modes of torch, tests with ``is``, values of its own that the forward changes.
+The block's children are leaves. Anything that torch.fx does not record is a reason to leave the block alone: modes of
+torch, tests with ``is``, values that the forward changes.
 """
 
 import dis
@@ -16,26 +16,26 @@ from typing import Any, Optional
 import torch
 from torch import fx, nn
 
-from .basis import is_disturbed
+from .basis import has_modified_call
 from .notes import Notes
 from .places import WRAPPED, function_of
 from .replica import lists_of
 from .swap import STATE, own_class
-from .trial import PACKAGE, LeftAlone, copied, isolated, under_autocast, without_side_effects
+from .trial import PACKAGE, LeftAlone, copied, is_user_code, isolated, under_autocast, without_side_effects
 
 
 class BlockNotes(Notes):
-    """Notes, too, what the forward gets from ``_modules`` and ``_parameters`` of the modules in it."""
+    """Also notes the children and parameters that the forward takes from modules."""
 
     tracer: "_Tracer"
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__(block, may_ask_for_types=False)
-        self.containers = {""}  # paths of modules of which the forward itself takes children
+        self.containers = {""}  # paths of modules whose children the forward takes
         self.weights: set[tuple[str, str]] = set()  # path of a module, name of its parameter
 
     def note(self, module: nn.Module, path: str, name: str, value: Any, holds_weights: bool) -> None:
-        if name == "forward" and _is_of_a_stranger(sys._getframe(2)):  # called by the forward: no call of the module
+        if name == "forward" and is_user_code(sys._getframe(2)):  # the forward calls module.forward(), not module()
             self.containers.add(path)
         super().note(module, path, name, value, holds_weights)
 
@@ -44,15 +44,15 @@ class BlockNotes(Notes):
             self.containers.add(path)
         if not isinstance(value, nn.Parameter):
             return super().fetched(path, name, value)
-        self.weights.add((path, name))  # by its name, as two names may stand for one parameter only now
+        self.weights.add((path, name))  # by name: two names of one parameter may be separated later
         return self.tracer.create_proxy("get_attr", f"{path}.{name}" if path else name, (), {})
 
     def paths(self) -> set[str]:
-        """Of the modules of which more was read than that they can be called."""
+        """The paths of modules that the forward does more with than call them."""
         return self.containers | {path for path, names in self.names.items() if names != {"forward"}}
 
     def refuse_unsafe_code(self) -> None:
-        """Reads the functions that ran, for what torch.fx does not notice."""
+        """Raises LeftAlone if the functions that ran do what torch.fx does not record."""
         read = self.code.codes
         for code in read:
             if what := _unsafe_in(code):
@@ -64,7 +64,7 @@ class BlockNotes(Notes):
                     unread += [] if getattr(function, "__code__", None) in read else [function]
                     function = getattr(function, WRAPPED)
                 if unread and getattr(function, "__code__", None) in read:
-                    raise LeftAlone("its forward, or a method that it calls, has a decorator of another package")
+                    raise LeftAlone("its forward, or a method that it calls, has a decorator from another package")
 
 
 def _unsafe_in(code: types.CodeType) -> Optional[str]:
@@ -72,37 +72,33 @@ def _unsafe_in(code: types.CodeType) -> Optional[str]:
     names = [step.opname for step in steps]
     for i, name in enumerate(names):
         if name == "IS_OP" and names[i - 1] != "LOAD_CONST":
-            return "tests whether two values are one object"
+            return "tests whether two values are the same object"
         if name == "IS_OP" or name.endswith(("_IF_NONE", "_IF_NOT_NONE")):
             last = i - 1 - (name == "IS_OP")
             first = last
             while first > 0 and names[first] == "LOAD_ATTR":
                 first -= 1
-            loaded = steps[first].argval  # two names in one step of Python 3.13
+            loaded = steps[first].argval  # Python 3.13 loads two names in one step
             owner = loaded[-1] if isinstance(loaded, tuple) else loaded
             if first == last or not ("LOAD_FAST" in names[first] or names[first] == "LOAD_DEREF") or owner != "self":
-                return "tests whether something is None, True or False that is no attribute of self"
+                return "tests whether something other than an attribute of self is None, True or False"
     return None
 
 
-def _is_of_a_stranger(frame: types.FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", PACKAGE)
-
-
 class _Proxy(fx.Proxy):
-    """Records ``y += x`` as what it is; torch.fx's own records ``y = y + x``, but aliases and dtypes differ."""
+    """Records ``y += x`` as such; torch.fx records ``y = y + x``, which differs in aliases and dtypes."""
 
     @property  # type: ignore[misc]  # mypy: object's can be set
     def __class__(self) -> type:
-        """``isinstance`` asks for it, and a proxy is no Tensor: a forward that asks would go another way than usual."""
-        if _is_of_a_stranger(sys._getframe(1)):
-            raise LeftAlone("its forward asks for the type of a value")
+        """Refuses ``isinstance`` in a forward: a proxy is not a Tensor, so the forward would take another branch."""
+        if is_user_code(sys._getframe(1)):
+            raise LeftAlone("its forward checks the type of a value")
         return _Proxy
 
 
-def _refuse_to_strangers(name: str) -> Callable[..., Any]:
+def _refuse_in_user_code(name: str) -> Callable[..., Any]:
     def method(self: _Proxy, *args: Any) -> Any:
-        if _is_of_a_stranger(sys._getframe(1)):  # looks a size up in a dict, say
+        if is_user_code(sys._getframe(1)):  # to look a size up in a dict, for example
             raise LeftAlone("its forward hashes or prints a value")
         return getattr(object, name)(self, *args)
 
@@ -110,7 +106,7 @@ def _refuse_to_strangers(name: str) -> Callable[..., Any]:
 
 
 for _name in ("__hash__", "__format__", "__str__", "__repr__"):
-    setattr(_Proxy, _name, _refuse_to_strangers(_name))
+    setattr(_Proxy, _name, _refuse_in_user_code(_name))
 
 
 def _record(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +122,7 @@ for _name, _operator in OPERATORS_IN_PLACE.items():
 
 
 class _Tracer(fx.Tracer):
-    """Goes into nothing but these paths."""
+    """Traces into the modules at the paths ``inside``, and records calls of all others."""
 
     def __init__(self, inside: set[str]) -> None:
         super().__init__()
@@ -136,7 +132,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         self.has_begun = True
-        if _modes() != self.modes:  # a graph does not hold them
+        if _modes() != self.modes:  # a graph does not record them
             raise LeftAlone("its forward switches gradients or autocast")
         return super().create_node(*args, **kwargs)
 
@@ -144,7 +140,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val  # the notes record parameters, by their names
+        return attr_val  # BlockNotes.fetched records parameters
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self.inside
@@ -156,18 +152,22 @@ def _modes() -> tuple[Any, ...]:
 
 
 def traced(block: nn.Module, inside: set[str]) -> tuple[fx.Graph, BlockNotes]:
-    """The graph of the forward, with the modules at the paths ``inside`` gone into."""
+    """The graph of the forward, traced into the modules at the paths ``inside``."""
     if "forward" in vars(block):
         raise LeftAlone("its forward was replaced on the instance")
     arguments = inspect.signature(own_class(block).forward).parameters.values()
     if any(a.default is not a.empty or a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments):
         raise LeftAlone("its forward has optional arguments")
     if any(a.kind is a.KEYWORD_ONLY for a in arguments):
-        raise LeftAlone("its forward has arguments that are given by name only")
+        raise LeftAlone("its forward has keyword-only arguments")
     notes = BlockNotes(block)
-    with isolated(), notes.taken():
+    with isolated(), notes.reading():
         graph = _once(block, inside, notes)
-        with torch.inference_mode(), under_autocast("cpu"), under_autocast("cuda"):  # so that each switch shows
+        with (
+            torch.inference_mode(),
+            under_autocast("cpu"),
+            under_autocast("cuda"),
+        ):  # so that every switch changes the modes
             again = _once(block, inside, notes)
     notes.refuse_unsafe_code()
     if graph.python_code("self").src != again.python_code("self").src:
@@ -184,21 +184,21 @@ def _once(block: nn.Module, inside: set[str], notes: BlockNotes) -> fx.Graph:
     if notes.objection:
         raise LeftAlone(notes.objection)
     for node in graph.nodes:
-        node.type = None  # annotations, which may be text, or of classes that cannot be imported
+        node.type = None  # annotations may be text, or name classes that cannot be imported
     return graph
 
 
 def _shadow(m: nn.Module, path: str, notes: BlockNotes, shadows: list[nn.Module]) -> nn.Module:
-    """A copy whose modules, which will not run, and itself note what is read of them; one for each path.
+    """A copy for tracing that notes every read, with one copy of a submodule for each of its paths.
 
-    Lists, dicts and sets, the class's too, are copies.
+    Lists, dicts and sets are copied, those of the class too.
     """
     kind = own_class(m)
     made: nn.Module = object.__new__(kind)
     shadows.append(made)
     state = lists_of(kind) | vars(m)
     if path and kind.__call__ is not nn.Module.__call__ and not is_known(kind.__module__):
-        raise LeftAlone(f"{path} has a __call__ of its own")
+        raise LeftAlone(f"{path} overrides __call__")
     tensors = {name: dict(state[name]) for name in ("_parameters", "_buffers")}
     state = copied({name: value for name, value in state.items() if name not in (STATE, "_modules", *tensors)})
     children = {
@@ -206,8 +206,8 @@ def _shadow(m: nn.Module, path: str, notes: BlockNotes, shadows: list[nn.Module]
         for name, child in m._modules.items()
     }
     object.__setattr__(made, "__dict__", state | tensors | {"_modules": children})
-    scope = {"_modules": property(lambda _: _children(notes, path, children), _refuse_to_make)}
-    notes.take(made, path, **(scope if path else {"training": property(_refuse_to_say)}))
+    scope = {"_modules": property(lambda _: _children(notes, path, children), _refuse_new_modules)}
+    notes.take(made, path, **(scope if path else {"training": property(_refuse_training)}))
     return made
 
 
@@ -217,23 +217,23 @@ def _children(notes: BlockNotes, path: str, children: dict[str, Any]) -> dict[st
     return children
 
 
-def _refuse_to_make(_: nn.Module, __: Any) -> None:
-    raise LeftAlone("its forward makes modules")
+def _refuse_new_modules(_: nn.Module, __: Any) -> None:
+    raise LeftAlone("its forward creates modules")
 
 
-def _refuse_to_say(_: nn.Module) -> bool:
+def _refuse_training(_: nn.Module) -> bool:
     raise LeftAlone("its forward reads self.training")
 
 
 def may_change_its_input(module: nn.Module) -> bool:
-    """Whether it is not known that it does not: of torch, timm or torchvision, and without ``inplace``."""
+    """False only for modules of torch, timm and torchvision without ``inplace`` and hooks."""
     return any(
-        getattr(m, "inplace", False) or not is_known(own_class(m).__module__) or is_disturbed(m)
+        getattr(m, "inplace", False) or not is_known(own_class(m).__module__) or has_modified_call(m)
         for m in module.modules()
     )
 
 
 def is_known(module: Any) -> bool:
-    """Whether the Python module of this name comes with something that changes no values unless its name says so."""
+    """Whether functions of this Python module change values only if their names say so."""
     known = ("torch", "timm", "torchvision", "_operator", "operator", "math", "builtins", PACKAGE)
     return str(module).partition(".")[0] in known

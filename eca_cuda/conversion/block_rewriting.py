@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What is done to the graph of a block: batch norm, attention, addition and ReLU become one call.
+"""Rewrites the graph of a block: batch norm, attention, addition and ReLU become one call.
 
-In the graph of its forward (``block_graph``) ``relu(attention(norm(x)) + shortcut)``, or a part of it, is replaced by
-``attend``. What does not fit is left alone, with the reason.
+In the graph of the block's forward (``block_graph``), ``relu(attention(norm(x)) + shortcut)`` or a part of it is
+replaced by ``attend``. If that is not possible, LeftAlone is raised with the reason.
 """
 
 import operator
@@ -28,7 +28,7 @@ from .trial import LeftAlone
 _ADD = {operator.add, torch.add, "add"}
 _ADD_IN_PLACE = {operator.iadd, "add_"}
 _RELU = {torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}
-_DROP_PATHS = {  # which return what they are given where they drop nothing: class -> its probability
+_DROP_PATHS = {  # class -> the attribute with its probability; an inactive drop-path returns its input
     ("timm.layers.drop", "DropPath"): "drop_prob",
     ("timm.models.layers.drop", "DropPath"): "drop_prob",
     ("torchvision.ops.stochastic_depth", "StochasticDepth"): "p",
@@ -40,7 +40,7 @@ def attend(
 ) -> Tensor:
     """``activation(layer(norm(x)) + residual)``, in one pass unless the addition broadcasts or promotes.
 
-    torch.fx traces without shapes and dtypes: it gets the one pass. ``residual`` may turn out to be a number.
+    A proxy of torch.fx has no shape or dtype and is given the one pass. ``residual`` may be a number.
     """
     is_plain = isinstance(x, Tensor) and isinstance(residual, Tensor)
     if isinstance(residual, fx.Proxy) or (is_plain and residual.dtype == x.dtype and residual.shape == x.shape):
@@ -59,7 +59,7 @@ def _call(
     layer: Any, x: Tensor, residual: Optional[Tensor], activation: Activation, norm: Optional[nn.Module]
 ) -> Tensor:
     y: Optional[Tensor]
-    if norm is not None and isinstance(x, fx.Proxy):  # a trace holds the norm, which goes on to have its own mode
+    if norm is not None and isinstance(x, fx.Proxy):  # so a trace contains the norm with its own mode
         x, norm = norm(x), None
     if isinstance(layer, FusedAttention):
         y = layer(x, eca_cuda_residual=residual, eca_cuda_activation=activation, eca_cuda_norm=norm)
@@ -82,22 +82,22 @@ def refuses_norm(path: str, layer: nn.Module, answer: Answer) -> Optional[str]:
     if isinstance(answer, Recipe):
         if answer.variant != "eca":
             return f"{path} computes {answer.variant}, and batch norm is fused with eca only"
-        return None if answer.takes_norm else f"{path} has its channels last"
+        return None if answer.takes_norm else f"{path} takes x with the channels as the last dimension"
     if type(layer) is not EfficientChannelAttention:
         return f"{path} is a {own_class(layer).__name__}, and batch norm is fused with eca only"
-    return None if layer.channels_dim == 1 else f"{path} has its channels last"
+    return None if layer.channels_dim == 1 else f"{path} takes x with the channels as the last dimension"
 
 
 class Rewritten(NamedTuple):
-    """Paths of modules."""
+    """Paths of modules in a rewritten graph."""
 
-    called: list[str]  # in another way now, or not at all: the attention, what it is inside, drop-paths, ReLU, norm
-    earlier: list[str]  # that run before all of these now
+    called: list[str]  # differently, or no longer: the attention, the modules around it, drop-paths, ReLU, norm
+    earlier: list[str]  # that now run before all of these
     norm: Optional[str]
 
 
 def rewrite(graph: fx.Graph, block: nn.Module, path: str, residual: bool, norm: bool) -> Rewritten:
-    """Replaces the attention at ``path``, and the addition and the ReLU after it, the batch norm before it, or both."""
+    """Replace the attention at ``path`` with the addition and ReLU after it, the batch norm before it, or both."""
     calls = _calls_of(graph, path)
     if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
         raise LeftAlone(f"{path} is not called once with one argument")
@@ -111,7 +111,7 @@ def rewrite(graph: fx.Graph, block: nn.Module, path: str, residual: bool, norm: 
     if norm:
         first = _norm_before(graph, block, path, u)
     nodes, earlier = list(graph.nodes), []
-    for node in nodes[nodes.index(first) : nodes.index(end)]:  # which will run before all of it
+    for node in nodes[nodes.index(first) : nodes.index(end)]:  # these will run before the fused call
         if node is first or node in skipped:
             continue
         if node in u.users:
@@ -135,7 +135,7 @@ def rewrite(graph: fx.Graph, block: nn.Module, path: str, residual: bool, norm: 
 
 
 def _tail(block: nn.Module, path: str, skipped: list[fx.Node]) -> tuple[fx.Node, tuple[Any, ...]]:
-    """What comes last, and the shortcut, the activation and whether it is added in place; adds to ``skipped``."""
+    """The last node, and (shortcut, activation, in_place) of the addition; appends replaced nodes to ``skipped``."""
     end = _only_user(skipped[-1])
     while is_drop_path(block, end):
         _check_hooks(block, end)
@@ -160,7 +160,7 @@ def _tail(block: nn.Module, path: str, skipped: list[fx.Node]) -> tuple[fx.Node,
 
 
 def _norm_before(graph: fx.Graph, block: nn.Module, path: str, u: Any) -> fx.Node:
-    """The call of the batch norm that makes ``u``, the input of the attention, and nothing else."""
+    """``u``, the input of the attention, if it is a call of a batch norm whose result only the attention uses."""
     if not isinstance(u, fx.Node) or u.op != "call_module":
         made = _describe(u) if isinstance(u, fx.Node) else repr(u)
         raise LeftAlone(f"the input of {path} comes from {made}, not from a batch norm")
@@ -169,14 +169,16 @@ def _norm_before(graph: fx.Graph, block: nn.Module, path: str, u: Any) -> fx.Nod
     if type(norm) not in fused_norm.KINDS:
         kind = own_class(norm).__name__
         article = "an" if kind[0] in "AEIOU" else "a"
-        raise LeftAlone(f"{name}, whose output {path} gets, is {article} {kind}, no nn.BatchNorm1d, 2d or 3d")
+        raise LeftAlone(
+            f"the input of {path} comes from {name}, {article} {kind}, not from an nn.BatchNorm1d, 2d or 3d"
+        )
     if len(u.args) != 1 or u.kwargs or not isinstance(u.args[0], fx.Node):
         raise LeftAlone(f"{name} is not called with one argument")
     if len(_calls_of(graph, name)) != 1:
         raise LeftAlone(f"{name} is called more than once")
     paths = [other for other, m in block.named_modules(remove_duplicate=False) if m is norm]
     if len(paths) != 1:
-        raise LeftAlone(f"{' and '.join(paths)} are one module")
+        raise LeftAlone(f"{' and '.join(paths)} are the same module")
     if len(u.users) != 1:
         raise LeftAlone(f"the output of {name} has {len(u.users)} users, expected one")
     if "forward" in vars(norm):
@@ -187,7 +189,7 @@ def _norm_before(graph: fx.Graph, block: nn.Module, path: str, u: Any) -> fx.Nod
 
 
 def sequentials_before(graph: fx.Graph, block: nn.Module, attention: Iterable[str]) -> set[str]:
-    """The paths of each ``nn.Sequential`` that ends in a batch norm and whose output attention gets."""
+    """The path of each ``nn.Sequential`` that ends in a batch norm and whose output is the input of attention."""
     found = set()
     for call in (call for path in attention for call in _calls_of(graph, path)):
         u = call.args[0] if call.args else None
@@ -201,7 +203,7 @@ def sequentials_before(graph: fx.Graph, block: nn.Module, attention: Iterable[st
 
 
 def around(path: str) -> list[str]:
-    """The paths of what the module at ``path`` is in."""
+    """The paths of the modules around the module at ``path``."""
     names = path.split(".")
     return [".".join(names[:i]) for i in range(1, len(names))]
 
@@ -258,7 +260,7 @@ def _is_relu(block: nn.Module, node: fx.Node) -> bool:
 def _check_hooks(block: nn.Module, node: fx.Node) -> None:
     module = _module(block, node)
     if module is not None and has_hooks(module):
-        raise LeftAlone(f"{node.target} has hooks that see a value which the fused pass does not make")
+        raise LeftAlone(f"{node.target} has hooks, but the fused call does not compute the values that they receive")
 
 
 def _describe(node: fx.Node) -> str:

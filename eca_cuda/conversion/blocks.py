@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Blocks that call attention: the batch norm before it, and the addition and the ReLU after it, done by it.
+"""Blocks that call attention, and the forward in which one call also does the batch norm, the addition and the ReLU.
 
-The graph of a block's forward (``block_graph``), rewritten (``block_rewriting``), becomes as source text the block's
-forward. What does not fit is left alone, with the reason.
+The graph of a block's forward (``block_graph``) is rewritten (``block_rewriting``) and compiled from its source text. A
+block for which that is not possible is left alone, with the reason.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from torch import Tensor, fx, nn
 
-from .basis import Basis, is_disturbed
+from .basis import Basis, has_modified_call
 from .block_graph import traced
 from .block_rewriting import around, drops, is_transparent, refuses_norm, rewrite, sequentials_before
 from .fused_attention import FusedAttention
@@ -21,26 +21,26 @@ from .swap import Source, Swapped, own_class
 from .trial import LeftAlone
 from .watch import Conversion
 
-_LISTS = (nn.ModuleList, nn.ModuleDict)  # which have no forward
+_LISTS = (nn.ModuleList, nn.ModuleDict)  # they have no forward
 
 
 class Fusable(NamedTuple):
-    """The forward of a block with more fused, and what that rests on."""
+    """The rewritten forward of a block, and what it depends on."""
 
-    # Those that are no longer called, or in another way: path, class, and whether it is converted.
+    # Modules that are called differently or no longer: path, class, and whether the module is converted.
     modules: tuple[tuple[str, type, bool], ...]
-    weights: tuple[tuple[str, str], ...]  # parameters that the forward itself read: path of the module, name
+    weights: tuple[tuple[str, str], ...]  # parameters that the forward reads: path of the module, name
     basis: Basis
     source: Source
     residual: bool  # whether the attention adds the shortcut
-    norm: bool  # whether it normalises
+    norm: bool  # whether the attention does the batch norm
 
 
 class FusedBlock(Swapped):
-    """A block whose attention adds the shortcut, or does what the batch norm before it did, or both.
+    """A block whose attention adds the shortcut, or does the batch norm before it, or both.
 
-    Its own forward runs while a drop-path is active, for arguments that are no tensors, once a module that is no longer
-    called, or in another way, was replaced, reverted or given hooks, and while an attribute that it read is another.
+    Its own forward runs while a drop-path is active, for arguments that are not tensors, and while anything differs
+    that the rewritten forward depends on.
     """
 
     if TYPE_CHECKING:
@@ -49,12 +49,12 @@ class FusedBlock(Swapped):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         found = self._eca_cuda.found
-        for value in (*args, *kwargs.values()):  # torch.fx traced tensors
+        for value in (*args, *kwargs.values()):  # the trace was made with tensors
             if not isinstance(value, (Tensor, fx.Proxy)):
                 return super().forward(*args, **kwargs)
         for path, kind, converted in found.modules:
             module = _submodule(self, path)
-            if module is None or not _is(module, kind, converted) or is_disturbed(module) or drops(module):
+            if module is None or not _is(module, kind, converted) or has_modified_call(module) or drops(module):
                 return super().forward(*args, **kwargs)
         if not self._eca_cuda.holds_for(self):
             return super().forward(*args, **kwargs)
@@ -65,23 +65,23 @@ class FusedBlock(Swapped):
 
 
 def change_of(block: FusedBlock) -> Optional[str]:
-    """What is not as it was when the block was fused; a drop-path does not count, which comes and goes."""
+    """What changed since the block was fused, or None. An active drop-path does not count as a change."""
     for path, kind, converted in block._eca_cuda.found.modules:
         module = _submodule(block, path)
         if module is None or not _is(module, kind, converted):
             return f"{path} was replaced or reverted"
-        if is_disturbed(module):
-            return f"{path} has hooks, or a forward of its own"
+        if has_modified_call(module):
+            return f"{path} has hooks or its forward was replaced"
     for path, name in block._eca_cuda.found.weights:
         if getattr(_submodule(block, path), name, None) is None:
-            return f"the parameter {name} is gone"
+            return f"the parameter {name} is missing"
     return block._eca_cuda.change(block)
 
 
 def _submodule(block: nn.Module, path: str) -> Optional[nn.Module]:
     try:
         return block.get_submodule(path)
-    except AttributeError:  # gone, or a function now
+    except AttributeError:  # missing, or not a module
         return None
 
 
@@ -90,7 +90,7 @@ def _is(module: nn.Module, kind: type, converted: bool) -> bool:
 
 
 def attention_of(block: nn.Module, is_attention: Any) -> list[str]:
-    """Paths of the attention that ``block`` calls itself, through an ``nn.Sequential`` or from a list of modules."""
+    """Paths of the attention that ``block`` calls, directly, through an ``nn.Sequential`` or from a list of modules."""
     if is_transparent(block) or type(block) in _LISTS:
         return []
     return _attention_in(block, is_attention)
@@ -107,7 +107,7 @@ def _attention_in(module: nn.Module, is_attention: Any) -> list[str]:
 
 
 class Verdict(NamedTuple):
-    """What of a block could be fused, and of what was asked for, why the rest could not."""
+    """The parts of a block that could be fused, and for the requested ones that could not, the reason."""
 
     fusable: Optional[Fusable] = None
     residual: Optional[str] = None
@@ -115,15 +115,15 @@ class Verdict(NamedTuple):
 
 
 def fuse(block: nn.Module, attention: Mapping[str, Answer], residual: bool, norm: bool) -> Verdict:
-    """Whether all attention at these paths could add the shortcut, normalise, or both, in the forward of ``block``."""
-    all_of_it = _fused(block, attention, residual, norm)
-    if isinstance(all_of_it, Fusable):
-        return Verdict(all_of_it)
+    """Fuse as much of what was requested as possible for all attention at these paths in the forward of ``block``."""
+    requested = _fused(block, attention, residual, norm)
+    if isinstance(requested, Fusable):
+        return Verdict(requested)
     if not (residual and norm):
-        return Verdict(None, all_of_it if residual else None, all_of_it if norm else None)
+        return Verdict(None, requested if residual else None, requested if norm else None)
     with_residual = _fused(block, attention, True, False)
     if isinstance(with_residual, Fusable):
-        return Verdict(with_residual, norm=all_of_it)
+        return Verdict(with_residual, norm=requested)
     with_norm = _fused(block, attention, False, True)
     if isinstance(with_norm, Fusable):
         return Verdict(with_norm, residual=with_residual)
@@ -131,7 +131,7 @@ def fuse(block: nn.Module, attention: Mapping[str, Answer], residual: bool, norm
 
 
 def _fused(block: nn.Module, attention: Mapping[str, Answer], residual: bool, norm: bool) -> Union[Fusable, str]:
-    """The forward of ``block`` with the attention at these paths fused so, or why there is none."""
+    """The forward of ``block`` with the attention at these paths fused, or the reason why there is none."""
     if not attention:
         return "it calls no attention that could be fused"
     try:
@@ -147,7 +147,7 @@ def _fused(block: nn.Module, attention: Mapping[str, Answer], residual: bool, no
         rewritten = [rewrite(graph, block, path, residual, norm) for path in attention]
         norms = [one.norm for one in rewritten if one.norm]
         for path in notes.paths().intersection([*attention, *norms]):
-            raise LeftAlone(f"its forward reads what is in {path}")
+            raise LeftAlone(f"its forward does more with {path} than call it")
         called = [path for one in rewritten for path in one.called]
         graph.lint()
         code = graph.python_code("self")
@@ -164,6 +164,6 @@ def _fused(block: nn.Module, attention: Mapping[str, Answer], residual: bool, no
         return Fusable(modules, tuple(sorted(notes.weights)), basis, source, residual, norm)
     except LeftAlone as reason:
         return str(reason)
-    except Exception as error:  # whatever a forward that torch.fx cannot follow may raise
+    except Exception as error:  # a forward that torch.fx cannot trace may raise anything
         first_line = (str(error) or type(error).__name__).splitlines()[0]
-        return f"torch.fx cannot follow its forward: {first_line}"
+        return f"torch.fx cannot trace its forward: {first_line}"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Whether a module computes what a recipe says, by trying a copy of it on inputs that show a difference.
+"""Tries a copy of a module on many inputs, to find out whether it computes what a recipe says.
 
 The copy has random weights and shares nothing with the module. It runs in training and in evaluation, with many samples
 and one, on small, saturating, huge and non-finite x, in four dtypes. Outputs, their dtype and strides, and gradients of
-x and of every parameter must be those of the reference, and x must be left as it was. In float64, where casts are left
-out, the numbers agree to 1e-9, so that a clamp at 20 or an epsilon of 1e-5 shows.
+x and of every parameter must be those of the reference, and x must not change. In float64, where casts are skipped,
+the numbers must agree to 1e-9, so that a clamp at 20 or an epsilon of 1e-5 is detected.
 """
 
 import inspect
@@ -27,14 +27,15 @@ from .swap import own_class
 from .trial import AUTOCAST_DTYPE, LeftAlone, isolated, under_autocast, without_side_effects
 from .witness import Witness
 
-# Positions of x by its rank: images, sequences, volumes; small ones, a single one, many, enough to add up to 65504.
+# Spatial sizes of x by its rank (images, sequences, volumes): two small ones, one position, many positions, and 240,
+# whose sums exceed the range of float16 (check_dtypes).
 _SIZES = {
     4: ((5, 6), (4, 7), (1, 1), (66, 70), (15, 16)),
     3: ((25,), (7,), (1,), (4620,), (240,)),
     5: ((3, 4, 5), (2, 3, 3), (1, 1, 1), (7, 34, 36), (4, 6, 10)),
 }
 _MANY_SAMPLES, _MANY_CHANNELS = 40, 520
-ELSEWHERE = "Use eca_cuda.inductor.enable(): it looks for ECA in what is compiled, however it is divided"
+USE_INDUCTOR = "Use eca_cuda.inductor.enable(): it finds ECA in compiled graphs, however modules divide it"
 _LOWER_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,7 +43,7 @@ def compare(module: nn.Module, candidates: list[Recipe]) -> Recipe:
     """The candidate that ``module`` computes, for x of at least one rank. Raises LeftAlone with the reason."""
     takes, notes = _Arguments(own_class(module)), Notes(module)
     found: dict[int, Recipe] = {}
-    refusals: list[tuple[int, Exception]] = []  # and how much it had agreed in before
+    refusals: list[tuple[int, Exception]] = []  # with the number of outputs that had agreed before
     with isolated():
         for channels_dim, rank in itertools.product((1, -1), _SIZES):
             if notes.objection or (found and channels_dim == -1):
@@ -54,23 +55,23 @@ def compare(module: nn.Module, candidates: list[Recipe]) -> Recipe:
         recipe = next(iter(found.values()))
         ranks = tuple(rank for rank, other in found.items() if other == recipe)
         return replace(recipe, ranks=ranks, basis=notes.basis(module, paths_of(module)))
-    # A reason says more than an error, which for x of another rank is only natural; the later it came the more.
-    _, refusal = max(refusals, key=lambda r: (isinstance(r[1], LeftAlone), r[0], not isinstance(r[1], OfAnotherKind)))
+    # A LeftAlone says more than an error, which a wrong rank is likely to cause, and a late one more than an early one.
+    _, refusal = max(refusals, key=lambda r: (isinstance(r[1], LeftAlone), r[0], not isinstance(r[1], MaybePart)))
     if isinstance(refusal, LeftAlone):
-        raise type(refusal)(str(refusal))  # a new one: its traceback would hold the list that it is in
-    raise OfAnotherKind(f"it could not be tried: {(str(refusal) or type(refusal).__name__).splitlines()[0]}")
+        raise type(refusal)(str(refusal))  # a new one, as its traceback would refer to itself through refusals
+    raise MaybePart(f"it could not be tried: {(str(refusal) or type(refusal).__name__).splitlines()[0]}")
 
 
-class OfAnotherKind(LeftAlone):
-    """It is no function from maps to maps: perhaps a part of one that is."""
+class MaybePart(LeftAlone):
+    """It does not map x to an output of the same shape, but may be part of a module that does."""
 
 
 class _Arguments:
-    """What a forward takes: x, and others. Those without a default must not matter; they are never read."""
+    """The arguments of a forward. Apart from x, those without a default must never be read."""
 
     def __init__(self, kind: type[nn.Module]) -> None:
         if kind.forward is nn.Module.forward:
-            raise OfAnotherKind("it has no forward: what calls its layers is elsewhere")
+            raise MaybePart("it has no forward: other code calls its layers")
         try:
             given = list(inspect.signature(kind.forward).parameters.values())[1:]
         except (TypeError, ValueError) as error:
@@ -96,23 +97,23 @@ def _match(
     channels_dim: int,
     refusals: list[tuple[int, Exception]],
 ) -> Optional[Recipe]:
-    """The candidate for x of this rank, tried with the likeliest number of channels, or else with those it names."""
+    """The candidate for x of this rank, tried with each number of channels that may be right."""
     for i, c in enumerate(_channels(module)):
         trial = None
         try:
             trial = _Trial(module, takes, notes, rank, channels_dim, c)
             recipe = trial.match(candidates)
             return recipe if i == 0 else replace(recipe, channels=c)
-        except Exception as error:  # whatever a stranger's forward may raise; its traceback would keep the model alive
+        except Exception as error:  # user code may raise anything; a traceback would keep the model alive
             refusals.append((trial.agreed if trial else 0, error.with_traceback(None)))
             error.__context__ = error.__cause__ = None
-            if notes.objection:  # which holds for every x
+            if notes.objection:  # it holds for every x
                 break
     return None
 
 
 def _channels(module: nn.Module) -> list[int]:
-    """As many as the layers ask for; or else some, and then all numbers among the attributes."""
+    """The number that the layers need; if they need none, a default and then all integer attributes."""
     layers = [m for m in module.modules() if isinstance(m, (nn.Conv1d, nn.Linear))]
     c = max(m.in_features if isinstance(m, nn.Linear) else m.in_channels for m in layers)
     longest = max(m.kernel_size[0] for m in layers if isinstance(m, nn.Conv1d))
@@ -121,7 +122,7 @@ def _channels(module: nn.Module) -> list[int]:
 
 
 class _Trial:
-    """A copy of a module, and x of one rank for it."""
+    """Trials of one copy of a module with x of one rank and number of channels."""
 
     def __init__(
         self, module: nn.Module, takes: _Arguments, notes: Notes, rank: int, channels_dim: int, channels: int
@@ -129,20 +130,20 @@ class _Trial:
         self.takes, self.notes, self.rank, self.channels_dim, self.channels = takes, notes, rank, channels_dim, channels
         self.generator = torch.Generator().manual_seed(0)
         self.fixes_channels = self.asks_for_dtype = False
-        self.says: Optional[torch.dtype] = None  # what tensors answer when they are asked for their dtype
-        self.agreed = 0  # how often its outputs were a candidate's
+        self.reported_dtype: Optional[torch.dtype] = None  # the dtype that tensors claim to have
+        self.agreed = 0  # the number of outputs that agreed with a candidate
         self.paths = paths_of(module)
         self.copy = replica(module, notes, self.paths, self.generator)
 
     def match(self, candidates: list[Recipe]) -> Recipe:
-        """The one candidate that the copy computes in all that is tried."""
-        with self.notes.taken():
+        """The candidate that the copy computes for every input."""
+        with self.notes.reading():
             candidates = self.agreeing(candidates, self.draw(3, 0, 0.5), "", True, True)
             candidates = self.agreeing_everywhere(candidates)
             if self.asks_for_dtype:
-                for self.says in _LOWER_DTYPES:
+                for self.reported_dtype in _LOWER_DTYPES:
                     candidates = self.agreeing_everywhere(candidates)
-                self.says = None
+                self.reported_dtype = None
             recipe = candidates[0]
             self.check_many_channels(recipe)
             takes_one_channel = self.takes_one_channel(recipe)
@@ -164,14 +165,14 @@ class _Trial:
         )
 
     def agreeing_everywhere(self, candidates: list[Recipe]) -> list[Recipe]:
-        """Those that the copy computes for all inputs, in training and in evaluation."""
+        """The candidates that the copy computes for all inputs, in training and in evaluation."""
         for where, x, differentiated in self.inputs():
             for training in self.modes():
                 candidates = self.agreeing(candidates, x, where, training, differentiated)
         return candidates
 
     def draw(self, n: int, which: int, scale: float, channels: Optional[int] = None) -> Tensor:
-        """Maps whose means differ from channel to channel by about ``scale``."""
+        """Maps whose means vary over the channels by about ``scale``."""
         size = _SIZES[self.rank][which]
         shape = (n, channels or self.channels, *size)
         x, means = (
@@ -181,16 +182,16 @@ class _Trial:
         return self.turned((x + means) * scale).contiguous()
 
     def modes(self) -> tuple[bool, ...]:
-        """Training and evaluation, or one of them where nothing asks for it."""
+        """Training and evaluation; only evaluation if nothing depends on it."""
         has_parametrizations = any(map(parametrize.is_parametrized, self.copy.modules()))
         return (True, False) if self.notes.reads_training or has_parametrizations else (False,)
 
     def turned(self, x: Tensor) -> Tensor:
-        """To the order of dimensions that the module takes."""
+        """``x`` with its channels moved to the dimension that the module expects."""
         return x.movedim(1, self.channels_dim)
 
     def inputs(self) -> Iterator[tuple[str, Tensor, bool]]:
-        """Where a difference would be, x, and whether to differentiate."""
+        """Yields a description for messages, x, and whether to compare gradients."""
         yield "", self.draw(2, 1, 0.5), True
         yield " for one sample", self.draw(1, 0, 8.0), True
         yield " for large x", self.draw(2, 0, 1e3), False
@@ -206,23 +207,23 @@ class _Trial:
         yield " where x is not finite", x, False
 
     def constant(self) -> Tensor:
-        """Maps of one number each, zeros among them, and tiny ones."""
+        """Constant maps: zeros and ones, and tiny values."""
         x = torch.ones(2, self.channels, *_SIZES[self.rank][0], dtype=torch.float64)
         x[0, ::2], x[1] = 0, x[1] * 1e-20
         return x
 
     def run(self, x: Tensor, autocast: Optional[str] = None) -> Tensor:
-        """What the copy returns, perhaps under a device's autocast; LeftAlone for whatever it does besides."""
-        witness = Witness(self.channels, keeps_double=x.dtype == torch.float64, says=self.says)
+        """The output of the copy, optionally under a device's autocast. LeftAlone if its forward has other effects."""
+        witness = Witness(self.channels, keeps_double=x.dtype == torch.float64, reported_dtype=self.reported_dtype)
         inside = [m for m in map(self.copy.get_submodule, self.paths) if not isinstance(m, HOLDERS)]
         parameters = [(p, p.detach().clone()) for p in self.copy.parameters()]
         before = x.detach().clone()
         with without_side_effects(*inside), under_autocast(autocast), witness:
-            y = self.copy.forward(x, **self.takes.given)  # which is what convert exchanges
+            y = self.copy.forward(x, **self.takes.given)  # convert replaces forward, not __call__
         if objection := witness.objection or self.notes.objection:
             raise LeftAlone(objection)
         if not isinstance(y, Tensor) or y.shape != x.shape:
-            raise OfAnotherKind(f"its output is not a tensor of the shape of its input. {ELSEWHERE}")
+            raise MaybePart(f"its output is not a tensor of the shape of its input. {USE_INDUCTOR}")
         if not torch.equal(x.detach().nan_to_num(), before.nan_to_num()):
             raise LeftAlone("its forward writes into x")
         if any(
@@ -237,11 +238,11 @@ class _Trial:
     def agreeing(
         self, candidates: list[Recipe], x: Tensor, where: str, training: bool, differentiated: bool
     ) -> list[Recipe]:
-        """Those of the candidates whose outputs, and perhaps gradients, are the copy's."""
+        """The candidates with the output, and if ``differentiated`` the gradients, of the copy."""
         self.copy.train(training)
         leaf = x.clone().requires_grad_(differentiated)
-        x = leaf.clone()  # which the forward may write into, were it to do so
-        # Where a weight is computed (by a parametrization), once for both.
+        x = leaf.clone()  # a forward cannot write into a leaf that requires grad
+        # A parametrization computes a weight once, for both.
         with parametrize.cached(), torch.set_grad_enabled(differentiated):
             candidates[0].parameters(self.copy, refresh=False)
             y = self.run(x)
@@ -255,7 +256,7 @@ class _Trial:
             if differentiated:
                 self.check_gradients(leaf, y, expected[agreeing[0]], where)
             elif y.requires_grad:
-                raise LeftAlone("its forward switches gradients on")
+                raise LeftAlone("its forward enables gradients")
         self.agreed += 1
         return [candidates[i] for i in agreeing]
 
@@ -277,7 +278,7 @@ class _Trial:
             a, b = (torch.zeros_like(wanted[name]) if grad is None else grad for grad in (a, b))
             error = float((a - b).abs().max()) if a.numel() else 0.0
             if not error <= 1e-6 * float(b.abs().max() if b.numel() else 0):  # F.hardsigmoid's is off by 1e-8
-                raise LeftAlone(f"its gradient by {name} is another{where}: off by {error:.1e}")
+                raise LeftAlone(f"its gradient of {name} differs{where}: off by {error:.1e}")
 
     def check_many_channels(self, recipe: Recipe) -> None:
         if not self.fixes_channels:
@@ -287,20 +288,20 @@ class _Trial:
                     self.run(x)
             except LeftAlone:
                 raise
-            except Exception:  # it takes no other number than that which was tried
+            except Exception:  # it accepts only the number of channels of the trial
                 self.fixes_channels = True
             else:
                 self.agreeing([recipe], x, " for many channels", False, False)
 
     def takes_one_channel(self, recipe: Recipe) -> bool:
-        """Whether it computes the same for a single channel, if it may come."""
+        """Whether the recipe holds for a single channel; true if the number of channels is fixed."""
         try:
             return self.fixes_channels or bool(self.agreeing([recipe], self.draw(2, 1, 1.0, 1), "", False, False))
         except Exception:
             return False
 
     def check_layouts(self, recipe: Recipe) -> None:
-        """Outputs have the strides of x, also where channels or the last but one dimension are the innermost."""
+        """LeftAlone unless outputs have the strides of x for several orders of dimensions in memory."""
         x = self.draw(3, 1, 0.5)
         dims = range(x.dim())
         for order in {(*dims,), (0, *dims[2:], 1), (*dims[:-2], dims[-1], dims[-2])}:
@@ -310,13 +311,15 @@ class _Trial:
                     y = self.run(turned)
                 except LeftAlone:
                     raise
-                except Exception:  # a view that is not possible then
+                except Exception:  # x.view() may not accept these strides
                     continue
-                if y.stride() != turned.stride() or _error(y, self.reference(recipe, turned)) != 0:
-                    raise LeftAlone(f"its output has not the strides of x where these are {turned.stride()}")
+                if y.stride() != turned.stride():
+                    raise LeftAlone(f"its output has strides {y.stride()} for x with strides {turned.stride()}")
+                if _error(y, self.reference(recipe, turned)) != 0:
+                    raise LeftAlone(f"it computes something else for x with strides {turned.stride()}")
 
     def check_dtypes(self, recipe: Recipe) -> None:
-        """In float32, and in float16 and bfloat16 if it runs in these: the dtype, and no other way of computing."""
+        """LeftAlone if dtype or values differ in float32, or in float16 and bfloat16 if it runs in these."""
         small, many = self.draw(3, 0, 0.5), self.draw(1, 4, 1.0) + 300
         for dtype in _LOWER_DTYPES:
             for training in self.modes():
@@ -326,7 +329,7 @@ class _Trial:
                 self.check_dtype(recipe, x.to(dtype))
 
     def check_mixed_dtypes(self, recipe: Recipe) -> tuple[torch.dtype, ...]:
-        """With weights in float32, x of a lower dtype keeps it. Returns those kept under autocast, too."""
+        """LeftAlone if x of a lower dtype changes it with float32 weights. Returns the dtypes kept under autocast."""
         self.copy.float()
         x = self.draw(3, 0, 0.5)
         for dtype in _LOWER_DTYPES[1:]:
@@ -334,11 +337,11 @@ class _Trial:
         return tuple(dtype for dtype in (torch.float32, AUTOCAST_DTYPE) if self.is_kept(recipe, x.to(dtype)))
 
     def is_kept(self, recipe: Recipe, x: Tensor) -> bool:
-        """Whether its dtype is kept under the CPU's autocast and under CUDA's."""
+        """Whether y has the dtype of x under the CPU's autocast and under CUDA's."""
         try:
             for device in ("cpu", "cuda"):
                 self.check_dtype(recipe, x, device)
-        except Exception:  # it may be one of the trial's: then its own forward runs, which is always right
+        except Exception:  # even if the trial is at fault, running its own forward is right
             return False
         return True
 
@@ -353,17 +356,17 @@ class _Trial:
                     raise
                 return
             if y.dtype != x.dtype:
-                raise LeftAlone(f"it returns {y.dtype} for {x.dtype}")
+                raise LeftAlone(f"it returns {y.dtype} for x in {x.dtype}")
             coarsest = AUTOCAST_DTYPE if autocast else x.dtype
             expected, moved = self.in_double(recipe, x, 0), self.in_double(recipe, x, torch.finfo(coarsest).eps)
-        # Thirty-two roundings, of the largest or of x: the steps of two ways to compute the same.
+        # Allows thirty-two roundings of the largest output or of x, as two ways to compute the same differ by some.
         rounding = torch.finfo(coarsest).eps * expected.abs().max()
         rounding = torch.maximum(rounding, (moved - expected).abs().max()) + torch.finfo(coarsest).tiny
         if not float((y - expected).abs().max()) <= 32 * float(rounding):
             raise LeftAlone(f"it computes something else in {x.dtype}")
 
     def in_double(self, recipe: Recipe, x: Tensor, change: float) -> Tensor:
-        """The reference in float64, for means of x that are larger or smaller by ``change``, at random."""
+        """The reference in float64, with each map scaled by ``1 + change`` or ``1 - change`` at random."""
         maps = x.double().movedim(self.channels_dim, 1)
         signs = torch.randint(2, (*maps.shape[:2], *[1] * (maps.dim() - 2)), generator=self.generator) * 2 - 1
         parameters = (p.double() for p in recipe.parameters(self.copy, refresh=False))
@@ -371,14 +374,14 @@ class _Trial:
         return self.turned(y)
 
     def alternating(self, size: float) -> Tensor:
-        """Large numbers of both signs, with a mean of zero."""
+        """Maps of large numbers with alternating signs and a mean of zero."""
         size_of_maps = _SIZES[self.rank][4]
         signs = torch.tensor([size, -size], dtype=torch.float64).repeat(math.prod(size_of_maps) // 2)
         return self.turned(signs.view(1, 1, *size_of_maps).repeat_interleave(self.channels, 1)).contiguous()
 
 
 def _error(y: Tensor, expected: Tensor) -> float:
-    """The largest difference where one is beyond rounding in float64, else 0."""
+    """The largest difference beyond rounding in float64, or 0."""
     y, expected = y.detach(), expected.detach()
     if y.dtype != expected.dtype or not torch.equal(y.isnan(), expected.isnan()):
         return math.inf

@@ -17,14 +17,14 @@ from .watch import Conversion
 
 
 class FusedAttention(Swapped):
-    """The forward of a converted attention module.
+    """A converted attention module.
 
-    Its own forward runs where x has a rank or number of channels that this was not tried with (torch.fx traces without
-    them), with arguments that its code reads, under autocast where the dtype of y would be another than that of x, and
-    while what it rests on is not there.
+    Its own forward runs if x has a rank or number of channels that was not tried (not checked for a proxy of torch.fx),
+    if it is given further arguments that its code reads, if autocast would make the dtype of y differ from that of x,
+    and while its basis does not hold.
     """
 
-    if TYPE_CHECKING:  # TorchScript reads what is annotated
+    if TYPE_CHECKING:  # TorchScript reads annotations
         _eca_cuda: Conversion[Recipe]
 
     def forward(
@@ -41,7 +41,7 @@ class FusedAttention(Swapped):
         given = by_name.get(recipe.argument) if x is ... else x
         epilogue: dict[str, Any] = {"residual": eca_cuda_residual, "activation": eca_cuda_activation}
         y: Tensor
-        if eca_cuda_norm is not None:  # x is what it is given: in rank, channels and dtype that is what it returns
+        if eca_cuda_norm is not None:  # a norm keeps rank, channels and dtype of x
             if recipe.ranks and recipe.takes_norm and _is_as_tried(self, x, others, by_name, False):
                 options = epilogue | dict(recipe.options)
                 normed = fused_norm.batch_norm_eca(eca_cuda_norm, x, recipe.parameters(self), options)
@@ -54,7 +54,10 @@ class FusedAttention(Swapped):
             try:
                 y = function(given, *recipe.parameters(self), **epilogue, **recipe.options)
                 return y
-            except (TypeError, ValueError):  # a dtype or device that ours does not take: its own forward may
+            except (
+                TypeError,
+                ValueError,
+            ):  # the fused function refuses a dtype or device that its own forward may take
                 if torch.compiler.is_compiling():
                     raise
         y = super().forward(**by_name) if x is ... else super().forward(x, *others, **by_name)
@@ -80,7 +83,7 @@ def _is_as_tried(
 
 
 def _keeps_dtype(recipe: Recipe, x: Tensor) -> bool:
-    """Whether y has that of x for its own forward, too, if autocast is on."""
+    """Whether its own forward returns the dtype of x too, given the state of autocast."""
     if not is_autocast(x.device.type):
         return True
     if x.dtype == torch.float32:

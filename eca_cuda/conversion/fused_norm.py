@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A call of an ``nn.BatchNorm``, with ECA behind it, as one call: what the module's own forward does besides."""
+"""One call for an ``nn.BatchNorm`` and the ECA after it, with the other effects of the norm's own forward."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
@@ -15,8 +15,8 @@ KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm_eca(
     norm: Any, x: Tensor, parameters: Sequence[Optional[Tensor]], options: Mapping[str, Any]
 ) -> Optional[Tensor]:
-    """``eca(norm(x), *parameters, **options)``, or None, with nothing changed, if that takes calls of the two."""
-    if norm._forward_pre_hooks:  # which recompute its weight: a block lets no others through
+    """``eca(norm(x), *parameters, **options)``; None, with nothing changed, if one call cannot do it."""
+    if norm._forward_pre_hooks:  # torch's, which recompute weights; with other hooks a block runs its own forward
         return None
     mean, var = norm.running_mean, norm.running_var
     is_tracking = norm.training and norm.track_running_stats
@@ -27,8 +27,8 @@ def batch_norm_eca(
     weight, bias = (*parameters, None)[:2]
     count = norm.num_batches_tracked if is_tracking else None
     if count is not None:
-        count.add_(1)  # before the call, which checkpointing may leave in the middle when it repeats it
-        if norm.momentum is None:  # the average over all batches
+        count.add_(1)  # before the call: a recomputation by checkpointing may stop in the middle of it
+        if norm.momentum is None:  # a cumulative average
             momentum = 1.0 / float(count)
     try:
         norm._check_input_dim(x)
@@ -45,7 +45,7 @@ def batch_norm_eca(
             eps=norm.eps,
             **options,
         )
-    except (TypeError, ValueError):  # which come before any change of the statistics
+    except (TypeError, ValueError):  # raised before any change of the statistics
         if torch.compiler.is_compiling():
             raise
         if count is not None:

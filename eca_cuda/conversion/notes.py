@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Notes what a forward reads while it is tried: attributes of the modules in it, and what ``python_code`` finds.
+"""Notes what a forward reads during a trial: attributes of its modules, and what ``python_code`` finds.
 
-What it reads must be something that can be compared at later calls (``basis``); else it is a reason to leave it alone.
+Each value must be one that can be compared at later calls (``basis``); otherwise the module is left alone.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .basis import HOOKS, Basis, Part, children_of, ties_of
 from .python_code import Code, is_constant, is_usable
 from .swap import own_class
-from .trial import PACKAGE, LeftAlone, copied
+from .trial import LeftAlone, copied, is_user_code
 from .watch import obstacle
 
 _BARE = nn.Module()
@@ -28,26 +28,26 @@ _HIDDEN |= {
 
 
 class Notes:
-    """What the copies of one module read while they ran."""
+    """The values that the copies of one module read while they ran."""
 
     def __init__(self, module: nn.Module, may_ask_for_types: bool = True) -> None:
-        self.names: dict[str, set[str]] = {}  # by the path of the module that has them
+        self.names: dict[str, set[str]] = {}  # attributes by the path of their module
         self.objection: Optional[str] = None
         self.reads_training = False
-        self._allowed: dict[tuple[str, str], Any] = {}  # what was read last, and may be
+        self._allowed: dict[tuple[str, str], Any] = {}  # the last value of each attribute that may be read
         self.code = Code(module, self.refuse, may_ask_for_types)
 
     def refuse(self, what: str) -> LeftAlone:
-        """The reason, which stays here where the forward catches exceptions."""
+        """A LeftAlone to raise. The reason is kept in case the forward catches exceptions."""
         self.objection = self.objection or f"its forward {what}"
         return LeftAlone(self.objection)
 
-    def taken(self) -> AbstractContextManager[None]:
-        """While this is entered, functions are read before they run."""
+    def reading(self) -> AbstractContextManager[None]:
+        """In the body, the code of each function is read before it runs."""
         return self.code.read()
 
     def take(self, module: nn.Module, path: str, **scope: Any) -> None:
-        """Exchange the class of ``module``, a copy that nobody else has, for one that notes what is read."""
+        """Replace the class of ``module``, a private copy, by one that notes what is read."""
         kind = type(module)
         module.__class__ = type(kind.__name__, (Noting, kind), {"_notes": self, "_notes_path": path, **scope})
 
@@ -55,27 +55,27 @@ class Notes:
         if self._allowed.get((path, name), self) is value:
             return
         if isinstance(inspect.getattr_static(type(module), name, None), property):
-            return  # what it reads is noted
+            return  # the attributes that the property reads are noted
         shown = f"{path}.{name}" if path else name
         if isinstance(value, Tensor):
-            if not holds_weights:  # hooks of torch compute weights
-                raise self.refuse(f"reads {shown}, a tensor that is no parameter")
+            if not holds_weights:  # torch's hooks compute weights
+                raise self.refuse(f"reads {shown}, a tensor that is not a parameter")
         elif isinstance(value, types.MethodType):
             if value.__self__ is not module:
                 raise self.refuse(f"calls {shown}, a method of another object or of its class")
         elif not is_constant(value) and not is_usable(value):
-            raise self.refuse(f"reads {shown}, a {type(value).__name__}, which may change unseen")
+            raise self.refuse(f"reads {shown}, a {type(value).__name__}, whose changes cannot be detected")
         self.names.setdefault(path, set()).add(name)
         self._allowed[path, name] = value
 
     def fetched(self, path: str, name: str, value: Any) -> Any:
-        """What a forward gets that asks for a parameter, buffer or module: ``value``; if None, that may change."""
+        """The value that a forward gets for a parameter, buffer or module. None is noted, as it may be set later."""
         if value is None:
             self.names.setdefault(path, set()).add(name)
         return value
 
     def basis(self, module: nn.Module, paths: Iterable[str]) -> Basis:
-        """Of ``module``, whose copies ran, and the modules in it at these paths. Raises LeftAlone if there is none."""
+        """The basis of ``module``, whose copies ran, with its submodules at these paths. Raises LeftAlone."""
         code = self.code
         cells = [(place, name, value) for (place, name), value in code.cells.items()]
         try:
@@ -83,7 +83,7 @@ class Notes:
             functions, values = tuple(code.functions), tuple(code.globals.items())
             basis = Basis(tuple(parts), functions, values, tuple(cells), ties_of(module))
             reason = obstacle(basis, module)
-        except Exception as error:  # classes and functions of strangers
+        except Exception as error:  # from user classes and functions
             reason = f"{type(error).__name__}: {error}"
         if reason:
             raise LeftAlone(f"what its forward reads cannot be watched: {reason}")
@@ -97,7 +97,7 @@ class Notes:
             if where:
                 absent.append((where[0], name))
             elif value is None and name in module._modules:
-                continue  # which is among the children
+                continue  # the children include it
             elif isinstance(value, types.MethodType):
                 methods.append(name)
             elif not isinstance(value, Tensor):
@@ -106,26 +106,26 @@ class Notes:
 
 
 class Noting:
-    """Comes first among the bases of a copy's class."""
+    """The first base of the class of a copy."""
 
     _notes: ClassVar[Notes]
     _notes_path: ClassVar[str]
-    _notes_holds: ClassVar[bool] = False  # a layer whose weights are parameters of the attention
+    _notes_holds: ClassVar[bool] = False  # whether it is a layer with parameters of the attention
 
     def __init_subclass__(cls) -> None:
-        """Classes that register or refuse their subclasses do not hear of this one."""
+        """Keeps base classes from registering or refusing this subclass."""
 
     def __del__(self) -> None:
-        """Not what the class of the module does when one is gone."""
+        """Does not run the ``__del__`` of the module's class."""
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
         if name == "training":
             self._notes.reads_training = True
-            if self._notes_path and _is_strange(sys._getframe(1)):
+            if self._notes_path and is_user_code(sys._getframe(1)):
                 raise self._notes.refuse(f"reads {self._notes_path}.training")
         elif name in _HIDDEN:
-            if _is_strange(sys._getframe(1)):
+            if is_user_code(sys._getframe(1)):
                 raise self._notes.refuse(f"reads {name}")
         elif name not in _OF_EVERY_MODULE and not name.startswith("_notes"):
             self._notes.note(self, self._notes_path, name, value, self._notes_holds)  # type: ignore[arg-type]
@@ -135,14 +135,10 @@ class Noting:
         try:
             value = super().__getattr__(name)  # type: ignore[misc]
         except AttributeError:
-            if _is_strange(sys._getframe(1)):
-                raise self._notes.refuse(f"asks for {name}, which it has not") from None
+            if is_user_code(sys._getframe(1)):
+                raise self._notes.refuse(f"reads {name}, which does not exist") from None
             raise
         if isinstance(value, Tensor) and not (isinstance(value, nn.Parameter) or self._notes_holds):
             raise self._notes.refuse(f"uses its buffer {name}")
-        # the bias of a layer that holds weights is looked at anyway
+        # weights and biases of such layers are checked by other means
         return value if self._notes_holds else self._notes.fetched(self._notes_path, name, value)
-
-
-def _is_strange(frame: types.FrameType) -> bool:
-    return not str(frame.f_globals.get("__name__")).startswith(("torch.", f"{PACKAGE}."))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a function is found again, and whether it is still the same, also in another process."""
+"""Finds functions and values again by name, and tells whether a function is still the same, in any process."""
 
 import functools
 import hashlib
@@ -7,13 +7,13 @@ import sys
 import types
 from typing import Any, NamedTuple, Union
 
-WRAPPED = "__wrapped__"  # a step to what a decorator wraps; all others are the names of cells
+WRAPPED = "__wrapped__"  # the step to the function that a decorator wraps; other steps are names of cells
 
 
 class Place(NamedTuple):
-    """A function or value by its name in a class or in a Python module, and steps from there to what it encloses.
+    """The place of a function or value: a name in a class or Python module, and steps from there into closures.
 
-    A function that is an attribute of a module is its own owner, without a name.
+    A function that is an attribute of an nn.Module is its own owner, without a name.
     """
 
     owner: Union[type, str, types.FunctionType]
@@ -24,7 +24,7 @@ class Place(NamedTuple):
         return self._replace(steps=(*self.steps, step))
 
     def value(self) -> Any:
-        """What is there. Raises whatever looking for it raises."""
+        """The value at this place. Raises any exception of the lookup."""
         if isinstance(self.owner, types.FunctionType):
             value: Any = self.owner
         else:
@@ -35,7 +35,7 @@ class Place(NamedTuple):
         return value
 
     def scope(self) -> Any:
-        """The class, or the globals."""
+        """The class, or the globals of the Python module."""
         return vars(sys.modules[self.owner]) if isinstance(self.owner, str) else self.owner
 
 
@@ -47,18 +47,18 @@ def function_of(value: Any) -> Any:
 
 
 def cell(function: Any, name: str) -> Any:
-    """Where a function finds what it encloses."""
+    """The cell of a closure variable."""
     return function.__closure__[function.__code__.co_freevars.index(name)]
 
 
 class Digest(NamedTuple):
-    """Stands for a function in a pickle."""
+    """Replaces a function in a pickle."""
 
     code: str
 
 
 def digest(function: Any) -> str:
-    """The same for functions that do the same, in any process of the same version of Python."""
+    """Equal for functions with equal code and defaults, in any process of the same Python version."""
     parts = [_code(function.__code__), function.__defaults__, sorted((function.__kwdefaults__ or {}).items())]
     return hashlib.sha256("\n".join(map(_shown, parts)).encode()).hexdigest()
 
@@ -69,7 +69,7 @@ def _code(code: types.CodeType) -> str:
 
 
 def _facts(code: types.CodeType) -> list[Any]:
-    """All but where it stands."""
+    """All properties but the file and line numbers."""
     names = "argcount posonlyargcount kwonlyargcount flags code names varnames freevars cellvars exceptiontable"
     return [*(getattr(code, f"co_{name}", None) for name in names.split()), code.co_consts]
 

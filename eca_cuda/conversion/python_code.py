@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the Python code of a forward may use: known operations on tensors, and values that can be compared later.
 
-A trial shows what code computes for a few inputs. What else it may do, print, ask for a mode of torch, read a setting
-of the user's, is found by reading the code of each function before it runs the first time.
+A trial shows what code computes for a few inputs. Other effects (printing, reading a mode of torch or a setting of the
+user's) are found by reading the bytecode of each function before it first runs.
 """
 
 import _lsprof
@@ -25,7 +25,7 @@ from .places import WRAPPED, Place, cell, function_of
 from .swap import own_class
 from .trial import PACKAGE, copied
 
-# Of torch and of tensors, with or without a trailing underscore: all that they do shows in numbers.
+# Functions of torch and methods of tensors, with or without underscores, whose only effect is their result.
 OPERATIONS = set(
     """
     H T abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
@@ -48,12 +48,12 @@ _BUILTINS = set(
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(...))
 _MODULE = types.ModuleType
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
-_MOST_STEPS = 8  # of decorators and closures within each other
+_MOST_STEPS = 8  # the deepest nesting of decorators and closures
 _TORCH_CLASSES = (nn.Module, torch.autocast, torch.no_grad, torch.enable_grad)
 
 
 def is_constant(value: Any) -> bool:
-    """Whether comparing it with what it was tells all that can have changed. Derived classes may hold more."""
+    """Whether ``==`` with an earlier copy detects every change. Instances of subclasses may hold more."""
     if type(value) is dict:
         return all(map(is_constant, value.values()))
     if type(value) in (tuple, list, set, frozenset, torch.Size):
@@ -62,12 +62,12 @@ def is_constant(value: Any) -> bool:
 
 
 def is_mutable(value: Any) -> bool:
-    """Whether a forward could change it."""
+    """Whether a forward could change ``value`` in place."""
     return isinstance(value, (list, dict, set)) or (isinstance(value, tuple) and any(map(is_mutable, value)))
 
 
 def never_read(function: Any) -> set[str]:
-    """The arguments that the code of a function does not read; of a decorated one, nobody knows."""
+    """The arguments that the code of a function does not read; empty for a decorated function."""
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
         return set()
     code = function.__code__
@@ -79,7 +79,7 @@ def never_read(function: Any) -> set[str]:
 
 
 def is_operation(value: Any) -> bool:
-    """Whether it is a function of torch or of Python's math that does nothing but compute."""
+    """Whether it is a function of torch or of Python's math or operator modules that only computes."""
     owner = getattr(value, "__self__", None)
     if owner in (math, _operator):
         return True
@@ -91,23 +91,23 @@ def is_operation(value: Any) -> bool:
 
 
 class Code:
-    """The functions of a user's that ran, where they are found again, and the globals that they read.
+    """The user's functions that ran, their places, and the globals and cells that they read.
 
     Args:
         model: functions of the packages that its classes come from are read; those of other packages are trusted.
-        refuse: called with what is wrong with a function.
-        may_ask_for_types: whether ``isinstance`` is harmless, as there are no modules that may be exchanged.
+        refuse: returns the exception to raise for what is wrong with a function.
+        may_ask_for_types: whether ``isinstance`` is allowed. It is not for a block, whose modules may be replaced.
     """
 
     def __init__(self, model: nn.Module, refuse: Callable[[str], Any], may_ask_for_types: bool) -> None:
         self.refuse = refuse
         self.builtins = _BUILTINS if may_ask_for_types else _BUILTINS - {"isinstance"}
-        self.kinds = {base for m in model.modules() for base in own_class(m).__mro__ if _is_foreign(base.__module__)}
+        self.kinds = {base for m in model.modules() for base in own_class(m).__mro__ if _is_of_user(base.__module__)}
         self.packages = {kind.__module__.partition(".")[0] for kind in self.kinds}
         self.functions: set[Place] = set()
         self.globals: dict[Place, Any] = {}
         self.cells: dict[tuple[Place, str], Any] = {}
-        self._known: dict[types.CodeType, dict[Place, types.FunctionType]] = {}  # a factory makes several of one code
+        self._known: dict[types.CodeType, dict[Place, types.FunctionType]] = {}  # one code may have several functions
         self.codes: set[types.CodeType] = set()
         self._seen: dict[int, types.CodeType] = {}
         for kind in self.kinds:
@@ -119,13 +119,13 @@ class Code:
                     self._know(Place(value, ""), value)
 
     def _know(self, place: Place, value: Any) -> None:
-        """That there is a function, and what decorators wrap in it."""
+        """Register the function at ``place``, and the functions that it wraps."""
         function = function_of(value)
         if not isinstance(function, types.FunctionType) or place in self._known.get(function.__code__, ()):
             return
         self._known.setdefault(function.__code__, {})[place] = function
         package = str(function.__module__).partition(".")[0]
-        if _is_foreign(package) and package not in self.packages:
+        if _is_of_user(package) and package not in self.packages:
             self.packages.add(package)
             self._seen.clear()
         if function.__code__ in self.codes:
@@ -135,10 +135,10 @@ class Code:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Read every function before it runs inside."""
+        """In the body, read every function before it runs."""
 
         def look(frame: types.FrameType, event: str, _: Any) -> None:
-            if event != "call" or id(code := frame.f_code) in self._seen:  # a code's own hash goes through all of it
+            if event != "call" or id(code := frame.f_code) in self._seen:  # by id, as hashing a code object is slow
                 return
             self._seen[id(code)] = code
             package = str(frame.f_globals.get("__name__")).partition(".")[0]
@@ -161,11 +161,11 @@ class Code:
             yield
         finally:
             sys.setprofile(None if isinstance(before, _lsprof.Profiler) else before)
-            if isinstance(before, _lsprof.Profiler):  # up to Python 3.11, of cProfile: no function, it sets itself
+            if isinstance(before, _lsprof.Profiler):  # cProfile up to Python 3.11: sys.setprofile cannot restore it
                 before.enable()
 
     def _read_enclosed(self, place: Place, function: types.FunctionType) -> list[str]:
-        """What a function has of its own besides its code. Returns the names of its cells."""
+        """Check and record the defaults and cells of a function. Returns the names of its cells."""
         names = [name for name in function.__code__.co_freevars if name != "__class__"]
         if place in self.functions:
             return names
@@ -176,7 +176,7 @@ class Code:
             value = self._check(cell(function, name).cell_contents, name)
             self.cells[place, name] = copied(value)
             if len(place.steps) >= _MOST_STEPS:
-                raise self.refuse(f"uses {name}, a function in a function in a function")
+                raise self.refuse(f"uses {name}, which is nested in more than {_MOST_STEPS} functions")
             self._know(place.then(name), value)
         return names
 
@@ -189,11 +189,11 @@ class Code:
             if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
                 step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in enclosed
             ):
-                raise self.refuse(f"sets {step.argval}, which is not its own")
+                raise self.refuse(f"sets {step.argval}, which is not a local variable")
             if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
                 raise self.refuse(f"sets attributes: {step.argval}")
             if step.opname in ("IMPORT_NAME", "LOAD_BUILD_CLASS"):
-                raise self.refuse("imports a module" if step.opname == "IMPORT_NAME" else "makes a class")
+                raise self.refuse("imports a module" if step.opname == "IMPORT_NAME" else "defines a class")
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 is_of_super = i > 0 and steps[i - 1].argval == "super"
                 self._read_global(step.argval, namespace, is_of_super, steps[i + 1 :])
@@ -230,27 +230,27 @@ class Code:
             self._know(Place(*place), value)
 
     def _check_super(self, later: Any) -> None:
-        """``super()`` is for calling a method: what else it gives is not noted."""
+        """Allow ``super()`` only for calling a method, as other attributes of it are not noted."""
         name = next((s.argval for s in later if s.opname in _ATTRIBUTES or "SUPER" in s.opname), None)
         if not any(isinstance(getattr(kind, str(name), None), types.FunctionType) for kind in self.kinds):
             raise self.refuse(f"reads super().{name}")
 
     def _check(self, value: Any, shown: str) -> Any:
-        """``value``, unless it is something that the code must not use."""
+        """Return ``value`` if the code may use it, else raise."""
         if (is_constant(value) and not is_mutable(value)) or is_operation(value) or _is_class_of_torch(value):
             return value
-        if isinstance(value, types.FunctionType) and _is_foreign(value.__module__):
+        if isinstance(value, types.FunctionType) and _is_of_user(value.__module__):
             return value
         kind = "class" if isinstance(value, type) else type(value).__name__
-        raise self.refuse(f"uses {shown}, a {kind}, which may do more than a trial shows")
+        raise self.refuse(f"uses {shown}, a {kind}, which may do more than a trial can show")
 
 
 def is_usable(value: Any) -> bool:
-    """Whether a forward may use what is no constant: operations, classes of torch, functions that are read."""
+    """Whether a forward may use this non-constant: an operation, a class of torch, or a function, which is read."""
     return is_operation(value) or _is_class_of_torch(value) or isinstance(value, types.FunctionType)
 
 
-def _is_foreign(module: Any) -> bool:
+def _is_of_user(module: Any) -> bool:
     return str(module).partition(".")[0] not in ("torch", "builtins", PACKAGE)
 
 
@@ -258,4 +258,4 @@ def _is_class_of_torch(value: Any) -> bool:
     if not isinstance(value, type):
         return False
     is_known = value is torch.Tensor or issubclass(value, _TORCH_CLASSES)
-    return is_known and not _is_foreign(value.__module__)
+    return is_known and not _is_of_user(value.__module__)

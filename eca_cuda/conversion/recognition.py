@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which modules of a model compute one of the three attentions, whatever their classes are called.
+"""Which modules of a model compute one of the three variants, whatever their classes are called.
 
-A module is recognised in two steps. Its parameters must be those of a variant and nothing else, and a copy of it must
-compute what the reference computes (``comparison``). The second step is what makes the first safe.
+A module is recognised in two steps: its parameters must be exactly those of a variant, and a copy of it must compute
+what the reference computes (``comparison``).
 """
 
 import itertools
@@ -17,8 +17,8 @@ from torch import nn
 from ..variants.bidirectional import BidirectionalECA
 from ..variants.eca import EfficientChannelAttention
 from ..variants.multi_kernel import DynamicMultiKernelECA
-from .basis import is_disturbed
-from .comparison import ELSEWHERE, OfAnotherKind, compare
+from .basis import has_modified_call
+from .comparison import USE_INDUCTOR, MaybePart, compare
 from .fused_attention import FusedAttention
 from .recipe import Recipe
 from .replica import HOLDERS
@@ -36,10 +36,10 @@ _PADDINGS = ("zeros", "circular")
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Attention, or something close to it, that stays as it is, and why."""
+    """The reason why a module that is or looks like attention is left alone."""
 
     reason: str
-    is_part: bool = False  # perhaps of attention
+    is_part: bool = False  # it may be part of a module that computes a variant
 
 
 OWN_LAYERS = (EfficientChannelAttention, DynamicMultiKernelECA, BidirectionalECA)
@@ -49,9 +49,9 @@ _Shapes = tuple[torch.Size, ...]
 
 
 def recognise_all(model: nn.Module) -> dict[str, tuple[nn.Module, Answer]]:
-    """What is or looks like attention in ``model``, by its path, with what it computes or why it is left alone.
+    """The modules that are or look like attention, by path, with what they compute or why they are left alone.
 
-    What holds attention is none itself.
+    A module that contains attention is not attention itself.
     """
     modules = list(model.named_modules())
     converted = [m for _, m in modules if isinstance(m, FusedAttention)]
@@ -60,13 +60,13 @@ def recognise_all(model: nn.Module) -> dict[str, tuple[nn.Module, Answer]]:
     found: dict[nn.Module, Answer] = {
         m: _recognise(m, tried) or Unsupported("it has no layers of ECA") for m in converted
     }
-    for _, module in sorted(modules, key=lambda item: sum(1 for _ in item[1].modules())):  # what is inside comes first
+    for _, module in sorted(modules, key=lambda item: sum(1 for _ in item[1].modules())):  # submodules come first
         inside = [m for m in module.modules() if m in found]
         if module in in_converted or not all(_is_part(found[m]) for m in inside):
             continue
         answer = _recognise(module, tried)
         if isinstance(answer, Recipe):
-            for part in inside:  # which could not be exchanged alone
+            for part in inside:
                 del found[part]
         if answer is not None and (isinstance(answer, Recipe) or not inside):
             found[module] = answer
@@ -77,8 +77,8 @@ def _is_part(answer: Answer) -> bool:
     return isinstance(answer, Unsupported) and answer.is_part
 
 
-def gates_in_blocks(model: nn.Module, found: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """Path, class and reason of modules that may compute ECA among other things: with a convolution like ECA's."""
+def convolutions_in_blocks(model: nn.Module, found: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Path, class and reason of modules with a convolution like ECA's, which may compute ECA among other things."""
     seen = set()
     for path, conv in model.named_modules():
         if type(conv) is not nn.Conv1d or (conv.in_channels, conv.out_channels, conv.stride) != (1, 1, (1,)):
@@ -90,7 +90,7 @@ def gates_in_blocks(model: nn.Module, found: Iterable[str]) -> Iterator[tuple[st
             continue
         seen.add(owner)
         reason = (
-            f"{path[len(owner) :].lstrip('.')} is a convolution like ECA's in a forward that does more. {ELSEWHERE}"
+            f"{path[len(owner) :].lstrip('.')} is a convolution like ECA's in a forward that does more. {USE_INDUCTOR}"
         )
         yield owner, type(model.get_submodule(owner)).__name__, reason
 
@@ -103,7 +103,7 @@ def _recognise(module: nn.Module, tried: list[tuple[type, _Shapes, Conversion[Re
     kind = own_class(module)
     if isinstance(module, torch.jit.ScriptModule):
         is_named = _NAME.search(module.original_name)
-        return Unsupported("it is TorchScript, whose forward cannot be exchanged") if is_named else None
+        return Unsupported("it is TorchScript, whose forward cannot be replaced") if is_named else None
     holders, others = _holders(module)
     candidates = [] if others else list(_candidates(holders))
     if not candidates and not _looks_like_attention(kind, module, holders, others):
@@ -111,25 +111,25 @@ def _recognise(module: nn.Module, tried: list[tuple[type, _Shapes, Conversion[Re
     if "forward" in vars(module):
         return Unsupported("its forward was replaced on the instance")
     if kind.__getattribute__ is not nn.Module.__getattribute__ or kind.__getattr__ is not nn.Module.__getattr__:
-        return Unsupported("its class finds attributes in a way of its own")
+        return Unsupported("its class overrides __getattribute__ or __getattr__")
     if STATE in vars(module) and not isinstance(module, Swapped):
         return Unsupported(f"it has an attribute {STATE}")
     if others:
-        return Unsupported(f"it has parameters of its own: {', '.join(others)}")
+        return Unsupported(f"it has parameters outside of convolutions and linear layers: {', '.join(others)}")
     if not candidates:
-        return Unsupported(f"its layers are not those of ECA: {_describe(holders)}")
+        return Unsupported(f"expected the layers of a variant of ECA, got {_describe(holders)}")
     reason = _obstacle(module, holders)
     if reason:
         return Unsupported(reason)
     shapes = tuple(p.shape for p in module.parameters())
     for other, others_shapes, conversion in tried:
         if other is kind and others_shapes == shapes and conversion.holds_for(module):
-            return conversion.found  # all that a forward reads is as in one that was tried
+            return conversion.found  # it depends on the same values as a module that was tried
     try:
         recipe = compare(module, candidates)
     except LeftAlone as refusal:
-        return Unsupported(str(refusal), isinstance(refusal, OfAnotherKind))
-    except Exception as error:  # of a stranger's attributes, say
+        return Unsupported(str(refusal), isinstance(refusal, MaybePart))
+    except Exception as error:  # from user code, such as a property
         return Unsupported(f"it could not be tried: {type(error).__name__}: {error}")
     try:
         derived(FusedAttention, kind)
@@ -156,7 +156,7 @@ def _holders(module: nn.Module) -> tuple[dict[str, nn.Module], list[str]]:
 def _looks_like_attention(
     kind: type[nn.Module], module: nn.Module, holders: dict[str, nn.Module], others: list[str]
 ) -> bool:
-    """Close to ECA by its name, or, as timm's mlp mode, by a convolution over channels that widens and narrows."""
+    """Whether it has the name of ECA, or, like timm's mlp mode, convolutions from one channel to one channel."""
     if not (holders or others) or kind in _CONTAINERS:
         return False
     if _NAME.search(kind.__name__) and not _is_network(module):
@@ -167,7 +167,7 @@ def _looks_like_attention(
 
 
 def _is_network(module: nn.Module) -> bool:
-    """Whether it convolves feature maps: then it contains attention and is not attention itself."""
+    """Whether it has 2-D or 3-D convolutions of several channels: then it is a network that may contain attention."""
     convs = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
     return any((m.in_channels, m.out_channels) != (1, 1) for m in convs)
 
@@ -203,12 +203,12 @@ def _recipes(variant: str, holders: Mapping[str, nn.Module], **options: tuple[An
 
 
 def _obstacle(module: nn.Module, holders: dict[str, Any]) -> Optional[str]:
-    """What the functions do not offer, in a module with the parameters of a variant."""
+    """A property of a module with the parameters of a variant that the functions do not support."""
     for name, child in module.named_modules():
         if name and "forward" in vars(child):
-            return f"the forward of {name} was replaced on the instance, and fused attention never calls it"
-        if name and is_disturbed(child):
-            return f"{name} has hooks, which would no longer run: fused attention never calls it"
+            return f"the forward of {name} was replaced on the instance, but fused attention does not call {name}"
+        if name and has_modified_call(child):
+            return f"{name} has hooks, but fused attention does not call {name}"
     convs = {name: layer for name, layer in holders.items() if isinstance(layer, nn.Conv1d)}
     for name, layer in convs.items():
         if layer.kernel_size[0] % 2 == 0 or (layer.stride, layer.dilation) != ((1,), (1,)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A copy of a module to try: it shares nothing with the module, and notes what is read of it."""
+"""A copy of a module for a trial: it shares nothing with the module and notes every read."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from .python_code import is_mutable
 from .swap import STATE, own_class
 from .trial import copied
 
-HOLDERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # of parameters
+HOLDERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # the layers that hold parameters
 
 
 def paths_of(module: nn.Module) -> list[str]:
-    """Of ``module`` and the modules in it, but not in those that hold parameters (there are parametrizations)."""
+    """Paths of ``module`` and its submodules, without submodules of HOLDERS (parametrizations)."""
     found: list[str] = []
     holders: list[str] = []
     for path, m in module.named_modules():
@@ -28,7 +28,7 @@ def paths_of(module: nn.Module) -> list[str]:
 
 
 def replica(module: nn.Module, notes: Notes, paths: list[str], generator: torch.Generator) -> nn.Module:
-    """A copy with random parameters in float64 on the CPU, without hooks of its own; the modules at ``paths`` note."""
+    """A copy with random float64 parameters on the CPU and no hooks; the modules at ``paths`` note reads."""
     copies: dict[int, nn.Module] = {}
 
     def copy(original: nn.Module) -> nn.Module:
@@ -55,7 +55,7 @@ def replica(module: nn.Module, notes: Notes, paths: list[str], generator: torch.
 
 
 def lists_of(kind: type) -> dict[str, Any]:
-    """Copies of the lists, dicts and sets that a class of the user's holds: a copy's forward must not reach them."""
+    """Copies of the lists, dicts and sets in a user's class, which a trial must not change."""
     return {
         name: copied(value)
         for base in reversed(kind.__mro__)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Another ``forward`` for a module that stays the same object: its class is exchanged for one derived from its own.
+"""Gives a module another ``forward`` by replacing its class with a class derived from it.
 
-So parameters, buffers, hooks, names, keys, train/eval, device, dtype and sharing cannot change, ``isinstance`` goes on
-to hold, and ``restore`` is exact. The derived classes are made when needed; pickles and copies name the module's own.
+The module stays the same object, so its state and its hooks do not change, ``isinstance`` still holds, and ``restore``
+is exact. The derived classes are made when needed; pickles and copies refer to the module's own class.
 """
 
 import functools
@@ -21,14 +21,14 @@ STATE = "_eca_cuda"  # the one entry in a swapped module's __dict__
 
 @dataclass(frozen=True)
 class Source:
-    """A ``forward`` as text, and the objects it names as the paths (module, name) that they are imported from."""
+    """The source text of a ``forward``, and its globals as (name, module, qualified name) to import."""
 
     text: str
     imports: tuple[tuple[str, str, str], ...]
 
     @classmethod
     def of(cls, text: str, objects: dict[str, Any]) -> "Source":
-        """``objects`` may hold more than the text uses. Raises AttributeError for one that cannot be imported."""
+        """``objects`` may hold more than the text uses. Raises AttributeError if a used one cannot be imported."""
         body = compile(text, "", "exec")
         used = {name for code in (body, *body.co_consts) for name in getattr(code, "co_names", ())}
         paths = []
@@ -42,7 +42,7 @@ class Source:
 
     def compile(self) -> Any:
         scope = {name: _imported(module, qualified) for name, module, qualified in self.imports}
-        exec(compile(self.text, "<forward with more fused, by eca_cuda.convert>", "exec"), scope)
+        exec(compile(self.text, "<forward fused by eca_cuda.convert>", "exec"), scope)
         return scope["forward"]
 
 
@@ -51,12 +51,12 @@ def _imported(module: str, qualified_name: str) -> Any:
 
 
 class _Unknown:
-    """In place of what a module needs to know, before it is told, and where ``type(module)(...)`` made another."""
+    """The state of a module before ``swap`` sets it, and of instances made by ``type(module)(...)``."""
 
-    modules: tuple[Any, ...] = ()  # of a block: none is fused
+    modules: tuple[Any, ...] = ()  # for blocks
     weights: tuple[Any, ...] = ()
     residual = norm = False
-    ranks: tuple[int, ...] = ()  # of x, for attention: none is
+    ranks: tuple[int, ...] = ()  # for attention
     argument = "x"
 
     @property
@@ -64,17 +64,17 @@ class _Unknown:
         return self
 
     def holds_for(self, module: nn.Module) -> bool:
-        """So its own forward runs."""
+        """False, so that its own forward runs."""
         return False
 
     holds_now = holds_for
 
     def change(self, module: nn.Module) -> str:
-        return "it was made by the class of a converted module, not converted itself,"
+        return "it was made by the class of a converted module"
 
 
 class Swapped(nn.Module):
-    """Base of the mixins that carry the other ``forward``; ``_eca_cuda`` holds what it needs to know."""
+    """The base of the mixins that define the other ``forward``; ``_eca_cuda`` is its state."""
 
     if TYPE_CHECKING:
         _eca_cuda: Any
@@ -83,11 +83,11 @@ class Swapped(nn.Module):
         _eca_cuda = _Unknown()
 
     def __init_subclass__(cls) -> None:
-        """Classes that register or refuse their subclasses do not hear of those that are made here."""
+        """Keeps base classes from registering or refusing the derived classes."""
 
     @constant_while_tracing
     def _eca_cuda_holds(self) -> bool:
-        """What ``torch.compile`` takes as a fact: whether all is there while it traces."""
+        """Whether the module is unchanged; ``torch.compile`` treats the result as a constant."""
         return bool(self._eca_cuda.holds_now(self))
 
     def __prepare_scriptable__(self) -> Any:
@@ -105,12 +105,12 @@ def _rebuild(identity: tuple[type, type, Optional[Source]], make: Any, *argument
     return make(derived(*identity), *arguments)
 
 
-# As long as a module has such a class: nothing here keeps a class, or what it comes from, alive.
+# Weak, so that a class lives only as long as a module has it.
 _classes: WeakValueDictionary[tuple[type, type, Optional[Source]], type] = WeakValueDictionary()
 
 
 def derived(mixin: type, own: type, source: Optional[Source] = None) -> type:
-    """The class with the ``forward`` of ``mixin``; the same for the same arguments. Changes nothing."""
+    """The class derived from ``own`` with the ``forward`` of ``mixin``; the same one for the same arguments."""
     identity = (mixin, own, source)
     made = _classes.get(identity)
     if made is None:
@@ -122,15 +122,15 @@ def derived(mixin: type, own: type, source: Optional[Source] = None) -> type:
 
 
 def swap(module: nn.Module, mixin: type[Swapped], state: Any, source: Optional[Source] = None) -> None:
-    """Give ``module`` the ``forward`` of ``mixin``, which finds ``state`` in ``_eca_cuda``; until then its own runs."""
+    """Give ``module`` the ``forward`` of ``mixin`` and this state. Until the state is set, its own forward runs."""
     module.__class__ = derived(mixin, type(module), source)
     module.__dict__[STATE] = state
 
 
 def restore(module: nn.Module) -> None:
-    """Undo ``swap``, or that part of it which was done."""
+    """Undo ``swap``, even an interrupted one."""
     if isinstance(module, Swapped):
-        module.__dict__.pop(STATE, None)  # without it its own forward runs
+        module.__dict__.pop(STATE, None)  # now its own forward runs
         module.__class__ = module._eca_cuda_identity[1]
 
 
@@ -141,5 +141,5 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 
 def is_wrapped(module: Swapped) -> bool:
-    """Whether the class was exchanged again after ``swap``, as ``fully_shard`` does: then it cannot be undone."""
+    """Whether the class was replaced again after ``swap``, as by ``fully_shard``: then ``swap`` cannot be undone."""
     return type(module) is not derived(*module._eca_cuda_identity)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Running a stranger's ``forward`` to see what it does, apart from what surrounds the caller."""
+"""Runs a user's ``forward`` to see what it does, isolated from the state of the caller."""
 
 import copy
+import types
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,17 +13,21 @@ from torch import Tensor, nn
 from torch.overrides import _pop_mode_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
-
 PACKAGE = __name__.partition(".")[0]  # it may run under another name than eca_cuda
 
 
 class LeftAlone(Exception):
-    """Why a module stays as it is."""
+    """The reason why a module is not converted."""
+
+
+def is_user_code(frame: types.FrameType) -> bool:
+    """Whether the code of ``frame`` is neither torch's nor this package's."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0] not in ("torch", PACKAGE)
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """A place of its own for strangers: in one thread, with gradients, under none of the caller's modes or devices."""
+    """Runs its body in one thread, with gradients, and without the caller's modes and default device."""
     threads = torch.get_num_threads()
     with ExitStack() as stack:
         for _ in range(torch._C._len_torch_function_stack()):
@@ -36,9 +41,9 @@ def isolated() -> Iterator[None]:
             warnings.catch_warnings(),
         ):
             stack.enter_context(context)
-        warnings.simplefilter("ignore")  # torch's own: code that warns is not run
+        warnings.simplefilter("ignore")  # torch's warnings; user code that warns is refused
         stack.enter_context(_without_saved_tensors_hooks())
-        torch.set_num_threads(1)  # what is tried is small: waiting for threads would take most of the time
+        torch.set_num_threads(1)  # the tensors are small: waiting for threads would take most of the time
         try:
             yield
         finally:
@@ -47,7 +52,7 @@ def isolated() -> Iterator[None]:
 
 @contextmanager
 def _without_saved_tensors_hooks() -> Iterator[None]:
-    """Takes the caller's away. Others instead, that do nothing, would make cycles that no garbage collector sees."""
+    """Removes the caller's hooks. Hooks that do nothing would create cycles that the garbage collector misses."""
     c, hooks = torch._C._autograd, []
     while (top := c._top_saved_tensors_default_hooks(True)) is not None:
         hooks.append(top)
@@ -64,7 +69,7 @@ AUTOCAST_DTYPE = torch.bfloat16  # the rules are the same for float16
 
 @contextmanager
 def under_autocast(device_type: Optional[str]) -> Iterator[None]:
-    """Autocast on, for this type of device, also where there is none; how ``Witness`` knows of CUDA's."""
+    """Turns autocast on for a type of device, whether there is one or not. ``Witness`` reads the state for CUDA."""
     if device_type is None:
         yield
         return
@@ -81,7 +86,7 @@ def under_autocast(device_type: Optional[str]) -> Iterator[None]:
 
 @contextmanager
 def without_side_effects(*modules: nn.Module) -> Iterator[None]:
-    """Raises LeftAlone if what ran inside changed an attribute, buffer or parameter of these modules."""
+    """Raises LeftAlone if the body changes an attribute, buffer or parameter of these modules."""
     before = [_fingerprint((vars(m), dict(vars(type(m))))) for m in modules]
     yield
     if [_fingerprint((vars(m), dict(vars(type(m))))) for m in modules] != before:
@@ -89,7 +94,7 @@ def without_side_effects(*modules: nn.Module) -> Iterator[None]:
 
 
 def copied(value: Any) -> Any:
-    """``value`` with its own tensors, lists, dicts, sets, so that changing them does not reach the original's."""
+    """A copy of ``value`` with its own tensors, lists, dicts and sets."""
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().clone(), value.requires_grad)
     if isinstance(value, Tensor):
@@ -104,7 +109,7 @@ def copied(value: Any) -> Any:
 
 
 def _fingerprint(value: Any) -> Any:
-    """Something that compares unequal after ``value``, or what a list, dict or set of it holds, was changed."""
+    """A value that compares unequal after a change of ``value``, also inside of lists, dicts, sets and tuples."""
     if isinstance(value, Tensor):
         return id(value), value.is_inference() or value._version
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether what a converted module was made from is still there when it is called, asked in about a microsecond."""
+"""Checks at each call, in about a microsecond, that the basis of a converted module still holds."""
 
 import functools
 import keyword
@@ -11,39 +11,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .basis import HOOKS, Basis, Part, at, children_of, is_disturbed, is_foreign
+from .basis import HOOKS, Basis, Part, at, children_of, has_modified_call, has_user_hooks
 from .places import WRAPPED, Digest, Place, cell, digest, function_of
 
 _HOOKS_OF_ALL = [
     getattr(torch_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
 ]
-_Shadow = tuple[KeysView[str], frozenset[str]]  # what there is, and names that must not be among it
+_Shadow = tuple[KeysView[str], frozenset[str]]  # keys of a namespace, and names that must not be among them
 
-
-_ITSELF, _ITS_DICT = object(), object()  # in place of a module and its attributes, which a watch must not hold
+_ITSELF, _ITS_DICT = object(), object()  # stand for the module and its __dict__, which a watch must not refer to
 
 
 class _Expected(NamedTuple):
-    """What values there must be, as attributes of an owner, or as entries if it is a dict."""
+    """Expected values: attributes of an owner, or entries if it is a dict."""
 
     owner: Any
     values: dict[str, Any]
     shown: str = ""
-    within: str = ""  # of the owner, the entry that is the dict
+    within: str = ""  # the name of a dict in the owner, to look in instead
 
     def found_in(self, module: nn.Module) -> dict[str, Any]:
-        """What there is."""
+        """The current values."""
         owner: Any = module if self.owner is _ITSELF else vars(module) if self.owner is _ITS_DICT else self.owner
         owner = owner[self.within] if self.within else owner
         return {n: owner.get(n) if isinstance(owner, dict) else getattr(owner, n, None) for n in self.values}
 
 
 class _Check:
-    """The text of a function that asks many questions at once, as a loop would take twice the time."""
+    """Generates one function for all conditions, as a loop takes twice as long."""
 
     def __init__(self) -> None:
         self.objects: list[Any] = []
-        self.wrong: list[str] = []  # conditions, in which the objects are called o0, o1, ...
+        self.wrong: list[str] = []  # conditions that must be false; they call the objects o0, o1, ...
 
     def name(self, value: Any) -> str:
         if value is _ITSELF or value is _ITS_DICT:
@@ -68,7 +67,7 @@ class _Check:
 
 @functools.lru_cache(maxsize=256)
 def _compiled(names: str, wrong: str) -> Any:
-    """For all modules that are alike."""
+    """Cached, as similar modules need the same text."""
     text = f"""
 def make(objects):
     {names or "_ "}= objects
@@ -77,18 +76,18 @@ def make(objects):
         own = module.__dict__
         try:
             return not ({wrong})
-        except Exception:  # an attribute that is gone, or that cannot be compared any more
+        except Exception:  # a missing attribute, or one that cannot be compared
             return False
 
     return holds
 """
-    scope: dict[str, Any] = {"is_foreign": is_foreign}
+    scope: dict[str, Any] = {"has_user_hooks": has_user_hooks}
     exec(compile(text, "<what eca_cuda.convert watches>", "exec"), scope)
     return scope["make"]
 
 
 def _unpickled(value: Any, find: Callable[[], Any]) -> Any:
-    """What was pickled, which for a function is the one that is there now, if it is the same."""
+    """A value from a pickle. A digest becomes the current function if that has the same digest."""
     if not isinstance(value, Digest):
         return value
     now = find()
@@ -96,7 +95,7 @@ def _unpickled(value: Any, find: Callable[[], Any]) -> Any:
 
 
 class _Functions:
-    """The functions and globals of a basis as they are when this is made: what must be the same later."""
+    """The functions and globals of a basis when this object is made; later ones must be the same."""
 
     def __init__(self, basis: Basis) -> None:
         self.lost: Optional[str] = None
@@ -105,8 +104,8 @@ class _Functions:
         self.shadows: list[_Shadow] = []
         try:
             self._find(basis)
-        except Exception as error:  # a place, in a pickle, that is no longer there
-            self.lost = f"what it was made from is gone ({type(error).__name__}: {error})"
+        except Exception as error:  # a place from a pickle may not exist
+            self.lost = f"a function or global that it used is missing ({type(error).__name__}: {error})"
         self.expected += [_Expected(f, {"__code__": f.__code__}, f.__qualname__) for f in self.running]
 
     def _find(self, basis: Basis) -> None:
@@ -120,7 +119,7 @@ class _Functions:
             function = function_of(value)
             if isinstance(function, types.FunctionType):
                 self.running.append(function)
-                if function.__defaults__ or function.__kwdefaults__:  # others would not use any that came later
+                if function.__defaults__ or function.__kwdefaults__:  # defaults added later would not be used
                     values = {name: getattr(function, name) for name in ("__defaults__", "__kwdefaults__")}
                     self.expected.append(_Expected(function, values, function.__qualname__))
                 if digest(function) != code:
@@ -139,7 +138,7 @@ class _Functions:
             self.expected.append(_Expected(enclosing, {"cell_contents": value}, name))
 
     def _add_shadows(self, part: Part) -> None:
-        """What is put into a class would be found before the children, or instead of what nn.Module does."""
+        """Forbid attributes in the class that would be found before children, or replace attribute access."""
         names = {"__getattribute__", "__getattr__", *(name for name, _ in (*part.children, *part.absent))}
         names |= {name for _, name in part.absent}
         for kind in part.kind.__mro__:
@@ -151,18 +150,18 @@ class _Functions:
 
 
 class Watch:
-    """A basis with the objects of one module at hand, as they were when the watch was made.
+    """The check of a basis for one module, with the submodules that it had when the watch was made.
 
-    It is one of the module's attributes and holds nothing that leads back to the module, which would keep that alive.
+    It is stored in the module and holds no reference to the module, which would be a cycle.
     """
 
     def __init__(self, basis: Basis, functions: _Functions, module: nn.Module) -> None:
         self.functions = functions
         self.missing = functions.lost
-        self.holds: Callable[[nn.Module], bool] = lambda _: False  # whether all is there
-        self.parts: list[tuple[str, nn.Module, type]] = []  # and their paths and classes
+        self.holds: Callable[[nn.Module], bool] = lambda _: False  # whether the basis holds
+        self.parts: list[tuple[str, nn.Module, type]] = []  # path, module, class
         self.shadows: list[_Shadow] = list(functions.shadows)
-        self.own_names: frozenset[str] = frozenset()  # that must not be among the attributes of the module itself
+        self.own_names: frozenset[str] = frozenset()  # names that must not be in the __dict__ of the module
         self.check = _Check()
         self.check.wrong += map(self.check.name, _HOOKS_OF_ALL)
         self.expected = list(functions.expected)
@@ -170,12 +169,12 @@ class Watch:
             m = at(module, part.path)
             if m is None or children_of(m) != part.children:
                 is_other = m is not None and m is not module and type(m) is not part.kind
-                what = f"is a {type(m).__name__}, no {part.kind.__name__}," if is_other else "has other modules in it"
-                self.missing = self.missing or f"{part.path or 'it'} {what if m else 'is gone'}"
+                what = f"is a {type(m).__name__}, not a {part.kind.__name__}" if is_other else "has other submodules"
+                self.missing = self.missing or f"{part.path or 'it'} {what if m else 'is missing'}"
                 return
             for path in basis.apart:
                 if m is at(module, path) and part.path != path:
-                    self.missing = self.missing or f"{path} and {part.path} are one module"
+                    self.missing = self.missing or f"{path} and {part.path} are the same module"
                     return
             self._add(part, m, m is module)
         for path, first in basis.ties:
@@ -193,7 +192,7 @@ class Watch:
             self.holds = self.check.compile()
 
     def _follow(self, module: nn.Module, path: str) -> None:
-        """Sees whether other modules are put there, or around it."""
+        """Watch the children of the modules around ``path``."""
         while path:
             path = path.rpartition(".")[0]
             m = at(module, path)
@@ -224,28 +223,30 @@ class Watch:
             self.expected.append(_Expected(entries, {name: None}, part.path, where))
 
     def _add_calls(self, m: nn.Module, kind: type) -> None:
-        """That a call of it is the forward of its class and nothing else."""
+        """Require that a call of it runs the forward of its class and nothing else."""
         check = self.check
         module, attributes = check.name(m), check.name(vars(m))
         check.wrong += [f"type({module}) is not {check.name(kind)}", f"'forward' in {attributes}"]
         for name in HOOKS:
             hooks = check.name(vars(m)[name])
             recompute = name == "_forward_pre_hooks" and vars(m)[name]
-            check.wrong.append(f"{attributes}[{name!r}] is not {hooks}")  # there are who make them new, to empty them
-            check.wrong.append(f"is_foreign({hooks})" if recompute else hooks)
+            check.wrong.append(
+                f"{attributes}[{name!r}] is not {hooks}"
+            )  # some code replaces the dict to remove all hooks
+            check.wrong.append(f"has_user_hooks({hooks})" if recompute else hooks)
 
     def change(self, module: nn.Module) -> str:
-        """What is not there any more."""
+        """What differs from the basis."""
         if self.missing:
             return self.missing
         if any(_HOOKS_OF_ALL):
             return "there are hooks for all modules"
         for name, m, kind in self.parts:
             if type(m) is not kind:
-                return f"{name} is a {type(m).__name__}, no {kind.__name__},"
+                return f"{name} is a {type(m).__name__}, not a {kind.__name__}"
             if "forward" in vars(m):
                 return f"the forward of {name} was replaced"
-            if is_disturbed(m):
+            if has_modified_call(m):
                 return f"{name} has hooks"
         for found, shadowing in ((vars(module).keys(), self.own_names), *self.shadows):
             for name in sorted(found & shadowing):
@@ -258,8 +259,8 @@ class Watch:
                         return f"{path} was changed"
                     shown = path if key == "cell_contents" else f"{path}.{key}" if path else key
                     is_thing = callable(value) or isinstance(value, Digest) or isinstance(now, Tensor)
-                    return f"{shown} was replaced" if is_thing else f"{shown} is {now!r}, no longer {value!r},"
-        return "the modules in it are others"
+                    return f"{shown} was replaced" if is_thing else f"{shown} is {now!r}, no longer {value!r}"
+        return "its submodules were replaced"
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -270,7 +271,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def obstacle(basis: Basis, module: nn.Module) -> Optional[str]:
-    """Why a module cannot be watched."""
+    """The reason why a module cannot be watched, or None."""
     return Watch(basis, _Functions(basis), module).missing
 
 
@@ -283,7 +284,7 @@ Found = TypeVar("Found", bound=_HasBasis)
 
 
 class Conversion(Generic[Found]):
-    """What a module was found to compute, and the watch over what that rests on. Copies have one of their own."""
+    """What a module computes, and the watch over its basis. A copy of the module gets its own watch."""
 
     def __init__(self, found: Found, functions: Optional[_Functions] = None) -> None:
         self.found = found
@@ -297,22 +298,22 @@ class Conversion(Generic[Found]):
         return Conversion(self.found, self._functions)
 
     def holds_for(self, module: nn.Module) -> bool:
-        """Whether all is still there; a module that was exchanged for an equal one is."""
+        """Whether the basis holds. Submodules may be replaced by equal ones."""
         if torch.compiler.is_compiling():
             asked: Any = module
             return bool(asked._eca_cuda_holds()) and self.found.basis.holds_for(module)
         watch = self._watch
-        return (watch is not None and watch.holds(module)) or self._holds_anew(module)
+        return (watch is not None and watch.holds(module)) or self._watch_again(module)
 
     def holds_now(self, module: nn.Module) -> bool:
-        """The same, wherever it is asked."""
+        """``holds_for`` outside of torch.compile."""
         watch = self._watch
-        return (watch is not None and watch.holds(module)) or self._holds_anew(module)
+        return (watch is not None and watch.holds(module)) or self._watch_again(module)
 
-    def _holds_anew(self, module: nn.Module) -> bool:
+    def _watch_again(self, module: nn.Module) -> bool:
         self._watch = watch = Watch(self.found.basis, self._functions, module)
         return watch.holds(module)
 
     def change(self, module: nn.Module) -> Optional[str]:
-        """What is not there any more."""
+        """What differs from the basis, or None."""
         return None if self.holds_now(module) or self._watch is None else self._watch.change(module)

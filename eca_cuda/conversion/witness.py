@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Sees what a forward asks of tensors, where its numbers need not show what it decides on.
+"""Watches what a forward asks of tensors.
 
-A trial compares numbers, for a few inputs. It cannot judge a forward that goes another way for another size, or that
-asks a tensor for a value: while a ``Witness`` is entered, such questions end the forward with the reason. It also plays
-what a trial on the CPU in float64 lacks: other dtypes, and CUDA's autocast.
+A trial compares numbers for a few inputs. It cannot judge a forward that branches on a size or on the value of a
+tensor. Under a ``Witness``, such a question ends the forward with the reason. The witness also simulates other dtypes
+and CUDA's autocast, which a trial on the CPU in float64 lacks.
 """
 
 import math
@@ -21,13 +21,13 @@ from .trial import AUTOCAST_DTYPE, LeftAlone
 _TENSOR: Any = Tensor
 _SIZES = {_TENSOR.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement}
 _DTYPE = _TENSOR.dtype.__get__
-# Every rank and dtype that counts is tried, with gradients and without.
+# A trial covers every rank and dtype, with gradients and without.
 _ASKED_FREELY = {Tensor.dim, _TENSOR.ndim.__get__, _DTYPE, Tensor.is_floating_point, torch._C._set_grad_enabled}
-# What may be done with sizes: give them to a tensor's shape, or multiply by them. Numbers show the rest.
+# The functions that may take sizes: those that shape a tensor, and those that scale one.
 _SHAPING = {"view", "reshape", "expand", "unflatten", "broadcast_to", "repeat"}
-_SHAPING |= {"avg_pool1d", "avg_pool2d", "avg_pool3d"}  # whose windows are sizes
+_SHAPING |= {"avg_pool1d", "avg_pool2d", "avg_pool3d"}  # the windows are sizes
 _SCALING = {"mul", "multiply", "imul", "rmul", "div", "truediv", "true_divide", "itruediv", "rdiv", "rtruediv"}
-# What CUDA's autocast computes in float32, and what in its own dtype. The trial's tensors are on the CPU.
+# The functions that CUDA's autocast computes in float32, and those that it computes in its own dtype.
 _IN_FLOAT32 = {"exp", "norm", "normalize", "pow", "prod", "softmax", "softplus", "square", "sum"}
 _IN_FLOAT32 |= {"rdiv", "rpow", "rtruediv"}
 _IN_LOWER = {"bmm", "conv1d", "einsum", "linear", "matmul", "mv"}
@@ -35,31 +35,33 @@ _CASTS = {Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double, 
 
 
 class Witness(TorchFunctionMode):
-    """While it is entered, sizes refuse to be compared, and questions are refused that tensors answer with a value.
+    """Refuses comparisons of sizes, and functions that return something other than tensors.
 
     Args:
-        channels: the one size that may be compared, with the same number: then ``fixes_channels`` becomes true.
-        keeps_double: leave casts of float64 out, so that computing in float64 shows every other difference.
-        says: the dtype that tensors say they have, so that what a forward does for it shows in float64.
+        channels: the size that may be compared with an equal number; ``fixes_channels`` then becomes true.
+        keeps_double: skip casts of float64, so that float64 shows every other difference.
+        reported_dtype: the dtype that tensors claim to have, so that a forward's branch for it runs in float64.
     """
 
-    def __init__(self, channels: int, keeps_double: bool, says: Optional[torch.dtype] = None) -> None:
+    def __init__(self, channels: int, keeps_double: bool, reported_dtype: Optional[torch.dtype] = None) -> None:
         super().__init__()
         self.channels = channels
         self.keeps_double = keeps_double
-        self.says = says
+        self.reported_dtype = reported_dtype
         self.fixes_channels = self.asks_for_dtype = False
         self.objection: Optional[str] = None
 
     def refuse(self, what: str) -> Any:
-        """Ends the forward; ``objection`` remains where the forward catches exceptions."""
+        """End the forward; ``objection`` is kept in case the forward catches exceptions."""
         self.objection = self.objection or f"its forward {what}"
         raise LeftAlone(self.objection)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.keeps_double:
-            is_cast = function in _CASTS and (function is not Tensor.type or len(args) > 1)  # or it asks
+            is_cast = function in _CASTS and (
+                function is not Tensor.type or len(args) > 1
+            )  # without arguments it is a question
             if is_cast and args[0].dtype == torch.float64:
                 return args[0].clone()
             if getattr(kwargs.get("dtype"), "is_floating_point", False):
@@ -79,22 +81,22 @@ class Witness(TorchFunctionMode):
             name = _name(function)
             if name.strip("_") not in OPERATIONS:
                 shown = f"Tensor.{name}" if hasattr(Tensor, name) else f"torch's {name}"
-                self.refuse(f"uses {shown}, which may do more than a trial shows")
+                self.refuse(f"uses {shown}, which may do more than a trial can show")
             if torch.is_autocast_enabled("cuda"):
                 args, kwargs = _autocast(name.strip("_"), args, kwargs)
             if name == "__getitem__" and _takes_a_part(*args):
-                self.refuse("takes a part of a tensor, which may be all of it in a trial")
+                self.refuse("slices a tensor, which may select all of it in a trial")
         result = function(*args, **kwargs)
         if function == _DTYPE:
             self.asks_for_dtype = True
-            return self.says or result
+            return self.reported_dtype or result
         if function not in _ASKED_FREELY and not _are_tensors(result):
-            self.refuse(f"asks for Tensor.{_name(function)}")
+            self.refuse(f"reads Tensor.{_name(function)}")
         return result
 
 
 def _autocast(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """As CUDA's autocast gives them to a function."""
+    """The arguments as CUDA's autocast casts them."""
     dtype = torch.float32 if name in _IN_FLOAT32 else AUTOCAST_DTYPE if name in _IN_LOWER else None
 
     def cast(value: Any) -> Any:
@@ -117,7 +119,7 @@ def _name(function: Any) -> str:
 
 
 def _takes_a_part(tensor: Tensor, index: Any) -> bool:
-    """Whether a slice with bounds goes over more than three elements: the trial's maps may be too small to show it."""
+    """Whether a bounded slice is taken of more than three elements, which may be all elements in a trial."""
     items = index if isinstance(index, tuple) else (index,)
     used = sum(item is not None and item is not ... for item in items)
     dim = 0
@@ -133,7 +135,7 @@ def _takes_a_part(tensor: Tensor, index: Any) -> bool:
 
 
 class _Shape(tuple[Any, ...]):
-    """A shape whose product is not known either."""
+    """A shape of ``_Size``, whose product is a ``_Size`` too."""
 
     __slots__ = ()
 
@@ -146,19 +148,19 @@ class _Shape(tuple[Any, ...]):
 
 
 class _Size(torch.SymInt):
-    """The size of a tensor, or a product or quotient of such: a number that nobody can look at.
+    """The size of a tensor, or a product or quotient of sizes, whose value cannot be read.
 
-    It is no ``int``, as C code reads those without asking: ``range``, ``math.log``, an index, a comparison with floats.
-    torch's functions take it where they take a size, as they do in torch's own tracing, and hand it to the witness.
+    It is not an ``int``, as C code reads those directly: ``range``, ``math.log``, an index, a comparison with floats.
+    torch's functions accept it as a size, as in torch's own tracing, and pass it to the witness.
     """
 
     def __init__(self, value: Any, witness: Witness, is_exact: bool = True) -> None:
         object.__setattr__(self, "_facts", (value, witness, is_exact))
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__torch_"):  # torch itself asks
+        if name.startswith("__torch_"):  # a question of torch
             raise AttributeError(name)
-        return int if name == "__class__" else _refuse(self)  # isinstance(size, int) holds
+        return int if name == "__class__" else _refuse(self)  # so isinstance(size, int) is true
 
     def __eq__(self, other: Any) -> Any:
         value, witness, _ = _facts(self)
@@ -183,7 +185,7 @@ class _Size(torch.SymInt):
         return _computed(operator.truediv, other, self)
 
     def __floordiv__(self, other: Any) -> Any:
-        if _value(self) % _value(other) != 0:  # which for another size it may be
+        if _value(self) % _value(other) != 0:  # the result depends on the size
             _refuse(self)
         return _computed(operator.floordiv, self, other)
 
@@ -224,7 +226,7 @@ def _sizes_in(value: Any) -> list[_Size]:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with the numbers for the sizes in it."""
+    """``value`` with plain numbers in place of sizes."""
     if isinstance(value, (tuple, list)) and _sizes_in(value):
         return [*map(_plain, value)] if isinstance(value, list) else tuple(map(_plain, value))
     return _value(value)

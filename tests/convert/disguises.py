@@ -174,19 +174,22 @@ NUMBERS = {
     "epsilon": (lambda m, x, gate: x * m.act(m.logits(x) + 1e-5), "something else"),
     "NaN is zero": (lambda m, x, gate: (lambda c: c * gate(c))(x.nan_to_num()), "something else where x is not finite"),
     "its square root and square": (lambda m, x, gate: x * gate(x).sqrt().square() ** 1.0001, "something else"),
-    "float32 for half": (lambda m, x, gate: x.float() * gate(x).float(), "returns torch.float32 for torch.float16"),
-    "contiguous": (lambda m, x, gate: (x * gate(x)).contiguous(), "has not the strides of x"),
+    "float32 for half": (
+        lambda m, x, gate: x.float() * gate(x).float(),
+        "returns torch.float32 for x in torch.float16",
+    ),
+    "contiguous": (lambda m, x, gate: (x * gate(x)).contiguous(), "its output has strides"),
     "in place": (lambda m, x, gate: x.mul_(gate(x)), "writes into x"),
     "in place unseen by autograd": (written_back, "uses Tensor.data"),
 }
 GRADIENTS = {
-    "detached input": (lambda m, x, gate: x * gate(x.detach()), "gradient by x is another"),
-    "detached gate": (lambda m, x, gate: x * gate(x).detach(), "gradient by x is another"),
+    "detached input": (lambda m, x, gate: x * gate(x.detach()), "gradient of x differs"),
+    "detached gate": (lambda m, x, gate: x * gate(x).detach(), "gradient of x differs"),
     "detached weight": (
         lambda m, x, gate: (
             x * F.conv1d(x.mean((2, 3))[:, None], m.conv.weight.detach(), padding=1).sigmoid()[:, 0, :, None, None]
         ),
-        "gradient by conv.weight is another",
+        "gradient of conv.weight differs",
     ),
     "without gradients": (lambda m, x, gate: torch.no_grad()(lambda: x * gate(x))(), "its output has no gradient"),
     "its own backward": (lambda m, x, gate: x * StraightThrough.apply(m.logits(x)), "uses StraightThrough, a class"),
@@ -222,15 +225,15 @@ DECISIONS = {
     "for float32": (guarded_in_float32, "something else for huge x"),
     "gradients for bfloat16": (
         lambda m, x, gate: x * gate(x.detach() if x.dtype == torch.bfloat16 else x),
-        "gradient by x is another",
+        "gradient of x differs",
     ),
     "where exceptions are caught": (caught, "catches exceptions"),
     "for a value": (lambda m, x, gate: x if x.sum() == 12345 else x * gate(x), "uses Tensor.__bool__"),
     "for an item": (lambda m, x, gate: x if x.amax().item() == 7 else x * gate(x), "uses Tensor.item"),
-    "for a float": (lambda m, x, gate: x if float(x.amax()) == 7 else x * gate(x), "asks for Tensor.__float__"),
+    "for a float": (lambda m, x, gate: x if float(x.amax()) == 7 else x * gate(x), "reads Tensor.__float__"),
     "for a type": (
         lambda m, x, gate: x if "cuda" in x.type() else x * gate(x),
-        "asks for Tensor.type",
+        "reads Tensor.type",
     ),
     "on a GPU": (lambda m, x, gate: x if x.is_cuda else x * gate(x), "uses Tensor.is_cuda"),
     "on a device": (lambda m, x, gate: x if x.device.type == "cuda" else x * gate(x), "uses Tensor.device"),
@@ -239,14 +242,14 @@ DECISIONS = {
 }
 BESIDES = {
     "prints": (lambda m, x, gate: print("hello") or x * gate(x), "uses print"),
-    "counts in a global": (lambda m, x, gate: counted(x * gate(x)), "sets CALLS, which is not its own"),
+    "counts in a global": (lambda m, x, gate: counted(x * gate(x)), "sets CALLS, which is not a local variable"),
     "sets the default dtype": (with_default_dtype, "uses torch.set_default_dtype"),
     "reads an object among the globals": (
         lambda m, x, gate: x * gate(x) if SETTINGS["logger"] else x,
         "uses SETTINGS, a dict",
     ),
     "reads an attribute of a function": (lambda m, x, gate: x * m.act(tempered(m.logits(x))), "reads tempered.tau"),
-    "switches gradients on": (lambda m, x, gate: torch.enable_grad()(lambda: x * gate(x))(), "switches gradients on"),
+    "switches gradients on": (lambda m, x, gate: torch.enable_grad()(lambda: x * gate(x))(), "enables gradients"),
     "reads its dict": (lambda m, x, gate: x * gate(x) if "tau" not in m.__dict__ else x, "reads __dict__"),
 }
 

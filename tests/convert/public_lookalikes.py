@@ -295,7 +295,7 @@ CASES = {
             lambda self, x: x * over_image(self.gate(x.mean((2, 3)))),
             conv=lambda: nn.Sequential(nn.Conv1d(1, 1, 3, padding=1), nn.SiLU(), nn.Conv1d(1, 1, 3, padding=1)),
         ),
-        "not those of ECA",
+        "expected the layers of a variant of ECA",
     ),
     # Remote sensing.
     "normalised logits": Case(
@@ -303,7 +303,7 @@ CASES = {
             lambda self, x: x * over_image(self.bn(self.logits(x.mean((2, 3)))[:, None])[:, 0].sigmoid()),
             bn=lambda: nn.BatchNorm1d(1),
         ),
-        "of its own: bn.weight",
+        "outside of convolutions and linear layers: bn.weight",
     ),
     # Fusion of modalities.
     "softmax gate": Case(
@@ -346,7 +346,7 @@ CASES = {
     # Binarised nets.
     "gate alone": Case(GateAlone, None),
     "detached gate": Case(
-        written(lambda self, x: x * over_image(self.gate(x.detach().mean((2, 3))))), "gradient by x is another"
+        written(lambda self, x: x * over_image(self.gate(x.detach().mean((2, 3))))), "gradient of x differs"
     ),
     "binary weights": Case(written(of_signs), "uses Tensor.sign"),
     # Mixed precision. In float64 its gate has float32's accuracy, and ours the whole.

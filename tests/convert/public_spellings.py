@@ -206,7 +206,7 @@ SPELLINGS = {
             lambda self, x: x * over_image(self.conv(torch.stack([x.mean((2, 3)), x.amax((2, 3))], 1))[:, 0].sigmoid()),
             conv=lambda: nn.Conv1d(2, 1, 3, padding=1, bias=False),
         ),
-        "not those of ECA: conv Conv1d(2, 1",
+        "expected the layers of a variant of ECA, got conv Conv1d(2, 1",
     ),
     # Residual attention, written to save a temporary.
     "residual by addcmul": Case(written(lambda self, x: torch.addcmul(x, x, gate_of(self, x))), "uses torch.addcmul"),
@@ -251,9 +251,9 @@ SPELLINGS = {
     # Fine-tuning, where the share is learned.
     "mixed with x": Case(Mixed, "a forward that does more"),
     # Vision transformers.
-    "beside a class token": Case(written(beside_its_class_token), "takes a part of a tensor", 3, -1),
+    "beside a class token": Case(written(beside_its_class_token), "slices a tensor", 3, -1),
     # Multiple-instance learning and EEG: channels are summed by their gates.
     "weighted sum": Case(written(summed), "not a tensor of the shape of its input", 3),
     # Collections of attention modules, after an error of view: never channels-last.
-    "contiguous first": Case(written(lambda self, x: x.contiguous() * gate_of(self, x)), "has not the strides of x"),
+    "contiguous first": Case(written(lambda self, x: x.contiguous() * gate_of(self, x)), "its output has strides"),
 }

@@ -38,7 +38,7 @@ KNOWN = SAME | {
     "original bidirectional": lambda: originals.BidirectionalECA(64),
 }
 OTHERS = OTHER | {
-    "timm, mlp": (partial(timm_layer, "EcaModule", use_mlp=True), "not those of ECA"),
+    "timm, mlp": (partial(timm_layer, "EcaModule", use_mlp=True), "expected the layers of a variant of ECA"),
     "timm, another gate": (partial(timm_layer, "EcaModule", gate_layer="tanh"), "Tanh"),
 }
 every_known = pytest.mark.parametrize("make", KNOWN.values(), ids=KNOWN)

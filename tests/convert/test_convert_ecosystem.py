@@ -150,7 +150,7 @@ def test_what_fully_shard_changed_since_is_not_half_reverted(options, process_gr
     fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
     kinds = {path: type(m) for path, m in model.named_modules()}
     with pytest.raises(
-        RuntimeError, match=rf"layer4\.0\S* was made a {type(block).__name__} since; revert before fully_"
+        RuntimeError, match=rf"layer4\.0\S* became a {type(block).__name__} after convert; revert before fully_"
     ):
         revert(model)
     assert {path: type(m) for path, m in model.named_modules()} == kinds

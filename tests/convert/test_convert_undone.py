@@ -156,7 +156,7 @@ def test_torchscript_is_called_torchscript():
     model = nn.Sequential(traced)
     convert(model)
     assert [f.detail for f in conversion_report(model).attention] == [
-        "it is TorchScript, whose forward cannot be exchanged"
+        "it is TorchScript, whose forward cannot be replaced"
     ]
 
 
@@ -209,7 +209,7 @@ def test_odd_attributes_of_a_class_do_not_matter():
 
 def test_what_is_not_equal_to_itself_is_a_reason():
     (finding,) = conversion_report(IsNotANumber(16)).attention
-    assert finding.detail == "its forward reads limit, a float, which may change unseen"
+    assert finding.detail == "its forward reads limit, a float, whose changes cannot be detected"
 
 
 def test_a_trace_does_not_mind_an_exported_method():

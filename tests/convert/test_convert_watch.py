@@ -154,7 +154,7 @@ def hooking(path: str, kind: str, hook: Callable) -> Callable[[nn.Module], None]
 
 # what is done to the module, and a part of what the report says then
 CHANGES = {
-    "another activation": (ECA, replacing("act", lambda _: nn.Hardsigmoid()), "act is a Hardsigmoid, no Sigmoid"),
+    "another activation": (ECA, replacing("act", lambda _: nn.Hardsigmoid()), "act is a Hardsigmoid, not a Sigmoid"),
     "another pooling": (ECA, replacing("pool", lambda _: nn.AdaptiveMaxPool2d(1)), "pool is a AdaptiveMaxPool2d"),
     "another convolution": (
         ECA,
@@ -167,11 +167,11 @@ CHANGES = {
         setting("pool.output_size", (1, 1)),
         "pool.output_size is (1, 1)",
     ),
-    "an adapter": (ECA, replacing("conv", LowRank), "conv is a LowRank, no Conv1d"),
+    "an adapter": (ECA, replacing("conv", LowRank), "conv is a LowRank, not a Conv1d"),
     "a parametrization": (
         ECA,
         lambda m: parametrize.register_parametrization(m.conv, "weight", Doubling()),
-        "conv is a ParametrizedConv1d, no Conv1d",
+        "conv is a ParametrizedConv1d, not a Conv1d",
     ),
     "weight norm": (ECA, lambda m: parametrizations.weight_norm(m.conv), ""),
     "a pre-hook inside": (ECA, hooking("conv", "forward_pre_hook", lambda _, x: (0 * x[0],)), "conv has hooks"),
@@ -191,15 +191,15 @@ CHANGES = {
     ),
     "a temperature of the class": (OfItsClass, setting("tau", 5.0), "tau is 5.0"),
     "a temperature behind a property": (OfAProperty, setting("_tau", 5.0), "_tau is 5.0"),
-    "a longer sequential": (InASequential, lambda m: m.tail.append(nn.Tanh()), "tail has other modules in it"),
+    "a longer sequential": (InASequential, lambda m: m.tail.append(nn.Tanh()), "tail has other submodules"),
     "another order": (
         InASequential,
         lambda m: setattr(m.tail, "_modules", {"0": nn.Softsign(), "1": nn.Sigmoid()}),
         "tail.0 is a Softsign",
     ),
-    "an empty list grows": (Growing, lambda m: m.post.append(nn.Tanh()), "post has other modules in it"),
-    "an empty list grows again": (Growing, regrown, "post has other modules in it"),
-    "a missing child is set": (Growing, setting("child", nn.Tanh()), "it has other modules in it"),
+    "an empty list grows": (Growing, lambda m: m.post.append(nn.Tanh()), "post has other submodules"),
+    "an empty list grows again": (Growing, regrown, "post has other submodules"),
+    "a missing child is set": (Growing, setting("child", nn.Tanh()), "it has other submodules"),
     "a missing child is gone": (
         Growing,
         lambda m: delattr(m, "child") or setattr(m, "child", nn.Tanh()),
@@ -223,7 +223,7 @@ CHANGES = {
     "a module gone": (
         ECA,
         lambda m: delattr(m, "act") or setattr(m, "act", torch.tanh),
-        "it has other modules in it",
+        "it has other submodules",
     ),
 }
 

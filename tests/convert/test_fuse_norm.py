@@ -202,14 +202,17 @@ def of(norm: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 LEFT_ALONE = {
-    "SyncBatchNorm": (of(lambda: nn.SyncBatchNorm(C)), "bn, whose output eca gets, is a SyncBatchNorm"),
-    "InstanceNorm": (of(lambda: nn.InstanceNorm2d(C)), "is an InstanceNorm2d, no nn.BatchNorm1d, 2d or 3d"),
-    "timm's with an activation": (of(lambda: BatchNormAct2d(C)), "is a BatchNormAct2d"),
-    "frozen, torchvision's": (of(lambda: FrozenBatchNorm2d(C)), "is a FrozenBatchNorm2d"),
-    "a subclass": (of(lambda: TwoOutputs(C)), "is a TwoOutputs"),
+    "SyncBatchNorm": (of(lambda: nn.SyncBatchNorm(C)), "the input of eca comes from bn, a SyncBatchNorm"),
+    "InstanceNorm": (
+        of(lambda: nn.InstanceNorm2d(C)),
+        "comes from bn, an InstanceNorm2d, not from an nn.BatchNorm1d, 2d or 3d",
+    ),
+    "timm's with an activation": (of(lambda: BatchNormAct2d(C)), "comes from bn, a BatchNormAct2d"),
+    "frozen, torchvision's": (of(lambda: FrozenBatchNorm2d(C)), "comes from bn, a FrozenBatchNorm2d"),
+    "a subclass": (of(lambda: TwoOutputs(C)), "comes from bn, a TwoOutputs"),
     "hooks": (of(lambda: hooked(nn.BatchNorm2d(C))), "bn has hooks"),
     "forward replaced": (of(lambda: replaced(nn.BatchNorm2d(C))), "forward of bn was replaced on the instance"),
-    "no norm": (lambda: Block(lambda m, y, x: m.eca(y) + x), "conv, whose output eca gets, is a Conv2d"),
+    "no norm": (lambda: Block(lambda m, y, x: m.eca(y) + x), "the input of eca comes from conv, a Conv2d"),
     "an operation": (lambda: Block(lambda m, y, x: m.eca(m.bn(y) * 2) + x), "comes from mul, not from a batch norm"),
     "the block's input": (lambda: Block(lambda m, y, x: m.eca(x) + y), "comes from x, not from a batch norm"),
     "a ReLU between": (lambda: Block(lambda m, y, x: m.eca(torch.relu(m.bn(y))) + x), "comes from relu"),
@@ -218,11 +221,11 @@ LEFT_ALONE = {
         "the output of bn has 2 users",
     ),
     "called twice": (lambda: Block(lambda m, y, x: m.eca(m.bn(m.bn(y))) + x), "bn is called more than once"),
-    "two names": (lambda: (lambda b: setattr(b, "bn2", b.bn) or b)(Block(plain)), "bn and bn2 are one module"),
+    "two names": (lambda: (lambda b: setattr(b, "bn2", b.bn) or b)(Block(plain)), "bn and bn2 are the same module"),
     "changed in place": (lambda: Block(in_place_between), "mul_, between bn and what follows it, may change"),
     "read by the forward": (
         lambda: Block(lambda m, y, x: m.eca(m.bn(y)) * m.bn.eps + x),
-        "its forward reads what is in bn",
+        "its forward does more with bn than call it",
     ),
     "another variant": (
         lambda: Block(plain, eca=originals.DynamicMultiKernelECA(C)),
@@ -232,14 +235,17 @@ LEFT_ALONE = {
         lambda: Block(plain, eca=eca_cuda.BidirectionalECA(C)),
         "eca is a BidirectionalECA, and batch norm is fused with eca only",
     ),
-    "channels last": (lambda: Block(channels_last, eca=with_a_bias(channels_dim=-1)), "eca has its channels last"),
+    "channels last": (
+        lambda: Block(channels_last, eca=with_a_bias(channels_dim=-1)),
+        "eca takes x with the channels as the last dimension",
+    ),
     "a hook on a Sequential": (
         lambda: Block(in_a_sequential, left=hooked(left())),
-        "left, whose output eca gets, is a Sequential",
+        "the input of eca comes from left, a Sequential",
     ),
-    "a forward that torch.fx cannot follow": (
+    "a forward that torch.fx cannot trace": (
         lambda: Block(lambda m, y, x: m.eca(m.bn(y)) if y.sum() > 0 else x),
-        "torch.fx cannot follow",
+        "torch.fx cannot trace",
     ),
 }
 

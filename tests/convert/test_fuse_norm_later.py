@@ -226,7 +226,7 @@ def test_its_class_patched_later_acts_and_the_report_says_so(monkeypatch, calls)
     with torch.no_grad():
         torch.testing.assert_close(made(X.float()), Official.forward(made, X.float()))
     assert not calls
-    assert "its own forward runs, as forward was replaced since" in conversion_report(made).norm[0].detail
+    assert "its own forward runs because forward was replaced; now" in conversion_report(made).norm[0].detail
 
 
 @pytest.mark.parametrize("make", [Official, own_layer])

@@ -284,7 +284,7 @@ LEFT_ALONE = {
     "without gradients": (WithoutGradients, "switches gradients or autocast"),
     "under autocast": (UnderAutocast, "switches gradients or autocast"),
     "asks for types": (AsksForTypes, "uses isinstance"),
-    "branches on data": (Branches, "torch.fx cannot follow"),
+    "branches on data": (Branches, "torch.fx cannot trace"),
     "replaced forward": (replaced_forward, "on the instance"),
 }
 

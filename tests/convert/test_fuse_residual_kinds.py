@@ -167,7 +167,7 @@ MODES = {
     "custom_fwd": (called_before, "reads __class__"),
     "gradients on": (AlwaysWithGradients, "switches gradients or autocast"),
     "gradients set": (SetsGradientsOn, "switches gradients or autocast"),
-    "flags of cuDNN": (WithFlags, "has a decorator of another package"),
+    "flags of cuDNN": (WithFlags, "has a decorator from another package"),
 }
 
 
@@ -309,12 +309,12 @@ ALONE = {
     ),
     "a size looked up": (LooksUpSizes, "hashes or prints a value"),
     "a size looked up by name": (LooksUpNames, "hashes or prints a value"),
-    "a call of one's own": (lambda: AddsANumber(number=CallsItself()), "number has a __call__ of its own"),
+    "a call of one's own": (lambda: AddsANumber(number=CallsItself()), "number overrides __call__"),
     "an exception caught": (Tries, "catches exceptions"),
-    "an argument by name": (Named, "given by name only"),
-    "the inside of attention": (ReadsAttention, "reads what is in eca"),
-    "an embedding": (TakesAnEmbedding, "no attribute of self"),
-    "an identity": (AsksForIdentity, "one object"),
+    "an argument by name": (Named, "keyword-only arguments"),
+    "the inside of attention": (ReadsAttention, "does more with eca than call it"),
+    "an embedding": (TakesAnEmbedding, "other than an attribute of self"),
+    "an identity": (AsksForIdentity, "the same object"),
 }
 
 
