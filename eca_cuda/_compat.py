@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What differs between the versions of torch that the package supports. Each goes when its version does."""
+"""Differences between supported versions of torch. Each is removed together with its version."""
 
 from typing import Any, TypeVar
 
@@ -11,13 +11,13 @@ TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:
 
 
 def constant_while_tracing(function: _Function) -> _Function:
-    """``torch.compiler.assume_constant_result``, less the second that importing torch._dynamo takes."""
+    """``torch.compiler.assume_constant_result`` without importing torch._dynamo, which takes a second."""
     marked: Any = function
     marked._dynamo_marked_constant = True
     return function
 
 
-@constant_while_tracing  # up to torch 2.11 Dynamo can't trace the question
+@constant_while_tracing  # up to torch 2.11 Dynamo can't trace it
 def has_autocast(device_type: str) -> bool:
     """Whether autocast exists for this type of device."""
     return torch.amp.is_autocast_available(device_type)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loads the compiled library, or says in one line why it can't be loaded and what to do."""
+"""Loads the compiled library, or raises a one-line ImportError with the reason and the remedy."""
 
 import importlib
 import importlib.util
@@ -35,9 +35,9 @@ def _load() -> ModuleType:
     except ImportError as error:
         message = f"eca_cuda was built for another torch or machine than torch {torch.__version__} here"
         raise ImportError(f"{message} ({error}): rebuild with {_BUILD}") from error
-    # pybind11 gives a library that is imported again the module of the first one by that name.
+    # For a second library of the same name, pybind11 returns the module of the first one.
     is_another = spec is not None and not os.path.samefile(str(spec.origin), str(module.__file__))
-    if is_another or not module.IS_FIRST_COPY:  # torch keeps the operators that were registered first: csrc/library.h
+    if is_another or not module.IS_FIRST_COPY:  # torch keeps the operators registered first: csrc/library.h
         raise ImportError("eca_cuda: another copy of the library is loaded in this process: import only one of them")
     return module
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""``python -m eca_cuda.info [--json]``: what is built, from what, and what runs where. Paste it into bug reports.
+"""``python -m eca_cuda.info [--json]``: the build, its environment and the devices. Paste it into bug reports.
 
-With ``--plan`` instead: how the CUDA kernels would do a call (``plan_report``).
+With ``--plan`` instead: the launch plan of a call (``plan_report``).
 """
 
 import argparse
@@ -24,7 +24,7 @@ def collect() -> dict[str, Any]:
         "eca_cuda": __version__,
         "built": build["built"],
         "built_with": {
-            "eca_cuda": build.get("version"),  # of the library: an old one beside new Python files shows
+            "eca_cuda": build.get("version"),  # of the library; it may be older than the Python files
             "torch": build["torch"],
             "compiler": build["compiler"],
             "cuda": build["cuda"] or None,
@@ -63,7 +63,9 @@ def _cuda(toolkit: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eca_cuda.info", description="What is built, and what runs where.")
+    parser = argparse.ArgumentParser(
+        prog="python -m eca_cuda.info", description="Show the build, its environment and the devices."
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     plan_report.add_arguments(parser)
     options = parser.parse_args(arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``python -m eca_cuda.info --plan N C H W DTYPE``: how the CUDA kernels would do a call."""
+"""``python -m eca_cuda.info --plan N C H W DTYPE``: the launch plan of the CUDA kernels for a call."""
 
 import argparse
 import json
@@ -11,24 +11,26 @@ import torch
 from ._ext import _C
 from .variants.eca import adaptive_kernel_size
 
-OPTIONS = ("layout", "variant", "direction", "relu", "residual", "device")  # those that need --plan
+OPTIONS = ("layout", "variant", "direction", "relu", "residual", "device")  # they need --plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the report."""
+    """Add the options of the report."""
     group = parser.add_argument_group("launch plan")
-    group.add_argument("--plan", nargs=5, metavar=("N", "C", "H", "W", "DTYPE"), help="how maps [N, C, H, W] are done")
+    group.add_argument(
+        "--plan", nargs=5, metavar=("N", "C", "H", "W", "DTYPE"), help="show the plan for maps [N, C, H, W]"
+    )
     group.add_argument("--layout", help="contiguous (default) or channels_last")
     group.add_argument("--variant", help="eca (default), multi_kernel_eca or bidirectional_eca")
     group.add_argument("--direction", help="forward (default) or backward")
     group.add_argument("--relu", action="store_true", help='with activation="relu"')
-    group.add_argument("--residual", action="store_true", help="with a residual, which in backward wants its gradient")
+    group.add_argument("--residual", action="store_true", help="with a residual; in backward with its gradient")
     known = ", ".join(device["name"] for device in _C.devices())
-    group.add_argument("--device", help=f"{known}; default: the GPU here, or else h100")
+    group.add_argument("--device", help=f"{known} (default: this GPU, or h100 without one)")
 
 
 def report(options: argparse.Namespace) -> str:
-    """What the parsed options ask for, as text or JSON; ValueError for what makes no sense."""
+    """The report for the parsed options, as text or JSON. Raises ValueError."""
     given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name)}
     facts = collect(_shape(options.plan[:4]), options.plan[4], **given)
     return json.dumps(facts, indent=2) if options.json else text(facts)
@@ -45,7 +47,7 @@ def collect(
     residual: bool = False,
     device: Optional[str] = None,
 ) -> dict[str, Any]:
-    """The call, the device and the plan as JSON-ready values, for parameters of the sizes that the modules choose."""
+    """The call, the device and the plan as JSON-ready values, for the modules' default parameter sizes."""
     n, c, h, w = shape
     chosen, origin = find_device(device)
     call = {"variant": variant, "direction": direction, "relu": relu, "residual": residual}
@@ -60,7 +62,7 @@ def collect(
 
 
 def find_device(name: Optional[str]) -> tuple[dict[str, Any], str]:
-    """The figures of the device called ``name``, or of the GPU here, or of an H100; and where they come from."""
+    """The properties of the device ``name``, or of this GPU, or of an H100; and their origin."""
     known: dict[str, dict[str, Any]] = {device["name"]: device for device in _C.devices()}
     if name is not None:
         if name not in known:
@@ -73,7 +75,7 @@ def find_device(name: Optional[str]) -> tuple[dict[str, Any], str]:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts for people."""
+    """The facts as text."""
     call, plan = facts["call"], facts["plan"]
     epilogue = "".join(f" + {name}" for name in ("residual", "relu") if call[name])
     lines = {

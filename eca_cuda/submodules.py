@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether a kernel may stand for the submodules of a layer, and what the layer does around calls of them if not."""
+"""Whether a kernel may replace calls of a layer's submodules, and the composite around such calls otherwise."""
 
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -19,19 +19,19 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from . import checks, reference
 
-# torch.fx.symbolic_trace, which knows neither ranks nor dtypes, records these calls and does not look inside.
+# torch.fx.symbolic_trace records calls of these instead of tracing into them, as it knows neither ranks nor dtypes.
 torch.fx.wrap("channels_second")
 torch.fx.wrap("pool")
 torch.fx.wrap("rescale")
 
 
 def recomputes_weights(hook: Any) -> bool:
-    """Whether a forward pre-hook is one of torch's own that compute a weight: pruning, old weight and spectral norm."""
+    """Whether a forward pre-hook is one of torch's that compute a weight: pruning, old weight or spectral norm."""
     return isinstance(hook, (BasePruningMethod, WeightNorm, SpectralNorm))
 
 
 def refreshed(layer: nn.Module) -> Any:
-    """``layer`` after the hooks that recompute its weights before a forward."""
+    """Run the hooks of ``layer`` that recompute its weights; return ``layer``."""
     if hooks := layer._forward_pre_hooks:
         for hook in hooks.values():
             if recomputes_weights(hook):
@@ -40,15 +40,15 @@ def refreshed(layer: nn.Module) -> Any:
 
 
 def are_plain(modules: Sequence[Any], kinds: Sequence[type]) -> bool:
-    """Whether a call of each is ``kind.forward`` and nothing else, but for parameters that torch itself recomputes.
+    """Whether a call of each module runs only ``kind.forward`` and torch's computation of weights.
 
-    A linear layer has a bias, too.
+    Linear layers must also have a bias.
     """
     if _global_forward_hooks or _global_forward_pre_hooks or _global_backward_hooks or _global_backward_pre_hooks:
-        return False  # FlopCounterMode, for one, wants to see every module
+        return False  # FlopCounterMode, for example, uses such hooks on every module
     if len(modules) != len(kinds):
         return False
-    for m, kind in zip(modules, kinds, strict=False):  # strict takes time
+    for m, kind in zip(modules, kinds, strict=False):  # strict=True is slower
         if type(m) is not kind and not (type(m).__base__ is kind and is_parametrized(m)):
             return False
         d = m.__dict__
@@ -62,7 +62,7 @@ def are_plain(modules: Sequence[Any], kinds: Sequence[type]) -> bool:
 
 
 def are_plain_convs(convs: Sequence[nn.Module], padding_mode: str, may_have_bias: bool = False) -> bool:
-    """Whether a weight for each tap, shared or one for each channel, is all that each applies, at every channel."""
+    """Whether each only applies its taps at every channel, with one weight for all channels or one per channel."""
     for conv in convs:
         d = conv.__dict__
         if not (
@@ -78,12 +78,12 @@ def are_plain_convs(convs: Sequence[nn.Module], padding_mode: str, may_have_bias
 
 
 def channels_second(x: Any) -> Any:
-    """A view of ``x [N, *spatial, C]`` as ``[N, C, *spatial]``; what is no tensor stays for the checks."""
+    """A view of ``x [N, *spatial, C]`` as ``[N, C, *spatial]``. Returns anything else unchanged, for the checks."""
     return x.movedim(-1, 1) if isinstance(x, Tensor) else x
 
 
 def pool(x: Tensor, residual: Optional[Tensor], lengths: Optional[Tensor], parameter: Optional[Tensor]) -> Tensor:
-    """The means ``[N, C]`` that the submodules are given, in the wider of the dtypes of ``x`` and ``parameter``."""
+    """The means ``[N, C]`` for the submodules, in the wider of the dtypes of ``x`` and ``parameter``."""
     checks.check_maps(x, residual)
     if lengths is not None:
         checks.check_lengths(lengths, x, False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tuning table: launch plans that were measured to be faster than what the plan would choose."""
+"""The tuning table: launch plans that were measured to be faster than the plan's own choice."""
 
 import json
 import os
@@ -12,18 +12,20 @@ VARIABLE = "ECA_CUDA_TUNING"
 
 
 def load_tuning(path: Union[str, Path, None] = None) -> int:
-    """Make the CUDA kernels follow a table that ``make gpu`` wrote, and return how many rules it has.
+    """Make the CUDA kernels follow a table written by ``make gpu``; return its number of rules.
 
-    The file is a JSON list of objects with ``direction``, ``dtype``, ``layout`` ("planes" or "rows"), ``n`` (0: any),
-    ``c``, ``s``, ``blocks`` (of a sample; -1: the two-phase kernel) and ``threads`` (of a block), and perhaps ``parts``
-    (of the positions) and ``variant`` (else for all of them); 0: as the plan finds. The first rule for a call counts,
-    with residual and ReLU or without; one that does not fit the device is ignored, and with ECA_CUDA_BATCH_INVARIANT=1
-    one for a single ``n``. None forgets the table. The file that the environment variable ECA_CUDA_TUNING names is
-    loaded at import.
+    The file is a JSON list of objects. A rule applies to calls with its ``direction``, ``dtype``, ``layout`` ("planes"
+    for contiguous, "rows" for channels_last or s = 1), ``n`` (0: any), ``c``, ``s`` (positions) and, if given,
+    ``variant``, with or without residual and ReLU. It sets ``blocks`` (of a sample; -1: the two-phase kernel),
+    ``threads`` (of a block) and optionally ``parts`` (of the positions); 0 leaves a value to the plan. The first rule
+    for a call is used. Rules that do not fit the device are ignored, and so are rules for one ``n`` with
+    ECA_CUDA_BATCH_INVARIANT=1.
+
+    ``path=None`` removes the table. The file named by the environment variable ECA_CUDA_TUNING is loaded at import.
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: naming what was expected and what came; the table in use stays.
+        ValueError: naming what was expected and what was given; the table in use is kept.
     """
     if path is None:
         _C.set_tuning([])
@@ -39,6 +41,6 @@ def load_tuning(path: Union[str, Path, None] = None) -> int:
 
 
 def load_from_environment() -> Optional[int]:
-    """What ECA_CUDA_TUNING names, if it is set."""
+    """Load the table named by ECA_CUDA_TUNING, if it is set."""
     path = os.environ.get(VARIABLE)
     return load_tuning(path) if path else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Comparing the attention layers of a network with the reference, each on the feature map that the network gives it."""
+"""Compares the attention layers of a network with the reference, each on its own input in the network."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ from eca_cuda.testing import used_budget
 
 @dataclass(frozen=True)
 class Layer:
-    """What was measured of one attention layer."""
+    """The measurements of one attention layer."""
 
     name: str  # of the residual block it is in
     shape: tuple[int, ...]  # of the feature map, [N, C, H, W]
@@ -41,7 +41,7 @@ def check(name: str, module: nn.Module, x: Tensor, terms: int) -> float:
 
 @torch.no_grad()
 def measure_layers(network: nn.Module, x: Tensor, rounds: int) -> list[Layer]:
-    """Compare and time every attention layer of ``network`` on the feature map that it gets from ``x``."""
+    """Compare and time every attention layer of ``network`` on its input when the network runs on ``x``."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
     maps = _feature_maps(network, x, layers)
     return [_measure(name, layers[name], maps[name], rounds) for name in track(layers, "measuring layers")]
@@ -70,7 +70,7 @@ def _measure(name: str, attention: Attention, x: Tensor, rounds: int) -> Layer:
 
 
 def _median_ms(layers: Sequence[nn.Module], x: Tensor, rounds: int) -> list[float]:
-    """Median milliseconds per call. The layers take turns, so that a slow moment of the machine meets all of them."""
+    """Median milliseconds per call. The layers take turns, so that a slow moment of the machine affects all of them."""
 
     def milliseconds(layer: nn.Module) -> float:
         start = time.perf_counter()

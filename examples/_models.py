@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Attention that can be switched to the reference, and the two networks that the examples put it into."""
+"""Attention that can be switched to the reference, and the two networks that the examples use."""
 
 import copy
 from typing import TypeVar
@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Attention(nn.Module):
-    """One attention layer with two implementations of the same parameters: the fused kernels and the reference."""
+    """An attention layer that runs the fused kernels or the reference, with the same parameters."""
 
     def __init__(self, variant: Variant, channels: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
 
 def reference_copy(model: Model) -> Model:
-    """A copy of ``model``, equal in every parameter and buffer, in which all attention runs the reference."""
+    """A copy of ``model`` in which all attention runs the reference."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, Attention):
@@ -38,7 +38,7 @@ def reference_copy(model: Model) -> Model:
 
 
 def insert_attention(model: Model, variant: Variant) -> Model:
-    """Put attention behind the last normalisation of every torchvision residual block, in place; returns the model."""
+    """Put attention after the last normalisation of every torchvision residual block, in place; return the model."""
     last_norms = {resnet.BasicBlock: "bn2", resnet.Bottleneck: "bn3"}
     for block in list(model.modules()):
         if type(block) in last_norms:
@@ -57,9 +57,9 @@ def eca_resnet50(seed: int) -> resnet.ResNet:
 def digits_resnet(variant: Variant, seed: int) -> nn.Module:
     """Three residual blocks with 16, 32 and 64 channels for images of 8 x 8, random weights.
 
-    The activation is smooth on purpose. A ReLU whose input rounds to the other side of zero changes a gradient by far
-    more than rounding: the losses of a float32 and a float64 training then come to differ by 0.03 to 0.08 (seeds 0 to
-    2, 8 epochs of digits.py, reference only), with SiLU by 1e-6.
+    The activation is smooth on purpose. With ReLU, an input that rounds to the other side of zero changes a gradient by
+    far more than rounding: the losses of float32 and float64 training then differ by 0.03 to 0.08 (seeds 0 to 2, 8
+    epochs of digits.py, reference only), with SiLU by 1e-6.
     """
     torch.manual_seed(seed)
     model = nn.Sequential(

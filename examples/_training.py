@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training several models side by side on scikit-learn's digits: same batches, same schedule, interleaved in time."""
+"""Trains several models on scikit-learn's digits with the same batches and schedule, interleaved in time."""
 
 import time
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Digits:
 
 
 class Training:
-    """One model on its way: the loss of every step, the test accuracy of every epoch, the seconds of all steps."""
+    """The training of one model: the loss of every step, the test accuracy of every epoch, the seconds of all steps."""
 
     def __init__(self, model: nn.Module, digits: Digits, steps: int) -> None:
         self.model, self.digits = model, digits
@@ -51,7 +51,7 @@ class Training:
         return torch.tensor(self._losses, dtype=self.dtype)
 
     def step(self, batch: Tensor) -> None:
-        """Learn from the training images with the indices ``batch``."""
+        """Take one step on the training images with the indices ``batch``."""
         start = time.perf_counter()
         logits = self.model(self.digits.train_x[batch].to(self.dtype))
         loss = F.cross_entropy(logits, self.digits.train_y[batch])
@@ -72,7 +72,7 @@ class Training:
 
 
 def train_together(models: Sequence[nn.Module], digits: Digits, epochs: int, seed: int) -> list[Training]:
-    """Train all ``models``, taking turns at every batch, so that a slow moment of the machine meets all of them."""
+    """Train all ``models``, taking turns at every batch, so that a slow moment of the machine affects all of them."""
     count = len(digits.train_x)
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(count, generator=generator).split(BATCH_SIZE) for _ in range(epochs)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Recomputes what the ECA paper claims for ResNet-50: 24.37 M parameters, 3.86 GFLOPs, ECA adds 80 and 4.7e-4.
 
-How the paper counts (arXiv 1910.03151, table 3) is nowhere written; this is what its numbers follow from:
+The paper (arXiv 1910.03151, table 3) does not say how it counts. Its numbers follow from these rules:
 
 - Its M and G are 2^20 and 2^30: ResNet-50 has 25,557,032 parameters = 24.37 * 2^20.
 - 3.86 GFLOPs follows from the rule of THOP (github.com/Lyken17/pytorch-OpCounter, f66cec4 of June 2019): one per
@@ -9,8 +9,8 @@ How the paper counts (arXiv 1910.03151, table 3) is nowhere written; this is wha
   of a ReLU. (Its counts for pooling change the result by 0.02 % and are left out.) Convolutions and the linear layer
   alone have 4.09 * 10^9 = 3.81 * 2^30 multiply-adds.
 - 80 parameters are kernel sizes 3, 5, 5, 7 in the four stages; the published formula gives 5, 5, 5, 7 and so 86.
-- 4.7e-4 GFLOPs follows from no rule we found. The sixteen 1-D convolutions have 86,272 multiply-adds = 8.0e-5 * 2^30,
-  5.8 times fewer; were the kernels k x k, it would be 4.78e-4. Neither number contains pooling or rescaling.
+- We found no rule that gives 4.7e-4 GFLOPs. The sixteen 1-D convolutions have 86,272 multiply-adds = 8.0e-5 * 2^30,
+  5.8 times fewer; kernels of k x k would have 4.78e-4. Neither number includes pooling or rescaling.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from eca_cuda import EfficientChannelAttention
 MI, GI = 2**20, 2**30
 RELEASED_KERNEL_SIZES = (3, 5, 5, 7)
 
-# Operations of one call of a module with this output, by THOP's rule.
+# The operations of one call of a module with output y, by THOP's rule.
 _THOP: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {
     nn.Conv2d: lambda conv, y: y.numel() * conv.weight[0].numel(),
     nn.Linear: lambda linear, y: y.numel() * (2 * linear.in_features - 1),
@@ -41,7 +41,7 @@ _THOP: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts for one 224x224 image; ``macs`` are multiply-adds of convolutions and linear layers, nothing else."""
+    """Counts for one 224x224 image; ``macs`` are multiply-adds of convolutions and linear layers only."""
 
     backbone_parameters: int
     backbone_macs: int
@@ -95,8 +95,18 @@ def table(found: Complexity) -> Table:
         ["", "", f"{found.backbone_macs / 1e9:.2f} G", "multiply-adds only, G = 10^9"],
         ["parameters added by ECA", "80", str(found.eca_parameters), "kernel sizes 3, 5, 5, 7"],
         ["", "", str(found.eca_parameters_by_formula), "kernel sizes by the published formula"],
-        ["FLOPs added by ECA", "4.7e-4 G", f"{found.eca_macs / GI:.1e} G", "multiply-adds, G = 2^30: not the paper's"],
-        ["", "", f"{found.eca_macs_of_square_kernels / GI:.2e} G", "were the kernels k x k, G = 2^30: near it"],
+        [
+            "FLOPs added by ECA",
+            "4.7e-4 G",
+            f"{found.eca_macs / GI:.1e} G",
+            "multiply-adds, G = 2^30; differs from the paper",
+        ],
+        [
+            "",
+            "",
+            f"{found.eca_macs_of_square_kernels / GI:.2e} G",
+            "with kernels of k x k, G = 2^30; close to the paper",
+        ],
     ]
     made = Table("quantity", "paper", "here", "how counted", title="ECA-ResNet-50 at 224x224")
     for line in lines:

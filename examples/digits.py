@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Training with fused attention gives the loss curve that training with the reference gives.
+"""Training with fused attention gives the same loss curve as training with the reference.
 
 A small ResNet learns scikit-learn's handwritten digits three times, from the same weights on the same batches: with
 fused attention, with the reference, and with the reference in float64. The fused loss curve must be within the error
 budget of eca_cuda.testing at every step: as close to float64 as the float32 reference has been until then, up to a
-factor of two and rounding. A wrong gate breaks that at the first step, a wrong gradient within the first few.
+factor of two and rounding. A wrong gate exceeds the budget at the first step, a wrong gradient within a few steps.
 """
 
 import sys
@@ -27,7 +27,7 @@ from torch import Tensor
 from eca_cuda.testing import VARIANTS, Variant, budget, used_budget
 
 FIGURE_INCHES, FIGURE_DPI = (16, 6), 100
-# Colour and width of the exact, reference and fused curves: wide under narrow, so that coinciding ones stay visible.
+# Colour and width of the exact, reference and fused curves: narrow over wide, so that all stay visible.
 STYLES = (("lightgray", 9), ("tab:orange", 4), ("black", 1))
 
 
@@ -52,7 +52,7 @@ class Comparison:
         return [budget(reference, exact, terms=BATCH_SIZE) for _, reference, exact in self._growing_curves()]
 
     def trainings(self) -> dict[str, Training]:
-        """By name, as they are shown; "float64" is the reference."""
+        """The trainings by the names in table and plots; "float64" is the reference."""
         return {"fused": self.fused, "reference": self.reference, "float64": self.exact}
 
     def _growing_curves(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -88,7 +88,7 @@ def make_table(comparison: Comparison) -> Table:
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """The loss curves, how far they are apart, and the test accuracy."""
+    """Draw the loss curves, their distances, and the test accuracy."""
     figure = Figure(figsize=FIGURE_INCHES, dpi=FIGURE_DPI, layout="constrained")
     figure.suptitle(f"Learning 8×8 digits with {comparison.variant.name}, fused and reference", fontsize=18)
     losses, errors, accuracies = figure.subplots(1, 3)

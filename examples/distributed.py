@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training on several processes gives the losses of training on one, with each of torch's own engines.
+"""Training on several processes gives the same losses as training on one, with DDP, FSDP2 and DTensor.
 
     torchrun --nproc-per-node 2 examples/distributed.py
 
@@ -34,7 +34,7 @@ BATCH_SIZE = 64
 
 
 def network() -> nn.Module:
-    """Images as vectors of 64, sixteen channels of length 16, ten digits."""
+    """A network with ECA over sixteen channels of length 16, for images as vectors of 64."""
     torch.manual_seed(0)
     attention = EfficientChannelAttention(16, kernel_size=3)
     return nn.Sequential(
@@ -43,7 +43,7 @@ def network() -> nn.Module:
 
 
 def train(engine: Optional[str], steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The loss of every step; without an engine, of this process alone."""
+    """The loss of every step; without an engine, for training on this process alone."""
     model = network().to(dtype)
     rank, world = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh("cpu", (world,))
@@ -108,7 +108,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    # Python isn't torn down: DTensor's caches keep the process group, whose threads may still let go of a tensor then
-    # and abort (https://github.com/pytorch/pytorch/issues/190489).
+    # Skips Python's shutdown: DTensor's caches keep the process group alive, whose threads may then free a tensor and
+    # abort (https://github.com/pytorch/pytorch/issues/190489).
     sys.stdout.flush()
     os._exit(status)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Two photographs through ECA-ResNet-50: fused and eager attention, layer by layer, on real feature maps.
+"""Compares fused and eager attention in ECA-ResNet-50, layer by layer, on the feature maps of two photographs.
 
-The photographs are the two that scikit-learn ships; the weights are random, nothing is downloaded. Every attention
-layer gets the feature map that the network gives it. Its error against float64 must be within the budget of
-eca_cuda.testing, which is drawn from the error of eager PyTorch, and so must the error of the network's logits.
+The photographs are the two that scikit-learn ships; the weights are random, nothing is downloaded. The error of every
+attention layer and of the network's logits against float64 must be within the budget of eca_cuda.testing, which
+follows from the error of eager PyTorch.
 """
 
 import sys
@@ -66,7 +66,7 @@ def make_table(layers: Sequence[Layer]) -> Table:
 
 
 def draw(layers: Sequence[Layer], path: Path) -> None:
-    """The photographs, gates of the last layer of each stage, and the time of every layer."""
+    """Draw the photographs, the gates of the last layer of each stage, and the time of every layer."""
     stage_ends = {layer.name.split(".")[0]: layer for layer in layers}
     figure = Figure(figsize=FIGURE_INCHES, dpi=FIGURE_DPI, layout="constrained")
     figure.suptitle("Efficient Channel Attention in a ResNet-50 with random weights", fontsize=18)

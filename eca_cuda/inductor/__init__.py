@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""``enable()``: compiled models use the fused operator wherever they compute ECA, with no change to their code.
+"""``enable()``: compiled models use the fused operator wherever they compute ECA, without a change of their code.
 
 A pass over the graph that Dynamo hands to Inductor rewrites
 
     pool over all positions -> convolution across channels -> (hard) sigmoid -> * x   (-> + residual (-> relu))
 
-of maps or tokens into one call of ``eca_cuda.eca``, however the shapes are juggled in between, and with the batch norm
-that x comes from into one of ``eca_cuda.batch_norm_eca``. What it does not know for certain to be that stays as it was.
-Off by default.
+of maps or tokens into one call of ``eca_cuda.eca``, whatever reshapes are in between; with a batch norm before it, into
+one call of ``eca_cuda.batch_norm_eca``. Anything that does not match exactly is left alone. Off by default.
 """
 
 from pathlib import Path
@@ -27,10 +26,10 @@ __all__ = ["disable", "enable"]
 
 
 def enable() -> None:
-    """Rewrite ECA in every model that Inductor compiles from now on; passes that are set already run first.
+    """Rewrite ECA in every model that Inductor compiles from now on; passes that are already set run first.
 
     ``torch._dynamo.utils.counters["inductor"]["eca_cuda"]`` counts the layers that were rewritten, and
-    ``["eca_cuda_norm"]`` those of them that took a batch norm along.
+    ``["eca_cuda_norm"]`` those of them that include a batch norm.
     """
     if not isinstance(config.pre_grad_custom_pass, _Pass):
         config.pre_grad_custom_pass = _Pass(config.pre_grad_custom_pass)
@@ -43,7 +42,7 @@ def disable() -> None:
 
 
 class _Pass(CustomGraphPass):
-    """The rewriting, after the passes that were there before."""
+    """Runs the passes that were set before, then ``rewrite``."""
 
     def __init__(self, before: Any) -> None:
         self.before = before
@@ -55,9 +54,9 @@ class _Pass(CustomGraphPass):
         rewrite(graph)
 
     def uuid(self) -> Optional[Any]:
-        """The key in Inductor's cache: None, which is no caching, where one of the others has none."""
+        """The key for Inductor's cache; None, which disables caching, if another pass has none."""
         others = [other.uuid() if isinstance(other, CustomGraphPass) else None for other in self.others]
-        # All files: what a rewritten layer is traced to comes from autograd.py and from what that calls.
+        # All files of the package, as a rewritten layer is traced through autograd.py and more.
         own = get_hash_for_files(tuple(sorted(map(str, Path(__file__).parents[1].rglob("*.py"))))), compiling.mode()
         return None if None in others else (*own, *others)
 
@@ -73,7 +72,7 @@ def traced_eca(
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
 ) -> Tensor:
-    """``eca`` where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
+    """``eca`` for tracing by AOTAutograd, where ``torch.compiler.is_compiling()`` is true only from torch 2.13 on."""
     moved = None if residual is None else residual.movedim(channels_dim, 1)
     chosen = options(padding_mode, gate, activation)
     y = autograd.apply_carefully("eca", x.movedim(channels_dim, 1), (weight, bias), moved, chosen, True)
@@ -97,7 +96,7 @@ def traced_batch_norm_eca(
     residual: Optional[Tensor] = None,
     activation: Optional[str] = None,
 ) -> Tensor:
-    """``batch_norm_eca`` likewise."""
+    """``batch_norm_eca`` for tracing by AOTAutograd."""
     of_norm = norm.Norm(norm_weight, norm_bias, running_mean, running_var, training, momentum, eps)
     return norm.apply_traced(x, (weight, bias), of_norm, residual, options(padding_mode, gate, activation))
 
@@ -116,10 +115,10 @@ def rewrite(graph: Graph) -> None:
         fused.meta = dict(last.meta)
         last.replace_all_uses_with(fused)
         for old in plain.nodes:
-            if not old.users:  # views of x may have others
+            if not old.users:  # views of x may have other users
                 graph.erase_node(old)
         counters["inductor"]["eca_cuda"] += 1
         if joined is not None:
-            plain.x.replace_all_uses_with(joined.x)  # which asked for its size only
+            plain.x.replace_all_uses_with(joined.x)  # the remaining uses only ask for the size
             graph.erase_node(plain.x)
             counters["inductor"]["eca_cuda_norm"] += 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Finds ECA in a graph of torch calls, by the values that Dynamo traced and not by how the shapes are spelled.
+"""Finds ECA in a graph of torch calls by the shapes that Dynamo traced, however the code spells them.
 
-From x to the gate, calls are followed with the *axes* of what they return: for each of its dimensions, the dimensions
-of x that run through it, outermost first. Those of size 1 run through none. Views move axes about, means take them
-away, and what is left of them says which dimension holds the channels.
+Calls are followed from x to the gate with the *axes* of their results: for each dimension of a result, the dimensions
+of x that it consists of, outermost first. Dimensions of size 1 are dropped. Views rearrange axes and means remove them;
+the axes that remain identify the dimension of the channels.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from .. import checks, ops
 
 _GATES: dict[Any, str] = dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", torch.sigmoid_, "sigmoid_"), "sigmoid")
 _GATES[F.hardsigmoid] = "hard_sigmoid"
-# With the number of dimensions, the last ones, that they pool.
+# Pools, with the number of last dimensions that they pool.
 _ADAPTIVE_POOLS: dict[Any, int] = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}
 _POOLS: dict[Any, int] = _ADAPTIVE_POOLS | {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}
 _MEANS: tuple[Any, ...] = ("mean", torch.mean)
@@ -32,7 +32,7 @@ _EXPANDS: tuple[Any, ...] = ("expand_as", "expand", "broadcast_to", torch.broadc
 _PRODUCTS: tuple[Any, ...] = (operator.mul, torch.mul, "mul", torch.multiply, "multiply")
 _SUMS: tuple[Any, ...] = (operator.add, torch.add, "add", operator.iadd, "add_")
 _RELUS: tuple[Any, ...] = (F.relu, torch.relu, "relu", torch.relu_, "relu_")
-# These keep the elements in their order where they keep their number.
+# These keep the order of the elements if they keep their number.
 _RESHAPES: tuple[Any, ...] = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "to")
 _RESHAPES += ("view_as", "reshape_as", "type_as", operator.getitem)
 _RESHAPES += (torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze)
@@ -42,7 +42,7 @@ _PERMUTES: tuple[Any, ...] = (*_MOVES, *(getattr(torch, name) for name in _MOVES
 _MODE_CHANGES = {"_set_grad_enabled", "_enter_autocast", "_exit_autocast"}
 _MODE_CHANGES |= {"_enter_inference_mode", "_exit_inference_mode"}
 
-# What calls do, a letter each, and in what order they make a gate of x.
+# A letter for each kind of call, and the order in which they turn x into a gate.
 _LETTERS: dict[Any, str] = {}
 for _letter, _targets in {
     "v": (*_RESHAPES, *_PERMUTES),
@@ -60,7 +60,7 @@ _Axes = Sequence[tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Match:
-    """One ECA: the tensors and options of the call it is, and the calls that it makes superfluous, the last first."""
+    """One ECA: the tensors and options of the fused call, and the calls that it replaces, the last first."""
 
     nodes: tuple[Node, ...]
     x: Node
@@ -69,21 +69,21 @@ class Match:
     options: dict[str, Any]
 
 
-class Other(Exception):
-    """The graph is something else."""
+class NoMatch(Exception):
+    """The graph computes something else."""
 
 
 def find(product: Node) -> Optional[Match]:
-    """The ECA whose gate is applied by ``product``, with as much of ``+ residual`` and relu as belongs to it."""
+    """The ECA whose gate ``product`` applies, with ``+ residual`` and relu if they follow."""
     if product.target not in _PRODUCTS or len(product.args) != 2 or product.kwargs:
         return None
     for x, gate in (product.args, product.args[::-1]):
         try:
             plain = _match(product, x, gate)
-        except Other:
+        except NoMatch:
             continue
         candidates = [plain, *_with_epilogue(plain)]
-        return next((match for match in reversed(candidates) if is_valid(match) and is_undisturbed(match)), None)
+        return next((match for match in reversed(candidates) if is_valid(match) and is_movable(match)), None)
     return None
 
 
@@ -94,7 +94,7 @@ def _match(product: Node, x: Any, gate: Any) -> Match:
     calls = _calls(x, gate)
     letters = "".join(_LETTERS[call.target] for call in calls)
     require(_ORDER.fullmatch(letters) is not None)
-    # Nothing else may use what they return, but for views of x, which cost nothing.
+    # Nothing else may use their results, except for views of x, which cost nothing.
     require(all(len(call.users) == 1 for call in calls[letters.index("m") :]))
 
     axes: _Axes = [() if _same(size, 1) else (d,) for d, size in enumerate(value.shape)]
@@ -119,7 +119,7 @@ def _match(product: Node, x: Any, gate: Any) -> Match:
 
 
 def _calls(x: Any, gate: Any) -> list[Node]:
-    """The known calls that lead from ``x`` to ``gate``, each with what the one before returns, the first first."""
+    """The calls that lead from ``x`` to ``gate``, in order; each takes the result of the one before."""
     found: list[Node] = []
     node = gate
     while node is not x:
@@ -134,13 +134,13 @@ def _channels_dim(axes: _Axes, of_x: _Axes) -> int:
     for d in (1, -1):
         if list(axes) == [of_x[0], (), of_x[d]]:
             return d
-    raise Other
+    raise NoMatch
 
 
 def _with_epilogue(match: Match) -> Iterator[Match]:
-    """``match`` with the addition behind it, and with the addition and relu."""
+    """``match`` with the addition after it, and with the addition and relu."""
     product = match.nodes[0]
-    add = next(iter(product.users), None)  # none where nobody uses the result
+    add = next(iter(product.users), None)  # None if the result is unused
     if add is None or len(product.users) != 1 or add.target not in _SUMS or len(add.args) != 2 or add.kwargs:
         return
     in_place = add.target in (operator.iadd, "add_")
@@ -174,8 +174,8 @@ def is_valid(match: Match) -> bool:
     return True
 
 
-def is_undisturbed(match: Match) -> bool:
-    """Whether nothing between the first and the last call writes to a tensor or changes what calls mean."""
+def is_movable(match: Match) -> bool:
+    """Whether no other node between the first and the last call writes to a tensor or changes a mode of torch."""
     node = match.nodes[-1]
     while node is not match.nodes[0]:
         if node not in match.nodes and _writes(node) and not _counts_batches(node):
@@ -185,7 +185,7 @@ def is_undisturbed(match: Match) -> bool:
 
 
 def _counts_batches(node: Node) -> bool:
-    """Whether it is ``num_batches_tracked.add_(1)``, as of the batch norm of a shortcut: a number of its own."""
+    """Whether it is ``num_batches_tracked.add_(1)`` of another batch norm, which does not affect ECA."""
     count = node.args[0] if node.target == "add_" and node.args else None
     if not isinstance(count, Node) or count.op not in ("placeholder", "get_attr"):
         return False
@@ -195,7 +195,7 @@ def _counts_batches(node: Node) -> bool:
 
 def _writes(node: Node) -> bool:
     target = node.target
-    if isinstance(target, HigherOrderOperator):  # such as a checkpointed part, whose graph is not looked into
+    if isinstance(target, HigherOrderOperator):  # such as a checkpoint, whose graph is not inspected
         return True
     if isinstance(target, OpOverload):
         return target._schema.is_mutable
@@ -219,7 +219,7 @@ def _writes(node: Node) -> bool:
 
 
 def arguments(node: Node, *names: str, **defaults: Any) -> dict[str, Any]:
-    """What a call is given, by name; refused if there is more than is named here."""
+    """The arguments of a call by name. NoMatch if it has others than these names."""
     require(len(node.args) <= len(names))
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
     require(given.keys() <= set(names))
@@ -232,7 +232,7 @@ def _gate(squash: Node) -> str:
 
 
 def _conv_arguments(conv: Node) -> tuple[Node, Optional[Node], int]:
-    """Weight, bias and padding of a convolution without strides, gaps and groups; ``is_valid`` judges the weight."""
+    """Weight, bias and padding of a convolution without stride, dilation and groups; ``is_valid`` checks the weight."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given = arguments(conv, *names, bias=None, stride=1, padding=0, dilation=1, groups=1)
     weight, padding = given["weight"], _one(given["padding"])
@@ -247,7 +247,7 @@ def _is_circular_pad(pad: Any, half: int) -> bool:
 
 
 def _pooled(pool: Node, axes: _Axes) -> _Axes:
-    """The axes of means over whole dimensions."""
+    """The axes after a mean over whole dimensions."""
     rank, after = len(axes), value_of(pool)
     if pool.target in _MEANS:
         given = arguments(pool, "input", "dim", "keepdim", "axis", dim=None, axis=None)
@@ -263,7 +263,7 @@ def _pooled(pool: Node, axes: _Axes) -> _Axes:
 
 
 def _pooled_dims(pool: Node, rank: int) -> set[int]:
-    """The dimensions that an average pool with one window takes the mean over."""
+    """The dimensions that an average pool with a single window averages over."""
     count = _POOLS[pool.target]
     require(all(_same(size, 1) for size in value_of(pool).shape[-count:]))
     if pool.target in _ADAPTIVE_POOLS:
@@ -276,7 +276,7 @@ def _pooled_dims(pool: Node, rank: int) -> set[int]:
 
 
 def _viewed(view: Node, axes: _Axes, sizes: Sequence[Any]) -> _Axes:
-    """The axes behind a call that rearranges dimensions of x with these sizes, if it does nothing else."""
+    """The axes after a call that only rearranges dimensions; ``sizes`` are those of x. NoMatch for any other."""
     before, after = value_of(view.args[0]), value_of(view)
     require((before.dtype, before.device) == (after.dtype, after.device))
     if view.target in _PERMUTES:
@@ -292,12 +292,12 @@ def _viewed(view: Node, axes: _Axes, sizes: Sequence[Any]) -> _Axes:
             dims += (left.pop(0),)
             elements = elements * sizes[dims[-1]]
         grouped.append(dims)
-    require(not left)  # slices that take a part end here
+    require(not left)  # false for a slice of a part
     return grouped
 
 
 def _permutation(view: Node, rank: int) -> Sequence[int]:
-    """The dimension that each one of the result was: what becomes of the sizes 0, 1, 2 and so on."""
+    """For each dimension of the result, its dimension before: the call permutes a probe with sizes 0, 1, 2, ..."""
     require(view.all_input_nodes == [view.args[0]])
     require(view.target is not getattr or view.args[1] in ("mT",))
     probe = torch.empty(tuple(range(rank)), device="meta")
@@ -306,16 +306,16 @@ def _permutation(view: Node, rank: int) -> Sequence[int]:
 
 
 def _is_basic(index: Any) -> bool:
-    """Whether it is one of slices, numbers, None and the ellipsis, which keep elements in their order."""
+    """Whether the index has only slices, integers, None and the ellipsis, which keep the order of the elements."""
     items = index if isinstance(index, tuple) else (index,)
     return all(item is None or item is Ellipsis or type(item) in (slice, int) for item in items)
 
 
 def value_of(node: Any) -> Tensor:
-    """What Dynamo saw there."""
+    """The tensor that Dynamo traced for a node. NoMatch if there is none."""
     value = traced(node)
     if not isinstance(value, Tensor):
-        raise Other
+        raise NoMatch
     return value
 
 
@@ -325,17 +325,17 @@ def _has_shape(node: Any, shape: tuple[Any, ...]) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal for all values of free sizes; asked without a guard."""
+    """Whether sizes are equal for all values of dynamic sizes; adds no guard."""
     return a == b if isinstance(a, int) and isinstance(b, int) else str(a) == str(b)
 
 
 def _one(value: Any) -> Any:
-    """``value``, or what is in a sequence of one."""
+    """``value``, or the element of a sequence of one."""
     return value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
 
 
 def _several(value: Any, count: int) -> Sequence[Any]:
-    """``count`` sizes, from a sequence of them or from one, or from calls that return them."""
+    """``count`` sizes from a sequence or a single size, which may be nodes."""
     value = traced(value)
     sizes = value if isinstance(value, (tuple, list)) else [value]
     sizes = sizes if len(sizes) == count else [*sizes] * count
@@ -344,10 +344,10 @@ def _several(value: Any, count: int) -> Sequence[Any]:
 
 
 def traced(value: Any) -> Any:
-    """What Dynamo saw if it is a call, else itself."""
+    """The value that Dynamo traced for a node; any other value itself."""
     return value.meta.get("example_value") if isinstance(value, Node) else value
 
 
 def require(condition: bool) -> None:
     if not condition:
-        raise Other
+        raise NoMatch

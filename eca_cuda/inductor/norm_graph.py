@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Finds the batch norm in front of an ECA that ``eca_graph`` has found, where the two can become one call.
+"""Finds the batch norm before an ECA found by ``eca_graph``, if the two can become one call.
 
-That call stands where the last one of the ECA stood, so that running statistics are updated later than they were.
+That call takes the place of the ECA's last call, so running statistics are updated later than before.
 """
 
 import math
@@ -15,10 +15,10 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, is_concrete_float
 
 from .. import checks
-from .eca_graph import Match, Other, arguments, is_undisturbed, is_valid, require, traced, value_of
+from .eca_graph import Match, NoMatch, arguments, is_movable, is_valid, require, traced, value_of
 
 _OPTIONS = ("training", "momentum", "eps")
-# The arguments of each function that is a batch norm, with our names.
+# The functions of batch norm, with the names of their arguments.
 _NORMS: dict[Any, tuple[str, ...]] = {
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", *_OPTIONS),
     torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", *_OPTIONS, "cudnn_enabled"),
@@ -26,7 +26,7 @@ _NORMS: dict[Any, tuple[str, ...]] = {
 
 
 def with_norm(match: Match) -> Optional[Match]:
-    """``match`` from the x of the batch norm that its own x comes from, whose arguments join its options."""
+    """``match`` extended by the batch norm that produces its x; the norm's arguments become options."""
     norm = match.x
     if norm.target not in _NORMS or match.options["channels_dim"] != 1:
         return None
@@ -36,11 +36,11 @@ def with_norm(match: Match) -> Optional[Match]:
         tensors = {name: given[name] for name in ("weight", "bias", "running_mean", "running_var")}
         weight, bias, *running = (None if t is None else value_of(t) for t in tensors.values())
         require(isinstance(given["training"], bool) and value_of(joined.x).dtype == value_of(norm).dtype)
-        require(is_valid(joined) and _has_no_other_users(joined) and is_undisturbed(joined))
+        require(is_valid(joined) and _has_no_other_users(joined) and is_movable(joined))
         checks.check_norm(value_of(joined.x), weight, bias, running[0], running[1], given["training"])
         require(not _touches(joined, [t for t in running if t is not None]))
         numbers = {name: _number(given[name]) for name in ("momentum", "eps")}
-    except (Other, TypeError, ValueError, NotImplementedError, GuardOnDataDependentSymNode):
+    except (NoMatch, TypeError, ValueError, NotImplementedError, GuardOnDataDependentSymNode):
         return None
     named = {name if "running" in name else f"norm_{name}": t for name, t in tensors.items()}
     options = {name: value for name, value in match.options.items() if name != "channels_dim"}
@@ -48,19 +48,19 @@ def with_norm(match: Match) -> Optional[Match]:
 
 
 def _has_no_other_users(match: Match) -> bool:
-    """Whether what the norm returns serves nothing but this ECA, and is not added to it either."""
+    """Whether only this ECA uses the output of the norm, and not as its residual."""
     norm = match.nodes[-1]
     users = [user for node in match.nodes[1:] for user in node.users if not (node is norm and _asks_for_size(user))]
     return all(user in match.nodes for user in users) and match.options.get("residual") not in match.nodes
 
 
 def _asks_for_size(user: Node) -> bool:
-    """Whether it is of no matter to this call that the norm's x, of the same size, takes the place of its result."""
+    """Whether the call only asks for a size, which the norm's x has too."""
     return user.op == "call_method" and user.target == "size"
 
 
 def _touches(match: Match, statistics: list[Tensor]) -> bool:
-    """Whether anything behind the norm is given running statistics, maybe as another view, before they are updated."""
+    """Whether any node after the norm, up to the fused call, uses running statistics, possibly as another view."""
     memory = {t.untyped_storage()._cdata for t in statistics}
     node = match.nodes[-1]
     while memory and node is not match.nodes[0]:
@@ -72,7 +72,7 @@ def _touches(match: Match, statistics: list[Tensor]) -> bool:
 
 
 def _number(value: Any) -> float:
-    """A number that Dynamo knows: batch norm has made it a constant where ``dynamic=True`` made it an input before."""
+    """A number known to Dynamo. With ``dynamic=True`` it may be an input that batch norm turned into a constant."""
     value = traced(value)
     if isinstance(value, torch.SymFloat) and is_concrete_float(value):
         value = float(value)

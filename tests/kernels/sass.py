@@ -2,7 +2,7 @@
 """What the compiler made of the CUDA kernels, read from a built library: registers, spills, barriers, accesses to
 memory. Needs no GPU, only NVIDIA's two disassemblers.
 
-    python -m tests.sass [--write]     prints the table of docs/budget.md, or rewrites it
+    python -m tests.kernels.sass [--write]     prints the table of docs/budget.md, or rewrites it
 
 A spill is what the compiler has marked as one; local memory that holds an object, such as an executor, is none.
 """
@@ -22,7 +22,7 @@ import networkx
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/budget.md"
-MARKER = "<!-- from here on: python -m tests.sass --write -->"
+MARKER = "<!-- from here on: python -m tests.kernels.sass --write -->"
 ARCHITECTURE, WALKS = "sm_90", ("planes", "straddling", "rows")
 MAP_STORE = r"STG?\..*\b128"
 ARRIVAL = r"SYNCS.*TRYWAIT|DEPBAR"  # of what was asked for asynchronously

@@ -93,7 +93,7 @@ def test_the_page_is_of_this_build(kernels: list[Kernel]) -> None:
     text = sass.PAGE.read_text()
     if kernels[0].compiler not in text:
         pytest.skip(f"docs/budget.md is of another compiler than this build, {kernels[0].compiler}")
-    assert text.endswith(sass.table(kernels)), "run python -m tests.sass --write"
+    assert text.endswith(sass.table(kernels)), "run python -m tests.kernels.sass --write"
 
 
 # --- That the above can see
