@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every test shares: the devices, repeatable settings, and the record of how much of the error budget is used."""
+"""Shared by all tests: devices, reproducible settings, and a record of the used share of the error budget."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ import torch
 from eca_cuda._ext import _C
 from eca_cuda.testing import check_against_reference
 
-# Waking threads for small tensors takes longer than the work; test_determinism carries the results over to several.
+# Threads cost more than they gain for small tensors; test_determinism compares with several threads.
 torch.set_num_threads(1)
 
 # TF32 would make the eager reference, and with it the error budget, a thousand times coarser.
@@ -23,11 +23,11 @@ torch.backends.cudnn.allow_tf32 = False
 torch.backends.cuda.matmul.allow_tf32 = False
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-# What runs on the emulated device too (tests/emulator): all that reaches a kernel and can see a wrong result.
+# The test files that also run on the emulated device (tests/emulator).
 EMULATED = {"amp", "backward", "batch_norm_eca", "determinism", "errors", "forward", "gradcheck"}
 EMULATED |= {"nonfinite", "properties", "saved_memory", "sizes"}
 NO_EMULATOR = emulated.missing()
-# What reads or compiles the repository, or tests benchmarks/: not for a wheel alone, as under make test-versions.
+# Tests that need the repository; make test-versions runs the others on a wheel.
 OF_THE_REPOSITORY = ["bench", "build", "emulator"]
 OF_THE_REPOSITORY += [f"kernels/test_{name}.py" for name in ("cuda_bits", "gpu_paths", "plan", "sass")]
 if not (Path(__file__).parents[1] / "csrc").exists():
@@ -36,10 +36,10 @@ SHARE = "share of the error budget"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # `make test` is a make too: what a test starts with make is its own, not a part of that one.
+    # Tests that run make must not become part of the outer `make test`.
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
         os.environ.pop(name, None)
-    # A gradient that silently is None, and a batching rule that silently is a loop, are bugs here.
+    # Warnings of a missing gradient, and of a batching rule that falls back to a loop, are errors.
     config.addinivalue_line("filterwarnings", "error:.*autograd kernel was not registered")
     config.addinivalue_line("filterwarnings", "error:There is a performance drop because we have not yet implemented")
 
@@ -49,7 +49,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With ``DEVICES`` and ``EMULATED``, the one place that decides where the suite runs."""
+    """Parametrizes ``device`` by ``DEVICES`` and ``EMULATED``."""
     if "device" in metafunc.fixturenames:
         with_emulator = not NO_EMULATOR and metafunc.module.__name__.removeprefix("test_") in EMULATED
         devices = DEVICES + ("emulated",) * with_emulator
@@ -58,13 +58,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    """Where the tensors live."""
+    """The device of the tensors."""
     return "cpu" if request.param == "emulated" else request.param
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_anew() -> Iterator[None]:
-    """Dynamo compiles a function some eight times and then gives up: what one file compiles is not the next one's."""
+    """Resets Dynamo after each file, as it compiles only about eight versions of a function."""
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -72,7 +72,7 @@ def compiled_anew() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def emulation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs the test on the emulated device if that is its device."""
+    """Runs the test on the emulated device if ``device`` is that."""
     callspec = getattr(request.node, "callspec", None)
     wanted = callspec is not None and callspec.params.get("device") == "emulated"
     with emulated.emulated() if wanted else nullcontext():
@@ -81,7 +81,7 @@ def emulation(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def cuda() -> str:
-    """For what only a CUDA device can show."""
+    """Skips the test without a CUDA device."""
     if "cuda" not in DEVICES:
         pytest.skip("no CUDA device: everything ran on the CPU only")
     return "cuda"
@@ -101,7 +101,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def nan_in_fresh_memory() -> Iterator[None]:
-    """torch.empty and its like, in C++ too, then return memory full of NaN."""
+    """Makes torch.empty and similar functions, in C++ too, return memory full of NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
     yield
@@ -110,7 +110,7 @@ def nan_in_fresh_memory() -> Iterator[None]:
 
 @pytest.fixture
 def check(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
-    """``check_against_reference``, remembering the worst case for the summary."""
+    """``check_against_reference``, which records the used share of the budget."""
 
     def checked(*args: Any, **kwargs: Any) -> None:
         record_property(SHARE, check_against_reference(*args, **kwargs))

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The GPU backend on the emulated device, behind the same Python functions: the operators take CPU tensors and run the
-CUDA sources (``tests/emulator``), every call under several schedules, which must give the same bits."""
+"""The CUDA backend on the emulated device (``tests/emulator``), behind the same Python functions.
+
+The operators take CPU tensors and run the CUDA sources. Every call runs under several schedules, which must give the
+same bits.
+"""
 
 import ctypes
 import functools
@@ -24,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 FLAVOUR = os.environ.get("ECA_CUDA_EMULATOR", "plain")  # "address" and "thread": under sanitizers
 LIBRARY = os.environ.get("ECA_CUDA_EMULATED_LIBRARY")  # instead of one built from the sources here
 
-# Blocks strictly one after another, and all at once in reverse order with copies as early as can be.
+# Schedule 0 runs blocks one after another, schedule 1 all at once in reverse order with the earliest copies.
 SCHEDULES = (0, 1)
 
 
@@ -40,7 +43,7 @@ def build_tools() -> ModuleType:
 
 
 def missing() -> str | None:
-    """Why there is no emulated device here, or None."""
+    """The reason why there is no emulated device, or None."""
     if not (ROOT / "csrc/cuda").is_dir():
         return "the sources are not here"
     reason: str | None = build_tools().missing()
@@ -48,7 +51,7 @@ def missing() -> str | None:
 
 
 def sources() -> list[Path]:
-    """The product's own, all but what asks torch about CUDA."""
+    """The sources of the extension, except those that query torch about CUDA."""
     csrc = ROOT / "csrc"
     plans = [csrc / "plan" / name for name in ("plan.cpp", "one_pass.cpp", "two_phase.cpp", "tuning.cpp")]
     host = [csrc / "cuda" / name for name in ("device.cpp", "norm_cuda.cpp", "ops_cuda.cpp")]
@@ -56,7 +59,7 @@ def sources() -> list[Path]:
 
 
 def build_library(flavour: str = FLAVOUR, name: str = "eca_cuda_emulated", files: Sequence[Path] = ()) -> Path:
-    """Builds the operators if they are not built, from ``files`` or the product's sources."""
+    """Build the operators, if they are not built, from ``files`` or the extension's sources."""
     path: Path = build_tools().build(
         name,
         files or sources(),
@@ -71,7 +74,7 @@ def build_library(flavour: str = FLAVOUR, name: str = "eca_cuda_emulated", files
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Builds and loads the operators; afterwards they are in ``torch.ops.eca_cuda_emulated``."""
+    """Build and load the operators into ``torch.ops.eca_cuda_emulated``."""
     path = LIBRARY or build_library()
     torch.ops.load_library(str(path))
     return ctypes.CDLL(str(path))
@@ -84,14 +87,14 @@ def set_device(
     l2: int = 64 << 10,
     capability: int = 90,
 ) -> None:
-    """Change the emulated device. The small defaults make small feature maps take many blocks and many tiles."""
+    """Change the emulated device. With the small defaults, small feature maps take many blocks and tiles."""
     library().emulator_set_device(multiprocessors, threads, shared, l2, capability)
 
 
 def facts(
     multiprocessors: int = 3, threads: int = 64, shared: int = 48 << 10, l2: int = 64 << 10, capability: int = 90
 ) -> dict[str, int]:
-    """What ``_C.plan`` must know of a device that ``set_device`` has been told the same of."""
+    """The properties for ``_C.plan`` of the device that ``set_device`` makes from the same arguments."""
     return {
         "capability": capability,
         "multiprocessors": multiprocessors,
@@ -125,7 +128,7 @@ _NAMES = {
 
 
 def set_tuning(rules: Sequence[dict[str, Any]]) -> None:
-    """``_C.set_tuning`` for the emulated device, and for ``_C.plan`` too, so that it shows what happens there."""
+    """``_C.set_tuning`` for the emulated device, and for ``_C.plan``, which then reports its plans."""
     _C.set_tuning(list(rules))
     numbers = [{k: _NAMES[k].index(v) if k in _NAMES else v for k, v in rule.items()} for rule in rules]
     made = (_Rule * len(rules))(*(_Rule(**{"variant": -1, **rule}) for rule in numbers))
@@ -136,13 +139,13 @@ COUNTERS = ("launches", "blocks", "loaded", "stored", "pushed", "barriers")
 
 
 def count() -> dict[str, int]:
-    """What has happened so far: kernels launched, blocks of all of them, bytes that were loaded once, or stored for
-    later, numbers pushed to other blocks, barriers of blocks."""
+    """Counters since the start: kernels launched, their blocks, bytes loaded once or stored for later, numbers pushed
+    to other blocks, barriers of blocks."""
     return {name: _count(f"emulator_{name}") for name in COUNTERS}
 
 
 def launches() -> int:
-    """How many kernels have run so far."""
+    """The number of kernels launched so far."""
     return _count("emulator_launches")
 
 
@@ -160,7 +163,7 @@ def _bits(result: Any) -> list[Tensor]:
 def _under(schedules: Sequence[int], operator: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         if any(isinstance(t, Tensor) and torch._C._functorch.is_legacy_batchedtensor(t) for t in args):
-            return operator(*args)  # gradcheck's batched gradients: their bits can't be looked at
+            return operator(*args)  # batched gradients of gradcheck: bits cannot be compared
         results = []
         for schedule in schedules:
             library().emulator_set_schedule(schedule)
@@ -175,7 +178,7 @@ def _under(schedules: Sequence[int], operator: Callable[..., Any]) -> Callable[.
 
 @contextmanager
 def emulated(schedules: Sequence[int] = SCHEDULES) -> Iterator[None]:
-    """Inside, calls with CPU tensors run the CUDA kernels on the emulated device."""
+    """In the body, calls with CPU tensors run the CUDA kernels on the emulated device."""
     library()
     variants, infer = dict(ops.OPERATORS), dict(ops.INFER)
     try:
@@ -190,12 +193,11 @@ def emulated(schedules: Sequence[int] = SCHEDULES) -> Iterator[None]:
 
 
 def run_sanitized_tests(flavour: str, library: Path, only: str = "", timeout: float = 540) -> tuple[int, str]:
-    """The exit status and the output of the marked tests (those whose names match ``only``), in a process of their own
-    that a sanitizer may end."""
+    """The status and output of the marked tests that match ``only``, run in a process that a sanitizer may end."""
     tools = build_tools()
     environment = {**os.environ, **tools.preload(flavour)}
     environment |= {"ECA_CUDA_EMULATOR": flavour, "ECA_CUDA_EMULATED_LIBRARY": str(library)}
-    # -s: what a sanitizer prints before it ends the process is not captured.
+    # -s: otherwise the report of a sanitizer that ends the process is lost.
     command = [*tools.wrapper(flavour), sys.executable, "-m", "pytest", "-s", "-q", "-x", "-p", "no:cacheprovider"]
     here = Path(__file__).parent / "emulator"
     tests = [

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The gradient check that a budget on the largest error lacks: every row must be right, however small it is.
+"""Checks every row of a gradient, however small. A budget on the largest error does not.
 
 A row is what one channel of one sample, or one number of a parameter, receives. The largest error of a whole tensor
-admits a small row that is zero, doubled or negated; here each differs from the exact one by less than half of it:
+admits a small row that is zero, doubled or negated; here each may differ from the exact one by half of it:
 
     |ours - exact| <= |exact| / 2 + 2 |eager - exact| + sqrt(terms) eps(accumulator) max|exact|      row by row
 """
@@ -20,7 +20,7 @@ from eca_cuda.testing import Variant, evaluate
 def check_gradient_rows(
     variant: Variant, x: Tensor, parameters: Sequence[Tensor], *, grad_y: Tensor, **options: Any
 ) -> None:
-    """AssertionError for the first row of any gradient that is not the exact one to within half of it."""
+    """AssertionError for the first row of any gradient that breaks the rule at the top of this file."""
     options["grad_y"] = grad_y
     ours = evaluate(variant.function, x, parameters, **options).results
     eager = evaluate(variant.reference, x, parameters, **options).results
@@ -31,7 +31,7 @@ def check_gradient_rows(
 
 
 def check_rows(name: str, ours: Tensor, eager: Tensor, exact: Tensor, terms: int) -> None:
-    """The rule at the top of this file for one gradient."""
+    """The same for one gradient."""
     if exact.numel() == 0:
         return
     accumulator = torch.float64 if ours.dtype == torch.float64 else torch.float32

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The same values in every kind of memory: what surrounds them is NaN, so a read outside shows."""
+"""The same values in various memory layouts, surrounded by NaN so that reads out of bounds are noticed."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Layout = Callable[[Tensor], Tensor]
 
 
 def every_second(dim: int) -> Layout:
-    """Every second index of ``dim`` of a tensor twice as large."""
+    """Takes every second index of ``dim`` from a tensor twice as large."""
 
     def layout(x: Tensor) -> Tensor:
         doubled = (*x.shape[: dim + 1], 2, *x.shape[dim + 1 :])
@@ -22,7 +22,7 @@ def every_second(dim: int) -> Layout:
 
 
 def cropped(x: Tensor) -> Tensor:
-    """The inside of a tensor with a border of one on each side of the last two dimensions."""
+    """A view into a tensor with a border of 1 around the last two dimensions."""
     *outer, h, w = x.shape
     return x.new_full((*outer, h + 2, w + 2), math.nan)[..., 1:-1, 1:-1].copy_(x)
 
@@ -42,7 +42,7 @@ def offset_by_one(x: Tensor, strides: tuple[int, ...] | None = None) -> Tensor:
 
 
 def swapped(a: int, b: int) -> Layout:
-    """Dense, with two dimensions in each other's place in memory."""
+    """Dense, with two dimensions swapped in memory."""
     return lambda x: x.transpose(a, b).contiguous().transpose(a, b)
 
 

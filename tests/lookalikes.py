@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Channel attention as people write it, under the names they give it: what ``convert`` must know, and must not."""
+"""Channel attention as people write it: modules that ``convert`` must recognise, and modules that it must not."""
 
 import math
 import random
@@ -26,7 +26,7 @@ class eca_layer(nn.Module):
 
 
 class ECABlock(nn.Module):
-    """Another name, other names inside, the pooling and the gate as functions."""
+    """Other names for class and layers; pooling and sigmoid as functions."""
 
     def __init__(self, channels, gamma=2, b=1):
         super().__init__()
@@ -40,7 +40,7 @@ class ECABlock(nn.Module):
 
 
 class CircularGate(nn.Module):
-    """No telling name, circular padding by torch, a hard sigmoid, and a number of channels that it insists on."""
+    """A name without "ECA", circular padding by torch, a hard sigmoid, and a fixed number of channels."""
 
     def __init__(self, channels, k=5):
         super().__init__()
@@ -125,7 +125,7 @@ SAME = {
 }
 
 
-# What has ECA's parameters, or its name, and computes something else.
+# Modules with ECA's parameters or name that compute something else.
 
 
 class WithShortcut(eca_layer):
@@ -172,7 +172,7 @@ class KeepsItsGate(eca_layer):
 
 
 class CountsInside(eca_layer):
-    """A submodule with a state that is no buffer."""
+    """A submodule with state that is not a buffer."""
 
     def __init__(self, channel):
         super().__init__(channel)
@@ -211,7 +211,7 @@ class EcaByParameter(nn.Module):
 
 
 class EcaNS(nn.Module):
-    """Own weights per channel (the official eca_ns.py, shortened)."""
+    """Separate weights per channel (the official eca_ns.py, shortened)."""
 
     def __init__(self, channel=64, k_size=3):
         super().__init__()
@@ -230,7 +230,7 @@ class ScaledECA(eca_layer):
 
 
 class Opaque:
-    """A callable that tells nothing of its arguments, on any Python."""
+    """A callable without a signature, on any Python version."""
 
     __signature__ = 0
 
@@ -266,7 +266,7 @@ def hooked_inside() -> nn.Module:
     return layer
 
 
-# name -> what makes it, and a part of the reason for leaving it alone
+# name -> (maker, part of the reason for leaving it alone)
 OTHER = {
     "adds the input": (lambda: WithShortcut(64), "something else"),
     "maximum": (lambda: MaxPooled(64), "AdaptiveMaxPool2d"),
@@ -292,7 +292,7 @@ OTHER = {
 
 
 class ECAPA_TDNN(nn.Module):
-    """Speaker recognition, no channel attention by convolution."""
+    """A network for speaker recognition, without ECA."""
 
     def __init__(self):
         super().__init__()
@@ -318,7 +318,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ECAStem(nn.Module):
-    """A network by its convolution, one that has ECA's name and none of it."""
+    """A network with a convolution, with ECA in its name only."""
 
     def __init__(self):
         super().__init__()

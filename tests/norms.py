@@ -17,7 +17,7 @@ NAMES = ("x", "residual", "weight", "bias", "norm_weight", "norm_bias", "running
 
 @dataclass(frozen=True)
 class Call:
-    """One call as data: sizes, dtypes, which tensors there are, options."""
+    """One call as data: sizes, dtypes, optional tensors, options."""
 
     shape: tuple[int, ...] = (3, 8, 5, 7)
     dtype: torch.dtype = torch.float32
@@ -50,7 +50,7 @@ class Call:
         return {k: t.to(self.dtype if k in maps else narrow) for k, t in made.items() if k not in self.without}
 
     def run(self, function: Any, tensors: dict[str, Tensor], grad_y: Tensor | None) -> dict[str, Tensor]:
-        """What ``function`` returns, changes and has for gradients."""
+        """The output, changed statistics and gradients of ``function``."""
         tensors = {k: t.detach().clone(memory_format=torch.preserve_format) for k, t in tensors.items()}
         leaves = {k: t.requires_grad_() for k, t in tensors.items() if grad_y is not None and "running" not in k}
         x, weight, *of_norm = (tensors.get(k) for k in ("x", "weight", *NAMES[4:]))
@@ -68,7 +68,7 @@ def check(call: Call, device: str, differentiate: bool = True) -> None:
     grad_y = make_x(call.shape, call.dtype, seed=5).to(device) if differentiate else None
     wide = call.dtype == torch.float64
     ours = call.run(batch_norm_eca, tensors, grad_y)
-    # Contiguous: what torch adds up in rows of float64 has errors that count here.
+    # Contiguous, as torch's sums over rows have errors in float64 that matter here.
     as_exact = {k: t.double().contiguous() for k, t in tensors.items()}
     exact = call.run(reference.batch_norm_eca, as_exact, grad_y)
     as_eager = {k: t.float() for k, t in tensors.items()} if wide else tensors
@@ -76,7 +76,7 @@ def check(call: Call, device: str, differentiate: bool = True) -> None:
     assert ours.keys() == exact.keys()
     for name, result in ours.items():
         assert result.dtype == (tensors["x"].dtype if name == "y" else tensors[name.removeprefix("grad_")].dtype)
-        terms = max(prod(call.shape), int(call.offset) ** 2)  # of offset * eps is the rounding of the means
-        # Rounding of x is not all: statistics, and gradients by them, are of the size of their largest terms.
+        terms = max(prod(call.shape), int(call.offset) ** 2)  # means have a rounding of offset * eps
+        # Errors of statistics and their gradients scale with their largest terms, not only with x.
         scale = max(float(t.abs().max()) for k, t in exact.items() if k[:4] == name[:4])
         used_budget(f"{call} {name}", result, eager[name], exact[name], terms, scale)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The three modules that the project starts from, statement by statement as their author wrote them."""
+"""The three original modules, statement by statement as their author wrote them."""
 # ruff: noqa
 
 import math

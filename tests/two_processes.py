@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What torch/test_distributed.py starts twice: sharded or in DDP, every variant gives what one process alone gets."""
+"""Run by torch/test_distributed.py in two processes: sharded or in DDP, every variant matches a single process."""
 
 import os
 import sys
@@ -17,14 +17,14 @@ from eca_cuda._compat import TORCH
 from eca_cuda.testing import make_x
 
 SHAPE = (4, 20, 3, 5)
-# Before, torch pads a DTensor as it padded one of the same shape, whatever the padding (constant_pad_nd's cache).
+# Older versions pad a DTensor like an earlier one of its shape, whatever the padding (constant_pad_nd's cache).
 PADS = TORCH >= (2, 12)
 
 Function = Callable[..., Tensor]
 
 
 def compiled(function: Function) -> Function:
-    torch.compiler.reset()  # All cases share the frame that is compiled, and a frame has few versions.
+    torch.compiler.reset()  # all cases share one frame, and Dynamo compiles few versions of a frame
     return torch.compile(function, backend="aot_eager", fullgraph=True)
 
 
@@ -36,7 +36,7 @@ def results(function: Function, x: Tensor, residual: Tensor, parameters: list[Te
 
 
 def second_derivatives(function: Function, x: Tensor, residual: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """Of a loss that holds all first ones."""
+    """The second derivatives: gradients of a loss of all first derivatives."""
     leaves = [t.detach().requires_grad_() for t in (x, residual, *parameters)]
     y = function(leaves[0], *leaves[2:], residual=leaves[1], activation="relu")
     first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
@@ -60,7 +60,7 @@ class Options(nn.Module):
 
 
 def check_data_parallel(x: Tensor, mesh: Any) -> None:
-    """DDP and FSDP2, compiled and not: each process has its part of the batch and gets the gradient of the whole."""
+    """DDP and FSDP2, compiled and not: each process has a part of the batch and gets the gradient of the whole."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
@@ -82,7 +82,7 @@ def check_data_parallel(x: Tensor, mesh: Any) -> None:
 
 
 def check_a_sharded_convolution(mesh: Any) -> None:
-    """FSDP2 gathers in a module's forward, and so the layer calls ``conv1``; as a function it can't."""
+    """With ``conv1`` under FSDP2, the layer calls it, which gathers its weight; the function refuses that weight."""
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def check_channels_last(mesh: Any) -> None:
 
 
 def check_lengths(mesh: Any) -> None:
-    """All but for the padding stays sharded, and second derivatives are those of one process."""
+    """Everything but the padding stays sharded, and second derivatives match a single process."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     lengths = torch.tensor([9, 1, 4, 7])
@@ -141,7 +141,7 @@ def check_lengths(mesh: Any) -> None:
 
 
 def check_that_what_pads_is_refused(mesh: Any) -> None:
-    """Where DTensors are padded as others were before, the gradients would be wrong; shards can be computed on."""
+    """Where torch pads DTensors wrongly, calls are refused instead of giving wrong gradients."""
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     x, parameters = DEFAULTS[0].inputs((4, 20, 9), torch.float64)
@@ -174,7 +174,7 @@ def main() -> None:
 
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    # Compiled calls come first: nothing but the compilation can have registered the rules for them.
+    # Compiled calls run first, so that only compilation can have registered the rules.
     for case, wrap in [
         *((case, compiled) for case in DEFAULTS),
         *((case, lambda function: function) for case in CASES),
@@ -189,13 +189,13 @@ def main() -> None:
             maps = [distribute_tensor(t, mesh, [placement]) for t in (x, residual)]
             found = results(function, *maps, whole)
             torch.testing.assert_close([t.full_tensor() for t in found], expected)
-            if placement == Shard(0):  # No map is gathered, and no gradient is summed before it must be.
+            if placement == Shard(0):  # no map is gathered, and no gradient is reduced early
                 assert {t.placements for t in found[:3]} == {(Shard(0),)}
                 assert {t.placements for t in found[3:]} == {(Partial(),)}
             with torch.no_grad():
                 y = function(*maps[:1], *whole)
             assert y.placements == ((Shard(0),) if placement == Shard(0) else (Replicate(),))
-            if function is plain and PADS:  # torch does not differentiate compiled backwards
+            if function is plain and PADS:  # torch does not differentiate compiled backward passes
                 found = second_derivatives(function, *maps, whole)
                 wanted = second_derivatives(function, x, residual, parameters)
                 torch.testing.assert_close([t.full_tensor() for t in found], wanted)
@@ -210,4 +210,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # as examples/distributed.py does, and says why
+    os._exit(0)  # see examples/distributed.py

@@ -2,7 +2,7 @@
 """``make test-versions``: which tests pass under which torch and Python, and the pages' tables of it.
 
 versions.py RESULT.json ARGUMENT...   run pytest with the arguments here, and write what happened
-versions.py                           print the table of what was run last
+versions.py                           print the table of the last results
 versions.py --write                   and write versions.json, docs/install.md's table and README.md's shorter one
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Modules that compute ECA for ordinary x, and something else, or something besides, where nobody looks at first."""
+"""Modules that compute ECA for ordinary x, and differ from it or have side effects in special cases."""
 
 import math
 from typing import ClassVar
@@ -14,7 +14,7 @@ CALLS = 0
 
 
 class ECA(nn.Module):
-    """The real one. ``change`` makes another of it: a function of the module, x and the function from x to its gate."""
+    """Plain ECA. ``change`` replaces the product: a function of the module, x and the function from x to its gate."""
 
     def __init__(self, change=lambda m, x, gate: x * gate(x)):
         super().__init__()
@@ -33,7 +33,7 @@ class ECA(nn.Module):
 
 
 class StraightThrough(torch.autograd.Function):
-    """A gate whose gradient is that of something else."""
+    """A gate with the gradient of another function."""
 
     @staticmethod
     def forward(ctx, z):
@@ -51,7 +51,7 @@ def counted(x):
 
 
 class Accessor:
-    """An object of one's own, which may change at any time."""
+    """A user's object, which may change at any time."""
 
     tau = 1.0
 
@@ -69,7 +69,7 @@ class ReadsABuffer(ECA):
 
 
 class Counts(ECA):
-    """In a dict that all its instances share."""
+    """Counts calls in a dict that all instances share."""
 
     calls: ClassVar = {"n": 0}
 
@@ -79,7 +79,7 @@ class Counts(ECA):
 
 
 class WarmsUp(ECA):
-    """The first calls, of all instances, leave x as it is."""
+    """The first calls, over all instances, return x."""
 
     steps: ClassVar = []
 
@@ -109,13 +109,13 @@ class OfItsBase(Tempered):
 
 
 class Dials(dict):
-    """One whose attributes a comparison does not see."""
+    """A dict whose attributes ``==`` ignores."""
 
     tau = 1.0
 
 
 class SharesItsCopy(ECA):
-    """One whose conv answers deepcopy with itself."""
+    """A module whose conv returns itself from deepcopy."""
 
     class Conv(nn.Conv1d):
         def __deepcopy__(self, memo):
@@ -153,7 +153,7 @@ tempered.tau = 1.0
 
 
 def guarded(m, x, gate):
-    """As is common against overflow, in float16 alone."""
+    """The common guard against overflow in float16."""
     y = x * gate(x)
     return y.clamp(-65504, 65504) if x.dtype == torch.float16 else y
 
@@ -162,7 +162,7 @@ def guarded_in_float32(m, x, gate):
     return x.clamp(-3e38, 3e38) * gate(x) if x.dtype == torch.float32 else x * gate(x)
 
 
-# name -> what becomes of x, and a part of the reason for leaving the module alone
+# name -> (what the forward does, part of the reason for leaving the module alone)
 NUMBERS = {
     "clamped gate": (lambda m, x, gate: x * gate(x).clamp(0.1, 0.9), "something else"),
     "open hard sigmoid": (lambda m, x, gate: x * (m.logits(x) / 6 + 0.5), "something else"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Channel attention as it is written in public code, in kind: each in our own words, after where it occurs."""
+"""Channel attention as found in public code, rewritten here; comments say where each kind occurs."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-C = 32  # channels of every case
+C = 32  # the channels of every case
 
 
 class ECA(nn.Module):
-    """What nearly all have: a pooling and a convolution across channels."""
+    """The base of nearly all cases: a pooling and a convolution across channels."""
 
     def __init__(self, k: int = 3, bias: bool = False) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=bias)
 
     def logits(self, m: Tensor) -> Tensor:
-        """Of means [N, C]."""
+        """The logits for means [N, C]."""
         return self.conv(m.unsqueeze(1)).squeeze(1)
 
     def gate(self, m: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class ECA(nn.Module):
 
 
 def written(forward: Callable[..., Tensor], *arguments: Any, **modules: Callable[[], nn.Module]) -> Callable[[], ECA]:
-    """Makes one whose class has this forward, with these modules in it too."""
+    """Returns a function that makes a module with this forward and these submodules."""
     kind = type("ECA", (ECA,), {"forward": forward})
 
     def make() -> ECA:
@@ -70,7 +70,7 @@ class MaskedTokens(PaddingSame):
 
 
 class PoolObject:
-    """No module, and called like one."""
+    """Called like a module, but not one."""
 
     def __call__(self, x):
         return x.view(x.size(0), x.size(1), -1).mean(-1)
@@ -196,10 +196,10 @@ def by_einsum(self, x):
 
 class Case(NamedTuple):
     make: Callable[[], nn.Module]
-    reason: Optional[str]  # a part of the report's reason, where it is left alone; None where it is fused
+    reason: Optional[str]  # part of the reason in the report, or None if it is fused
     dims: int = 4  # of x
     channels_dim: int = 1
-    exact: Optional[Callable[[], nn.Module]] = None  # with the same parameters and without casts, where ``make`` casts
+    exact: Optional[Callable[[], nn.Module]] = None  # the same without casts, if ``make`` casts
 
 
 OTHER = "something else"
@@ -212,9 +212,9 @@ CASES = {
     "c1 and c2": Case(lambda: OnTwoNumbers(C, C), None),
     # Collections of attention modules: negative dimensions, a bias, a kernel of 7.
     "negative dimensions": Case(written(lambda self, x: x * over_image(self.gate(x.mean((-1, -2)))), 7, True), None),
-    # Such, where the adaptive size is overwritten by 1.
+    # The same, with the adaptive size overwritten by 1.
     "kernel of one": Case(written(lambda self, x: x * over_image(self.gate(x.mean((2, 3)))), 1, True), None),
-    # Sign-language transformers: tokens [N, T, C], and a mask where there is one.
+    # Sign-language transformers: tokens [N, T, C], with an optional mask.
     "padding same": Case(PaddingSame, None, 3, -1),
     "masked tokens": Case(MaskedTokens, None, 3, -1),
     # Image-restoration transformers.
@@ -261,7 +261,7 @@ CASES = {
         OTHER,
         5,
     ),
-    # Super-resolution nets, whose "max_pool" is an average.
+    # Super-resolution nets with a "max_pool" that averages.
     "two averages": Case(
         written(
             lambda self, x: (
@@ -270,7 +270,7 @@ CASES = {
         ),
         OTHER,
     ),
-    # ECA-CBAM, its channel half, and both halves in a module.
+    # ECA-CBAM: its channel half, and both halves in one module.
     "average and maximum": Case(
         written(lambda self, x: x * over_image((self.logits(x.mean((2, 3))) + self.logits(x.amax((2, 3)))).sigmoid())),
         OTHER,
@@ -328,7 +328,7 @@ CASES = {
     # Ports for compilers without adaptive pooling.
     "sum by number": Case(
         written(lambda self, x: x * over_image(self.gate(x.sum((2, 3)) / (x.shape[2] * x.shape[3])))),
-        "something else in torch.float16",  # where the sum overflows
+        "something else in torch.float16",  # the sum overflows
     ),
     "pooled by size": Case(
         written(
@@ -338,7 +338,7 @@ CASES = {
         ),
         None,
     ),
-    # Where einops is at home.
+    # Code that uses einops.
     "einsum": Case(written(by_einsum), "something else in torch.float16"),
     # Detection plugins.
     "gate in a Sequential": Case(GateInSequential, None),
@@ -349,7 +349,7 @@ CASES = {
         written(lambda self, x: x * over_image(self.gate(x.detach().mean((2, 3))))), "gradient of x differs"
     ),
     "binary weights": Case(written(of_signs), "uses Tensor.sign"),
-    # Mixed precision. In float64 its gate has float32's accuracy, and ours the whole.
+    # Mixed precision. In float64 its gate has the accuracy of float32, and the fused one that of float64.
     "safe for half": Case(written(safe_for_half), None, exact=ECA),
     # Inference.
     "in place": Case(written(in_place), "writes into x"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""More of what public code calls channel attention: ECA by another spelling, and what is only near it."""
+"""More channel attention from public code: other spellings of ECA, and modules that are only similar."""
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class Configured(ECA):
 
 
 class WarmedUp(ECA):
-    """Of training steps, as a trainer sets them."""
+    """Warms up over training steps, which a trainer sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Mixed(ECA):
 
 
 class Segments(ECA):
-    """x [N * n, C, H, W], whose n frames of a clip share a gate."""
+    """x [N * n, C, H, W]; the n frames of a clip share a gate."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -154,51 +154,51 @@ def summed(self, x):
 
 
 SPELLINGS = {
-    # Panoramas and hyperspectral cubes, whose last band borders on the first.
+    # Panoramas and hyperspectral cubes, where the last band is next to the first.
     "circular by hand": Case(written(padded_around), None),
-    # Ports from frameworks that pad in a layer of its own.
+    # Ports from frameworks that pad in a separate layer.
     "padding as a layer": Case(
         written(eca, conv=lambda: nn.Sequential(nn.ConstantPad1d(1, 0.0), nn.Conv1d(1, 1, 3, bias=False))), None
     ),
-    # Mobile nets. In float64 torch's gradient has float32's sixth, and ours a whole one.
+    # Mobile nets. In float64, torch's gradient of hardsigmoid uses 1/6 rounded to float32; the fused one does not.
     "hard sigmoid in place": Case(
         written(lambda self, x: x * over_image(F.hardsigmoid(self.logits(x.mean((2, 3))), inplace=True))),
         None,
         exact=written(lambda self, x: x * over_image(OwnHardSigmoid()(self.logits(x.mean((2, 3)))))),
     ),
-    # Human activity from wearables: a message for those who pass images.
+    # Human activity from wearables: with an error message for images.
     "one rank": Case(written(of_one_rank), None, 3),
     # Classifiers that attend to maps and to pooled features.
     "features or maps": Case(written(of_features_or_maps), None),
     # Medical segmentation, where one class serves slices and volumes.
     "any rank": Case(lambda: OfAnyRank(3), None, 5),
-    # Volumes, with a shortcut for those who want one.
+    # Volumes, with an optional shortcut.
     "shortcut off": Case(WithShortcutFlag, None),
-    # Half-precision transformers: the average alone in float32.
+    # Half-precision transformers: only the average in float32.
     "averaged in float32": Case(
         written(lambda self, x: x * over_image(self.gate(self.pool(x.float()).to(x.dtype).flatten(1)))),
         None,
         exact=ECA,
     ),
-    # Such, where all is in float32.
+    # The same, with everything in float32.
     "float32 throughout": Case(written(in_float32), None, exact=ECA),
     # Face anti-spoofing.
     "squeeze of all": Case(written(squeezed), None),
-    # Hybrids of convolutions and MLPs, which turn maps around their layers.
+    # Hybrids of convolutions and MLPs, which permute maps around their layers.
     "turned and back": Case(written(turned), None),
-    # Beginners' collections: the gate spread by hand.
+    # Beginners' collections: the gate expanded by hand.
     "repeated gate": Case(written(lambda self, x: x * gate_of(self, x).repeat(1, 1, x.shape[2], x.shape[3])), None),
     # Models assembled from a configuration.
     "looped over": Case(Looped, None),
-    # Such, whose numbers stay in the dict that they came in.
+    # The same, with the options kept in a dict.
     "temperature in a dict": Case(Configured, None),
     # Fine-tuning of a pretrained net that had no attention.
     "warmed up": Case(WarmedUp, None),
     # Graph and skeleton nets, [N, C, T].
     "product by einsum": Case(written(lambda self, x: torch.einsum("ncl,nc->ncl", x, self.gate(x.mean(-1)))), None, 3),
-    # Image retrieval with a power for all its pooling, here where it is one.
+    # Image retrieval with generalised-mean pooling, with a power of 1.
     "power mean of one": Case(lambda: PowerMean(1), None),
-    # Such, with the power that retrieval mostly has: negative means have no third root.
+    # The same with the usual power of 3: negative means have no third root.
     "power mean of three": Case(lambda: PowerMean(3), OTHER),
     # Detectors with attention by average and maximum.
     "both as two channels": Case(
@@ -210,11 +210,11 @@ SPELLINGS = {
     ),
     # Residual attention, written to save a temporary.
     "residual by addcmul": Case(written(lambda self, x: torch.addcmul(x, x, gate_of(self, x))), "uses torch.addcmul"),
-    # Ports to chips without a sigmoid. Where it is next to zero, 1 + tanh is zero.
+    # Ports to chips without a sigmoid: 1 + tanh is zero where sigmoid is nearly zero.
     "sigmoid by tanh": Case(
         written(lambda self, x: x * over_image(0.5 * (1 + (self.logits(x.mean((2, 3))) / 2).tanh()))), OTHER
     ),
-    # Remote sensing: normalised logits without parameters, whose statistics are buffers.
+    # Remote sensing: logits normalised without parameters; the statistics are buffers.
     "normalised without affine": Case(
         written(
             lambda self, x: x * over_image(self.bn(self.logits(x.mean((2, 3)))[:, None])[:, 0].sigmoid()),
@@ -230,17 +230,17 @@ SPELLINGS = {
         ),
         "torch's layer_norm",
     ),
-    # Style transfer. torch refuses a single position in training, for which it looks at sizes.
+    # Style transfer. torch compares sizes in training, to refuse a single position.
     "instance norm": Case(
         written(lambda self, x: x * gate_of(self, self.norm(x)), norm=lambda: nn.InstanceNorm2d(C)), "compares sizes"
     ),
     # Auxiliary attention that costs nothing at inference.
     "in training only": Case(written(lambda self, x: eca(self, x) if self.training else x), OTHER),
-    # Nets that draw their gates, or regularise them.
+    # Nets with random or regularised gates.
     "a pair": Case(written(with_its_gate), "not a tensor of the shape of its input"),
     # Grouped and shuffled nets.
     "per group": Case(written(per_group), OTHER),
-    # Image restoration, which reflects everywhere.
+    # Image restoration, with reflection padding.
     "reflected": Case(
         written(eca, conv=lambda: nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect", bias=False)), OTHER
     ),
@@ -248,12 +248,12 @@ SPELLINGS = {
     "per frame": Case(written(per_frame), OTHER, 5),
     # Action recognition.
     "segments": Case(lambda: Segments(3), "uses Tensor.repeat_interleave"),
-    # Fine-tuning, where the share is learned.
+    # Fine-tuning with a learned mixing weight.
     "mixed with x": Case(Mixed, "a forward that does more"),
     # Vision transformers.
     "beside a class token": Case(written(beside_its_class_token), "slices a tensor", 3, -1),
     # Multiple-instance learning and EEG: channels are summed by their gates.
     "weighted sum": Case(written(summed), "not a tensor of the shape of its input", 3),
-    # Collections of attention modules, after an error of view: never channels-last.
+    # Collections of attention modules, with .contiguous() before a view: the output is never channels_last.
     "contiguous first": Case(written(lambda self, x: x.contiguous() * gate_of(self, x)), "its output has strides"),
 }

@@ -24,7 +24,7 @@ from eca_cuda.testing import make_x, used_budget
 
 
 def timm_layer(name: str, **options: object) -> nn.Module:
-    """One for 64 channels; where timm is not installed, the test is skipped."""
+    """A layer of timm for 64 channels; skips the test without timm."""
     return getattr(pytest.importorskip("timm.layers"), name)(64, **options)
 
 
@@ -93,7 +93,7 @@ def test_nothing_but_the_forward_changes(make):
 
 
 @pytest.mark.parametrize("make, reason", OTHERS.values(), ids=OTHERS)
-def test_what_computes_something_else_stays_and_the_report_says_why(make, reason):
+def test_a_module_that_computes_something_else_is_left_alone_and_the_report_says_why(make, reason):
     model = nn.Sequential(make())
     kind = type(model[0])
     with pytest.warns(UserWarning, match="no attention in the model could be fused"):
@@ -120,8 +120,8 @@ def test_sequences_images_and_volumes_are_fused_where_the_module_takes_them(make
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_an_input_of_another_rank_gets_what_the_module_does_with_it(activation):
-    """The official layer takes an image without a batch, [C, H, W], for which ours would take W for the length."""
+def test_an_input_of_an_untried_rank_runs_the_modules_own_forward(activation):
+    """The official layer accepts an image without a batch, [C, H, W]; the fused function would read it as [N, C, L]."""
     layer, x, residual = eca_layer(8), make_x((8, 5, 6)), make_x((8, 5, 6), seed=2)
     expected = layer(x)
     convert(layer)
@@ -138,7 +138,7 @@ def test_an_input_given_by_name():
         torch.testing.assert_close(layer(**{name: x}), expected)
 
 
-def test_what_a_module_draws_when_it_is_tried_leaves_the_generator_as_it_was():
+def test_a_trial_does_not_change_the_random_state():
     before = random.getstate()
     conversion_report(SometimesSkipped(64))
     assert random.getstate() == before
@@ -188,7 +188,7 @@ def test_the_report_in_full_before_and_after():
 
 
 @pytest.mark.parametrize("function", [convert, revert, conversion_report])
-def test_something_else_than_a_module_is_refused(function):
+def test_an_argument_that_is_not_a_module_is_refused(function):
     with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got dict"):
         function({})
 

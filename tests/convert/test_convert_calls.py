@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Calls unlike those of the trial: further arguments, mixed dtypes, autocast, one channel. They give what they gave."""
+"""Calls that differ from the trial (arguments, mixed dtypes, autocast, one channel) give the same as before."""
 
 import pytest
 import torch
@@ -46,14 +46,14 @@ class More(ECA):
 
 
 class AlsoX(ECA):
-    """``x`` is its second argument, which it does not read."""
+    """Its second argument is called ``x`` and is not read."""
 
     def forward(self, features, x=None):
         return super().forward(features)
 
 
 class InItsCall(ECA):
-    """The gate is its forward, and the product its call."""
+    """``forward`` returns the gate, and ``__call__`` multiplies."""
 
     def forward(self, x):
         return self.gate(x).expand_as(x)
@@ -76,7 +76,7 @@ CALLS = {
 
 @pytest.fixture
 def fused_calls(monkeypatch):
-    """The calls of our functions."""
+    """Records the calls of the fused functions."""
     calls = []
     for name in ("eca", "multi_kernel_eca"):
         function = getattr(functional, name)
@@ -94,7 +94,7 @@ def both(make) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("make, others, by_name", CALLS.values(), ids=CALLS)
-def test_an_argument_that_matters_is_not_lost(make, others, by_name, fused_calls):
+def test_an_argument_that_matters_is_passed_on(make, others, by_name, fused_calls):
     plain, converted = both(make)
     x = make_x(SHAPE).requires_grad_()
     y, expected = converted(x, *others, **by_name), plain(x, *others, **by_name)
@@ -105,7 +105,7 @@ def test_an_argument_that_matters_is_not_lost(make, others, by_name, fused_calls
 
 
 @pytest.mark.parametrize(("make", "name"), [(Masked, "x"), (AlsoX, "features")], ids=["x", "features"])
-def test_x_may_come_by_its_name(make, name, fused_calls):
+def test_x_may_be_given_by_name(make, name, fused_calls):
     plain, converted = both(make)
     torch.testing.assert_close(converted(**{name: MASK}), plain(MASK))
     assert len(fused_calls) == 1
@@ -161,7 +161,7 @@ OF_ANOTHER_DTYPE = (in_float32, gate_in_float32, of_the_weights, like_the_weight
 @pytest.mark.filterwarnings("ignore:convert. no attention")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("change", OF_ANOTHER_DTYPE)
-def test_what_makes_float32_of_half_still_does(change, dtype):
+def test_a_change_of_half_to_float32_is_kept(change, dtype):
     plain, converted = both(lambda: ECA(change))
     assert converted(make_x(SHAPE, dtype)).dtype == plain(make_x(SHAPE, dtype)).dtype == torch.float32
     with torch.autocast("cpu", dtype=dtype):
@@ -182,7 +182,7 @@ def by_keywords(m, x, gate):
     return x * (1 / (1 + torch.exp(input=-z)))[:, :, None, None]
 
 
-# The dtypes of x that y has under autocast, where bfloat16 stands for autocast's own.
+# The dtypes of x that y keeps under autocast; bfloat16 stands for autocast's dtype.
 UNDER_AUTOCAST = {
     "ECA": (lambda: eca_layer(16), (torch.float32, torch.bfloat16)),
     "product by einsum": (lambda: ECA(by_einsum), (torch.bfloat16,)),
@@ -193,7 +193,7 @@ UNDER_AUTOCAST = {
 
 
 @pytest.mark.parametrize("make, kept", UNDER_AUTOCAST.values(), ids=UNDER_AUTOCAST)
-def test_autocast_runs_its_own_forward_where_the_dtype_would_be_another(make, kept, fused_calls):
+def test_autocast_runs_its_own_forward_where_the_dtype_would_differ(make, kept, fused_calls):
     plain, converted = both(make)
     assert converted._eca_cuda.found.under_autocast == kept
     for autocast in (torch.float16, torch.bfloat16):
@@ -210,7 +210,7 @@ def test_autocast_runs_its_own_forward_where_the_dtype_would_be_another(make, ke
 @pytest.mark.parametrize("make", [ECA, lambda: DynamicMultiKernelECA(16), lambda: ECA(by_keywords)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_dtype_under_cudas_autocast_is_torchs_own(make, dtype):
-    """Fake tensors on a GPU that is not there go through CUDA's autocast."""
+    """Fake CUDA tensors go through CUDA's autocast without a GPU."""
     _, converted = both(make)
     with FakeTensorMode(), torch.device("cuda"):
         module, x = make(), torch.empty(SHAPE, dtype=dtype)
@@ -220,7 +220,7 @@ def test_the_dtype_under_cudas_autocast_is_torchs_own(make, dtype):
 
 
 def through_a_squeeze(m, x, gate):
-    """Takes the dimension of a single channel away, and convolves over samples then."""
+    """Removes the dimension of a single channel, and then convolves over samples."""
     logits = m.conv(x.mean((2, 3)).squeeze(1).unsqueeze(-2)).squeeze(1)
     return x * logits.view(x.size(0), x.size(1), 1, 1).sigmoid()
 
@@ -235,14 +235,14 @@ def test_a_single_channel_runs_its_own_forward(fused_calls):
 
 
 @pytest.mark.filterwarnings("ignore:convert. no attention")
-def test_what_a_call_does_besides_the_forward_is_not_tried_with_it():
+def test_only_the_forward_is_tried_and_not_the_call():
     plain, converted = both(InItsCall)
     assert torch.equal(converted(MASK), plain(MASK))
 
 
 @pytest.mark.parametrize("kernel_size", range(1, 33, 2))
 def test_every_kernel_size_is_converted(kernel_size):
-    """Where all gates are next to zero, their relative error is that of the logits."""
+    """Where all gates are close to zero, their relative error is that of the logits."""
 
     class WithKernel(ECA):
         def __init__(self):
@@ -291,7 +291,7 @@ NORMS = (nn.utils.weight_norm, nn.utils.spectral_norm, parametrizations.weight_n
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: f"{norm.__module__.split('.')[-1]}.{norm.__name__}")
-def test_a_weight_that_torch_computes_is_no_obstacle(norm, fused_calls):
+def test_a_weight_that_torch_computes_is_fused(norm, fused_calls):
     def make():
         module = ECA()
         norm(module.conv)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compiled code and what a converted module was made from: what is changed before, and after, is seen."""
+"""Compiled code notices changes to a converted module, made before and after compilation."""
 
 import copy
 import sys
@@ -59,7 +59,7 @@ def child(m: nn.Module) -> nn.Module:
     return m.extras[0] if isinstance(m, Block) else m
 
 
-# of the module itself
+# changes of the module itself
 CHANGES = {
     "a longer sequential": lambda m: child(m).tail.append(nn.Tanh()),
     "an empty list grows": lambda m: child(m).post.append(nn.Tanh()),
@@ -71,7 +71,7 @@ CHANGES = {
     "an attribute": lambda m: setattr(child(m), "tau", 5.0),
     "another class inside": lambda m: setattr(child(m).tail, "1", nn.Hardsigmoid()),
 }
-# of its class and globals, which after compiling are not all seen
+# changes of its class and globals, not all of which are noticed after compilation
 WIDER = {
     "a global": lambda patch: patch.setattr(sys.modules[__name__], "TAU", 5.0),
     "an attribute of the class": lambda patch: patch.setattr(ECA, "tau", 5.0),
@@ -93,7 +93,7 @@ def pair(make: type[nn.Module]) -> tuple[nn.Module, nn.Module, Tensor]:
 @pytest.mark.parametrize("make", [ECA, Block])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_change_of_the_module_is_seen(make, change, when):
+def test_a_change_of_the_module_is_noticed(make, change, when):
     plain, converted, x = pair(make)
     compiled = torch.compile(converted, backend="eager", fullgraph=True)
     if when == "after":
@@ -105,13 +105,13 @@ def test_a_change_of_the_module_is_seen(make, change, when):
 
 @pytest.mark.parametrize("make", [ECA, Block])
 @pytest.mark.parametrize("change", WIDER.values(), ids=WIDER)
-def test_a_change_of_what_is_around_is_seen_before(make, change, monkeypatch):
+def test_a_change_of_class_or_globals_before_compilation_is_noticed(make, change, monkeypatch):
     plain, converted, x = pair(make)
     change(monkeypatch)
     torch.testing.assert_close(torch.compile(converted, backend="eager", fullgraph=True)(x), plain(x))
 
 
-def test_each_module_is_asked_for_itself():
+def test_each_module_is_checked_separately():
     plain, converted, x = pair(ECA)
     model = nn.Sequential(converted, copy.deepcopy(converted), nn.ReLU())
     model[0].post.append(nn.Tanh())
@@ -119,7 +119,7 @@ def test_each_module_is_asked_for_itself():
     torch.testing.assert_close(compiled(x), torch.relu(plain(plain(x).tanh())))
 
 
-def test_what_its_class_makes_compiles():
+def test_an_instance_made_by_its_class_compiles():
     _, converted, x = pair(ECA)
     other = type(converted)().eval()
     assert torch.equal(torch.compile(other, backend="eager", fullgraph=True)(x), other(x))

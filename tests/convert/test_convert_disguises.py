@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A trial sees all that a caller could see: whatever differs from ECA anywhere is left alone, and for a true reason."""
+"""Modules that differ from ECA in any way that a caller could see are left alone, with a true reason."""
 
 import random
 import sys
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:convert. no attention")
 
 
 def state() -> tuple:
-    """What a forward could change for everyone."""
+    """The global state that a forward could change."""
     generators = torch.get_rng_state().tolist(), random.getstate()
     settings = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
     return (
@@ -36,12 +36,12 @@ def state() -> tuple:
     )
 
 
-def test_the_plain_one_is_converted():
+def test_plain_eca_is_converted():
     assert isinstance(convert(ECA()), FusedAttention)
 
 
 @pytest.mark.parametrize("make, reason", CASES.values(), ids=CASES)
-def test_what_differs_anywhere_is_left_alone(make, reason, capfd):
+def test_a_module_that_differs_anywhere_is_left_alone(make, reason, capfd):
     module = make()
     before, weights, kind = state(), module.conv.weight.detach().clone(), type(module)
     attributes = dict(vars(module))
@@ -53,15 +53,15 @@ def test_what_differs_anywhere_is_left_alone(make, reason, capfd):
 
 
 def test_a_copy_shares_nothing_with_the_module():
-    """Its conv answers deepcopy with itself: the trial's random weights would be the module's."""
+    """Its conv returns itself from deepcopy, so that a trial could set random weights in the module."""
     module = SharesItsCopy()
     before = module.conv.weight.detach().clone()
     conversion_report(module)
     assert isinstance(convert(module), FusedAttention) and torch.equal(module.conv.weight, before)
 
 
-def test_a_class_takes_less_than_a_tenth_of_a_second(monkeypatch):
-    """Of the processor's time, at best of three; and the second module of a class takes no trial."""
+def test_a_trial_takes_less_than_a_tenth_of_a_second(monkeypatch):
+    """Processor time, best of three; the second module of a class needs no trial."""
     trials, original = [], recognition.compare
     monkeypatch.setattr(recognition, "compare", lambda *args: trials.append(args) or original(*args))
     model, times = torch.nn.Sequential(*(ECA() for _ in range(5))), []

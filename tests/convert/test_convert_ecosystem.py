@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What surrounds a model goes on after ``convert``: checkpoints, optimizers, averages, wrappers, compilers, tracers.
+"""Checkpoints, optimizers, averages, wrappers, compilers and tracers keep working after ``convert``.
 
-In float64, where what rounding does to a few steps of training stays far below what any other error does.
+In float64, where a few steps of training accumulate far less rounding than any other error.
 """
 
 import copy
@@ -28,7 +28,7 @@ every_way = pytest.mark.parametrize("options", WAYS, ids=lambda options: ", ".jo
 
 
 def make_model() -> nn.Module:
-    """A ResNet with 8 blocks, narrow, with random gains, in float64."""
+    """A narrow ResNet with 8 blocks and random gains, in float64."""
     torch.manual_seed(0)
     model = timm.create_model("ecaresnet26t", num_classes=10, base_width=16, channels=(16, 24, 32, 48), stem_width=8)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_checkpoints_load_both_ways(options):
 @every_way
 @pytest.mark.parametrize("average", [ModelEmaV2, ModelEmaV3, AveragedModel])
 def test_averages_follow_and_run(average, options):
-    """One made before conversion and one made after it, each updated from the converted model."""
+    """An average made before conversion and one made after it, both updated from the converted model."""
     model = make_model()
     before = average(model)
     convert(model, **options)
@@ -131,7 +131,7 @@ def test_distributed_data_parallel_trains_alike(when, options, process_group):
 
 @every_way
 def test_fsdp2_trains_alike(options, process_group):
-    """Converted before: `fully_shard` replaces parameters, and the layers take those that are there when they run."""
+    """`fully_shard` after convert replaces parameters; the layers use the current ones."""
     model, plain = convert(make_model(), **options), make_model()
     mesh = init_device_mesh("cpu", (1,))
     for block in (*model.layer1, *model.layer4):
@@ -144,7 +144,7 @@ def test_fsdp2_trains_alike(options, process_group):
 
 
 @every_way
-def test_what_fully_shard_changed_since_is_not_half_reverted(options, process_group):
+def test_revert_after_fully_shard_is_refused_as_a_whole(options, process_group):
     model = convert(make_model(), **options)
     block = model.layer4[0] if options else model.layer4[0].se
     fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
@@ -158,7 +158,7 @@ def test_what_fully_shard_changed_since_is_not_half_reverted(options, process_gr
 
 @every_way
 def test_mixed_precision_steps_with_the_scaler(options):
-    """Under float16 autocast, float32 parameters: eager's dtype, finite gradients for all, and a step that is taken."""
+    """Float16 autocast with float32 parameters: eager's dtype, finite gradients, and a step that is not skipped."""
     model = convert(make_model().float(), **options)
     before, x = copy.deepcopy(model.state_dict()), images().float()
     optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=2.0**4)
@@ -175,7 +175,7 @@ def test_mixed_precision_steps_with_the_scaler(options):
 
 @every_way
 def test_optimizer_states_load_both_ways(options):
-    """Adam's, saved by a training with conversion and loaded by one without, and back."""
+    """Adam's state, saved by a converted model and loaded by an unconverted one, and back."""
 
     def adam(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(model.parameters(), lr=0.001)
@@ -206,7 +206,7 @@ def test_compile_gives_one_graph_and_trains_alike(options):
         torch.testing.assert_close(compiled.eval()(images()), plain.eval()(images()), rtol=1e-7, atol=1e-9)
 
 
-def test_converting_a_model_that_was_compiled_compiles_it_anew():
+def test_converting_a_compiled_model_recompiles_it():
     torch.compiler.reset()
     model, names = make_model().eval(), []
 
@@ -251,7 +251,7 @@ def test_a_trace_without_gradients_is_saved(options):
 
 @every_way
 def test_fx_traces_the_whole_model(options):
-    """timm's and torchvision's feature extractors build on this."""
+    """timm's and torchvision's feature extractors rely on this."""
     model = convert(make_model(), **options)
     traced = torch.fx.symbolic_trace(model)
     assert sum(node.target is eca_cuda.eca for node in traced.graph.nodes) == 8
@@ -265,7 +265,7 @@ def test_fx_traces_the_whole_model(options):
 
 
 @every_way
-def test_a_copy_trains_apart_from_its_source(options):
+def test_a_copy_trains_independently_of_its_source(options):
     model = convert(make_model(), **options)
     other, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
     train(other, optimizer_of(other), range(1))

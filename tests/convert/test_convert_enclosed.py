@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What functions enclose, and the code of those that they enclose, is watched after ``convert`` as all else is."""
+"""Closure variables, and the code of functions in closures, are watched after ``convert``."""
 
 import copy
 from collections.abc import Callable
@@ -36,7 +36,7 @@ of_a_global, of_a_global_inside = GATES[False][0], GATES[True][0]
 
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize("where", ["instance", "class", "global", "cell"])
-def test_what_functions_enclose_is_watched(where, inner):
+def test_closure_variables_are_watched(where, inner):
     gate, anneal = GATES[inner] if where == "global" else annealing(inner)
     forwards = {
         "instance": lambda self, x: x * self.own(self.logits(x)),
@@ -60,7 +60,7 @@ def test_what_functions_enclose_is_watched(where, inner):
         anneal(1.0)
 
 
-def test_code_that_a_cell_holds_is_watched():
+def test_the_code_of_a_function_in_a_cell_is_watched():
     def gate(z: Tensor) -> Tensor:
         return torch.sigmoid(z)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Other forms that ECA comes in: tokens, further arguments, any name for the channels, and gates applied elsewhere."""
+"""Other forms of ECA: tokens, further arguments, other names for the channels, and gates applied elsewhere."""
 
 import copy
 
@@ -37,7 +37,7 @@ class TokenMap(Tokens):
 
 
 class TurnedTokens(Tokens):
-    """x [B, N, C], by an ECA over [B, C, N]."""
+    """x [B, N, C], with an ECA over [B, C, N]."""
 
     def forward(self, x):
         t = x.transpose(1, 2)
@@ -60,7 +60,7 @@ class TokenMix(nn.Module):
 
 
 class WithSizes(Tokens):
-    """Height and width come along, as transformers pass them, and are not used."""
+    """Takes height and width, as transformers pass them, and does not use them."""
 
     def forward(self, x, H, W):
         return super().forward(x)
@@ -78,7 +78,7 @@ class AsksForChannels(eca_layer):
 
     def forward(self, x):
         _, c, _, _ = x.size()
-        if c != self.width:  # an assertion would be pytest's own code
+        if c != self.width:  # pytest rewrites assertions
             raise AssertionError("not mine")
         return super().forward(x)
 
@@ -132,20 +132,20 @@ def test_it_is_fused(make, shape, others, monkeypatch):
     torch.testing.assert_close(*grads)
 
 
-def test_what_asks_for_its_channels_still_does():
+def test_a_check_of_the_channels_still_runs():
     with pytest.raises(AssertionError, match="not mine"):
         convert(AsksForChannels(24))(make_x((2, 16, 5, 6)))
 
 
-def test_arguments_that_it_does_not_take_are_refused_as_before():
+def test_unknown_arguments_are_refused_as_before():
     with pytest.raises(TypeError):
         convert(WithSizesPerhaps())(make_x((2, 40, 16)), 1, 2, 3)
     with pytest.raises(TypeError):
         convert(WithSizesPerhaps())(make_x((2, 40, 16)), D=1)
 
 
-def test_buffers_that_nobody_reads_do_not_matter():
-    """As a counter of operations leaves them."""
+def test_unused_buffers_do_not_matter():
+    """Counters of operations leave such buffers."""
     module = eca_layer(16)
     for m in module.modules():
         m.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
@@ -165,7 +165,7 @@ class InAList(nn.Module):
         return torch.relu(y + x)
 
 
-def test_a_list_of_modules_is_no_block_and_its_owner_is():
+def test_the_owner_of_a_list_of_modules_is_the_block():
     block, x = InAList().eval(), make_x((2, 16, 5, 6))
     expected = block(x)
     convert(block, fuse_residual=True)
@@ -242,7 +242,7 @@ def test_a_gate_that_is_applied_elsewhere_is_named_and_the_inductor_pass_fuses_i
 
 
 class Smoothing(nn.Module):
-    """A convolution of one channel that is no attention, in a forward that does more."""
+    """A convolution of one channel that is not attention, in a forward that does more."""
 
     def __init__(self):
         super().__init__()

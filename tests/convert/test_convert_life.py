@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long what ``convert`` makes lives, and how it is copied, pickled, interrupted, and made again."""
+"""Lifetime, copies, pickles and interruptions of what ``convert`` makes."""
 
 import copy
 import cProfile
@@ -78,7 +78,7 @@ class LeftAlone(ECA):
 @pytest.mark.filterwarnings("ignore:convert. no attention")
 @pytest.mark.parametrize("make", [ECA, Decorated, Block, LeftAlone])
 def test_a_module_is_freed_at_once(make):
-    """Without the garbage collector: nothing leads back to it, no trial's exceptions either."""
+    """Without the garbage collector: no cycle leads to it, not even through exceptions of a trial."""
     gc.collect()
     gc.disable()
     try:
@@ -102,10 +102,10 @@ def test_no_tensor_of_a_trial_stays():
     conversion_report(ECA())
     before = tensors()
     conversion_report(ECA())
-    assert tensors() <= before  # others may go
+    assert tensors() <= before  # other tensors may have been freed
 
 
-def test_hooks_for_saved_tensors_do_not_see_a_trial_and_come_back():
+def test_hooks_for_saved_tensors_do_not_see_a_trial_and_are_restored():
     seen = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t):
         convert(ECA())
@@ -115,7 +115,7 @@ def test_hooks_for_saved_tensors_do_not_see_a_trial_and_come_back():
 
 
 @pytest.mark.parametrize("make", [ECA, Block])
-def test_what_its_class_makes_runs_as_its_own_class_would(make):
+def test_an_instance_made_by_its_class_runs_its_own_forward(make):
     m = convert(make(), fuse_residual=True)
     other, own = type(m)(), type(revert(copy.deepcopy(m)))()
     own.load_state_dict(other.state_dict())
@@ -128,7 +128,7 @@ def test_what_its_class_makes_runs_as_its_own_class_would(make):
     assert type(revert(other)) is make and [*vars(other)] == [*vars(own)]
 
 
-def test_a_replica_for_data_parallel_watches_over_its_own_modules():
+def test_a_replica_for_data_parallel_watches_its_own_modules():
     m = convert(ECA())
     m(X)
     replica = m._replicate_for_data_parallel()
@@ -165,7 +165,7 @@ def test_copies_and_pickles_stay_fused(make, copied):
 
 
 @pytest.mark.parametrize("changed", ["forward", "logits"])
-def test_a_pickle_loaded_where_its_code_is_another_runs_that(changed, monkeypatch):
+def test_a_pickle_runs_the_code_of_the_process_that_loads_it(changed, monkeypatch):
     plain = ECA()
     pickled = pickle.dumps(convert(copy.deepcopy(plain)))
     monkeypatch.setattr(ECA, changed, lambda self, x: 3 * x)
@@ -181,7 +181,7 @@ def test_a_pickle_made_after_a_patch_runs_the_patch(monkeypatch):
     assert torch.equal(pickle.loads(pickle.dumps(m))(X), 3 * X)
 
 
-def test_a_profiler_goes_on():
+def test_a_profiler_keeps_running():
     def before() -> None:
         pass
 
@@ -197,7 +197,7 @@ def test_a_profiler_goes_on():
     assert {"before", "after"} <= names
 
 
-def test_a_profile_function_goes_on():
+def test_a_profile_function_stays_set():
     seen = []
 
     def profile(frame, event, argument):
@@ -212,12 +212,12 @@ def test_a_profile_function_goes_on():
 
 
 def interrupted(module: nn.Module, mixin: type, *_: object) -> None:
-    """``swap`` as far as it comes."""
+    """``swap``, interrupted halfway."""
     module.__class__ = swap.derived(mixin, type(module))
     raise KeyboardInterrupt
 
 
-def test_an_interrupted_swap_leaves_what_works(monkeypatch):
+def test_a_module_works_after_an_interrupted_swap(monkeypatch):
     m = ECA()
     expected = m(X)
     with pytest.raises(KeyboardInterrupt):
@@ -231,7 +231,7 @@ def test_an_interrupted_swap_leaves_what_works(monkeypatch):
     assert type(m) is ECA and "_eca_cuda" not in vars(m) and torch.equal(m(X), expected)
 
 
-def test_an_interrupted_restore_leaves_what_works():
+def test_a_module_works_after_an_interrupted_restore():
     m = ECA()
     expected = m(X)
     convert(m)

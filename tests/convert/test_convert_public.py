@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What public code calls channel attention computes the same after ``convert``, and does nothing that it did not do."""
+"""Channel attention from public code computes the same after ``convert``, without new side effects."""
 
 import copy
 import math
@@ -53,7 +53,7 @@ def make(case: Case, n: int, size: tuple[int, ...], dtype: torch.dtype, kind: st
 
 
 def seen(layer: nn.Module, x: Tensor, wants_grad: bool) -> dict[str, Any]:
-    """All that a caller can see of a call."""
+    """Everything that a caller can see of a call."""
     x = x.clone(memory_format=torch.preserve_format).requires_grad_(wants_grad)
     given = x * 1 if wants_grad else x  # a forward may write into it
     layer.zero_grad()
@@ -73,13 +73,15 @@ def seen(layer: nn.Module, x: Tensor, wants_grad: bool) -> dict[str, Any]:
     result |= {f"buffer {name}": b.clone() for name, b in layer.named_buffers()}
     attributes = [vars(m) for m in layer.modules()]
     result["attributes"] = [sorted(names.keys() - {"_eca_cuda"}) for names in attributes]
-    strides = [stride for stride, size in zip(y.stride(), y.shape, strict=True) if size > 1]  # others mean nothing
+    strides = [
+        stride for stride, size in zip(y.stride(), y.shape, strict=True) if size > 1
+    ]  # strides of size-1 dimensions mean nothing
     return result | {"meta": (type(returned), y.dtype, y.shape, strides, y.requires_grad, y is given, y.is_leaf)}
 
 
 def check(case: Case, ours: nn.Module, theirs: nn.Module, x: Tensor, wants_grad: bool) -> None:
     a, b = seen(ours, x, wants_grad), seen(theirs, x, wants_grad)
-    if "error" in b:  # for half without weights of half, say: nothing to compare with
+    if "error" in b:  # for example half x with float32 weights: nothing to compare
         return
     assert a.keys() == b.keys()
     assert a.pop("meta") == b.pop("meta")
@@ -88,7 +90,7 @@ def check(case: Case, ours: nn.Module, theirs: nn.Module, x: Tensor, wants_grad:
         for name, value in b.items():
             torch.testing.assert_close(a[name], value, rtol=0, atol=0, equal_nan=True)
         return
-    # For float64 there is no wider type: the error of float32 stands in for eager's.
+    # There is no wider type than float64, so the error of float32 is used for eager's.
     eager = seen(copy.deepcopy(theirs).float(), x.float(), wants_grad) if x.dtype == torch.float64 else b
     without_casts = (case.exact or case.make)().double()
     without_casts.load_state_dict(theirs.state_dict())
@@ -123,7 +125,7 @@ def test_it_is_fused_or_left_alone_for_the_reason_given(case):
 @each
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_what_a_caller_sees_is_the_same(case, dtype, training, capsys):
+def test_a_caller_sees_no_difference(case, dtype, training, capsys):
     ours, theirs = pair(case, dtype)
     ours.train(training)
     theirs.train(training)
@@ -141,7 +143,7 @@ def test_what_a_caller_sees_is_the_same(case, dtype, training, capsys):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["saturating", "huge", "not finite"])
 def test_values_at_the_edge(case, dtype, kind):
-    """No gradients: where values are not finite, which of them NaN reaches depends on the order of a sum."""
+    """No gradients: for non-finite values, the order of a sum decides where NaN appears."""
     ours, theirs = pair(case, dtype)
     for module in (ours, theirs):
         module.requires_grad_(False)

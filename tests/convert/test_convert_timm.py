@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""All of timm's models with ECA, converted: outputs and gradients within budget, and what timm's own tests ask.
+"""All of timm's models with ECA, converted: outputs and gradients within budget, and checks from timm's own tests.
 
-A model is made once for all tests of it; they leave it as it was.
+Each model is made once for all of its tests, which do not change it.
 """
 
 import copy
@@ -17,14 +17,14 @@ from eca_cuda.testing import used_budget
 timm = pytest.importorskip("timm")
 from timm.layers import EcaModule
 
-# What a model's own grid of positions needs: the others take 32 x 32.
+# Image sizes of models with a fixed grid of positions; the others use 32 x 32.
 SIZES = {"eca_botnext26ts_256": 128, "eca_halonext26ts": 256}
 MODELS = [name for name in timm.list_models() if "eca" in name]
-# Blocks in which the shortcut is added to the attention's output; elsewhere a gain or a convolution comes in between.
-ADDING = {"eca_vovnet39b": 2} | {name: None for name in MODELS if name.startswith("ecaresne")}  # None: all of them
+# Blocks that add the shortcut to the output of the attention; others have a gain or a convolution in between.
+ADDING = {"eca_vovnet39b": 2} | {name: None for name in MODELS if name.startswith("ecaresne")}  # None: all blocks
 
 
-def test_these_are_all_models_with_eca():
+def test_the_list_of_models_with_eca_is_complete():
     assert len(MODELS) == 23
 
 
@@ -33,7 +33,7 @@ def size_of(name: str) -> int:
 
 
 def make_model(name: str, **options: object) -> nn.Module:
-    """With random weights; gains and biases that timm starts at zero would hide the branch with the attention."""
+    """A model with random weights: gains and biases that timm initialises to zero would hide the attention."""
     torch.manual_seed(0)
     sized = {"img_size": size_of(name)} if "botnext" in name else {}
     model = timm.create_model(name, **sized, **options)
@@ -46,7 +46,7 @@ def make_model(name: str, **options: object) -> nn.Module:
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    """Not converted, in eval mode, with ten classes."""
+    """An unconverted model in eval mode, with ten classes."""
     return make_model(request.param, num_classes=10).eval()
 
 
@@ -57,7 +57,7 @@ def name(model: nn.Module, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def converted(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` until the test ends."""
+    """``model``, converted until the test ends."""
     yield convert(model, fuse_residual=True)
     revert(model)
 
@@ -72,9 +72,9 @@ def results(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_model(model: nn.Module, images: Tensor, **options: bool) -> None:
-    """Converts ``model``. Of eager's error two draws count, as in ``eca_cuda.testing``: without oneDNN if need be."""
+    """Convert ``model`` and compare it with eager, whose error is measured again without oneDNN if the budget fails."""
     exact = dict(results(model.double(), images.double()))
-    model.float()  # Its own numbers again: float64 holds them all
+    model.float()  # float64 holds all float32 values exactly
     eager, other = dict(results(model, images)), None
     ours = dict(results(convert(model, **options), images))
     for name, result in ours.items():
@@ -103,7 +103,7 @@ def test_outputs_and_gradients_are_within_budget(model, name):
 
 
 def test_a_training_step_reaches_every_parameter(converted, name):
-    """In training mode, with whatever drop-path and dropout the model has."""
+    """In training mode, with the model's drop-path and dropout."""
     size = size_of(name)
     y = converted.train()(torch.randn(2, 3, size, size))
     grads = torch.autograd.grad(y.square().sum(), list(converted.parameters()))
@@ -112,8 +112,8 @@ def test_a_training_step_reaches_every_parameter(converted, name):
     assert all(grad.isfinite().all() and grad.count_nonzero() for grad in grads)
 
 
-def test_features_and_heads_are_what_the_configuration_says(converted, name):
-    """Of a copy, as heads are replaced: unpooled features, intermediate ones, other classifiers, pooling turned off."""
+def test_features_and_heads_match_the_configuration(converted, name):
+    """On a copy, as heads are replaced: unpooled and intermediate features, other classifiers, no pooling."""
     model, size = copy.deepcopy(converted), size_of(name)
     x, config = torch.randn(2, 3, size, size), model.default_cfg
     side = size * config["pool_size"][0] // config["input_size"][1]
@@ -136,7 +136,7 @@ def test_features_and_heads_are_what_the_configuration_says(converted, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_features_only_gives_the_same_features(name):
-    """In float64, where converted and not agree far beyond what another error would leave."""
+    """In float64, where rounding is far smaller than any other error."""
     model, size = make_model(name, features_only=True).eval().double(), size_of(name)
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_features_only_gives_the_same_features(name):
 def test_training_updates_batch_norm_alike(options):
     """In training mode, with batch statistics; drop-path is off.
 
-    Gradients are compared in float64: in float32 one of a million ReLUs is at another side of zero, in eager mode, too.
+    Gradients are compared in float64: in float32 one of a million ReLUs may switch, in eager mode too.
     """
     before = make_model("ecaresnet26t", num_classes=10).train()
     images = torch.randn(8, 3, 64, 64)

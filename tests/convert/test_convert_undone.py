@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``convert`` does all or nothing, ``revert`` leaves no trace, and no module, however odd, stops or breaks either."""
+"""``convert`` does all or nothing, ``revert`` leaves no trace, and unusual modules break neither."""
 
 import gc
 import sys
@@ -58,7 +58,7 @@ def test_a_class_is_freed_after_revert_and_has_no_subclass():
     assert reference() is None
 
 
-def test_a_class_that_registers_or_refuses_subclasses_does_not_hear_of_ours():
+def test_a_class_that_registers_or_refuses_subclasses_is_not_notified():
     heard = []
 
     class Registers(eca_layer):
@@ -87,7 +87,7 @@ def test_a_metaclass_that_refuses_is_a_reason():
 
 
 @pytest.mark.filterwarnings("ignore:convert. no attention")
-def test_an_attribute_of_our_name_is_kept():
+def test_an_attribute_with_the_name_of_the_state_is_kept():
     module = eca_layer(16)
     module._eca_cuda = "mine"
     convert(module)
@@ -100,7 +100,7 @@ class NamesItResidual(eca_layer):
         return super().forward(residual)
 
 
-def test_an_argument_called_as_ours_is_its_own():
+def test_an_argument_named_like_an_option_is_the_modules_own():
     x = make_x((2, 16, 5, 6))
     module = NamesItResidual(16)
     expected = module(x)
@@ -119,7 +119,7 @@ class HoldsItsParent(eca_layer):
 
 
 @pytest.mark.filterwarnings("ignore:convert. no attention")
-def test_a_module_that_holds_its_parent_is_no_endless_recursion():
+def test_a_module_that_holds_its_parent_causes_no_endless_recursion():
     parent = nn.Module()
     parent.eca = HoldsItsParent(parent)
     before = sys.getrecursionlimit()
@@ -151,7 +151,7 @@ def test_a_default_dtype_of_the_user_stays():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:convert. no attention")
-def test_torchscript_is_called_torchscript():
+def test_torchscript_is_left_alone_as_torchscript():
     traced = torch.jit.trace(eca_layer(16), make_x((2, 16, 5, 6)))
     model = nn.Sequential(traced)
     convert(model)
@@ -168,7 +168,7 @@ def test_scripting_says_to_revert():
     torch.jit.script(revert(model))
 
 
-def test_a_default_device_is_none_of_the_trials():
+def test_a_default_device_does_not_affect_the_trial():
     module = eca_layer(16)
     torch.set_default_device("meta")
     try:
@@ -178,7 +178,7 @@ def test_a_default_device_is_none_of_the_trials():
 
 
 class Settings(dict):
-    """Whose attributes are its entries, and nothing else."""
+    """A dict with its entries as attributes, and no others."""
 
     def __getattr__(self, name):
         return self[name]
@@ -212,6 +212,6 @@ def test_what_is_not_equal_to_itself_is_a_reason():
     assert finding.detail == "its forward reads limit, a float, whose changes cannot be detected"
 
 
-def test_a_trace_does_not_mind_an_exported_method():
+def test_a_trace_works_with_an_exported_method():
     module, x = convert(Exports(16)), make_x((2, 16, 3, 3))
     torch.testing.assert_close(torch.jit.trace(module, x)(x), module(x))

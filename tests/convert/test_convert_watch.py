@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""After ``convert``, what is done to an attention or in it acts as on any other: its own forward runs, and says why."""
+"""Changes to converted attention after ``convert`` take effect: its own forward runs, and the report says why."""
 
 import copy
 import pickle
@@ -65,7 +65,7 @@ class InASequential(nn.Module):
 
 
 class Growing(ECA):
-    """What may come later: modules in a list, a child, a parameter, a buffer, parameters in a list."""
+    """Has places for later additions: a list of modules, a child, a parameter, a buffer, a list of parameters."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ class Growing(ECA):
 
 
 class Tied(nn.Module):
-    """One convolution and one activation under two names, of which the second is called."""
+    """A convolution and an activation with two names each; the forward uses the second."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ class Tied(nn.Module):
 
 
 def emptied(m: nn.Module) -> None:
-    """As people take all hooks away; then there is one again."""
+    """Removes all hooks by replacing the dict, then adds one."""
     m.act._forward_hooks = type(m.act._forward_hooks)()
     m(make_x((2, 16, 5, 6), torch.float64))
     m.act.register_forward_hook(lambda m, x, y: 2 * y)
@@ -118,7 +118,7 @@ def regrown(m: nn.Module) -> None:
 
 
 class LowRank(nn.Module):
-    """An adapter around a layer, as PEFT's: it goes on having a weight."""
+    """An adapter around a layer, like PEFT's, with a weight attribute."""
 
     def __init__(self, layer: nn.Conv1d):
         super().__init__()
@@ -152,7 +152,7 @@ def hooking(path: str, kind: str, hook: Callable) -> Callable[[nn.Module], None]
     return lambda m: getattr(m.get_submodule(path), f"register_{kind}")(hook)
 
 
-# what is done to the module, and a part of what the report says then
+# name -> (module, change, part of the report afterwards)
 CHANGES = {
     "another activation": (ECA, replacing("act", lambda _: nn.Hardsigmoid()), "act is a Hardsigmoid, not a Sigmoid"),
     "another pooling": (ECA, replacing("pool", lambda _: nn.AdaptiveMaxPool2d(1)), "pool is a AdaptiveMaxPool2d"),
@@ -235,7 +235,7 @@ def results(m: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("make, change, reason", CHANGES.values(), ids=CHANGES)
-def test_what_is_changed_later_acts_as_on_any_other(make, change, reason):
+def test_a_later_change_takes_effect(make, change, reason):
     torch.manual_seed(0)
     plain, x = make().double(), make_x((2, 16, 5, 6), torch.float64)
     converted = convert(copy.deepcopy(plain))
@@ -252,7 +252,7 @@ def test_what_is_changed_later_acts_as_on_any_other(make, change, reason):
     torch.testing.assert_close(results(converted, x), results(plain, x), rtol=0, atol=0)
 
 
-def test_what_is_undone_is_fused_again():
+def test_a_module_is_fused_again_after_a_change_is_undone():
     m = convert(annealed())
     m.own = 2.0
     assert conversion_report(m).attention[0].status == "left alone"
@@ -264,14 +264,14 @@ def test_what_is_undone_is_fused_again():
     assert conversion_report(m).attention[0].status == "fused"
 
 
-def test_an_equal_module_in_another_ones_place_stays_fused():
+def test_replacing_a_submodule_by_an_equal_one_keeps_it_fused():
     m, x = convert(ECA()), make_x((2, 16, 5, 6))
     m.conv, m.act = nn.Conv1d(1, 1, 3, padding=1, bias=False), nn.Sigmoid()
     assert conversion_report(m).attention[0].status == "fused"
     torch.testing.assert_close(m(x), eca_cuda.eca(x, m.conv.weight))
 
 
-def test_converting_again_looks_again():
+def test_converting_again_tries_the_module_again():
     m = convert(ECA())
     parametrizations.weight_norm(m.conv)
     assert conversion_report(m).attention[0].status == "could be fused"
@@ -279,19 +279,19 @@ def test_converting_again_looks_again():
     assert type(revert(m)) is ECA
 
 
-def test_a_class_patched_later_acts(monkeypatch):
+def test_a_later_patch_of_a_class_takes_effect(monkeypatch):
     m, x = convert(ECA()), make_x((2, 16, 5, 6))
     monkeypatch.setattr(ECA, "forward", lambda self, x: 3 * x)
     assert torch.equal(m(x), 3 * x) and "forward was replaced" in conversion_report(m).attention[0].detail
 
 
-def test_a_method_patched_later_acts(monkeypatch):
+def test_a_later_patch_of_a_method_takes_effect(monkeypatch):
     m, x = convert(ECA()), make_x((2, 16, 5, 6))
     monkeypatch.setattr(ECA, "gate", lambda self, x: 3)
     assert torch.equal(m(x), 3 * x) and "gate was replaced" in conversion_report(m).attention[0].detail
 
 
-def test_a_global_changed_later_acts(monkeypatch):
+def test_a_later_change_of_a_global_takes_effect(monkeypatch):
     m, x = OfAGlobal(), make_x((2, 16, 5, 6))
     converted = convert(copy.deepcopy(m))
     assert isinstance(converted, FusedAttention)
@@ -299,7 +299,7 @@ def test_a_global_changed_later_acts(monkeypatch):
     assert torch.equal(converted(x), m(x)) and "TAU is 5.0" in conversion_report(converted).attention[0].detail
 
 
-def test_a_base_class_patched_later_acts(monkeypatch):
+def test_a_later_patch_of_a_base_class_takes_effect(monkeypatch):
     class Derived(ECA):
         pass
 
@@ -317,7 +317,7 @@ def test_weights_that_torch_recomputes_stay_fused():
     torch.testing.assert_close(results(converted, x), results(plain, x))
 
 
-def test_copies_and_pickles_watch_over_their_own_modules():
+def test_copies_and_pickles_watch_their_own_modules():
     m, x = convert(InASequential()), make_x((2, 16, 5, 6))
     for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
         assert torch.equal(other(x), m(x))
@@ -326,13 +326,13 @@ def test_copies_and_pickles_watch_over_their_own_modules():
         assert conversion_report(m).attention[0].status == "fused"
 
 
-def test_a_copy_made_after_a_patch_is_not_taken_in(monkeypatch):
+def test_a_copy_made_after_a_patch_runs_the_patch(monkeypatch):
     m, x = convert(ECA()), make_x((2, 16, 5, 6))
     monkeypatch.setattr(ECA, "forward", lambda self, x: 3 * x)
     assert torch.equal(copy.deepcopy(m)(x), 3 * x)
 
 
-def test_compiled_code_follows():
+def test_compiled_code_follows_changes():
     torch.compiler.reset()
     plain, x = annealed().eval(), make_x((2, 16, 5, 6))
     m = convert(copy.deepcopy(plain))

@@ -73,7 +73,7 @@ FUSED = {
     "without running statistics": lambda: Block(plain, bn=nn.BatchNorm2d(C, track_running_stats=False)),
     "cumulative average": lambda: Block(plain, bn=nn.BatchNorm2d(C, momentum=None, eps=0.1)),
 }
-# Where the output of one attention does not go to an addition, and how many calls there are.
+# Blocks where one attention is not followed by an addition, and blocks with two attentions.
 WITHOUT_RESIDUAL, TWO = {"pre-activation"}, {"pre-activation", "two blocks in one"}
 every_block = pytest.mark.parametrize("name", FUSED)
 every_way = pytest.mark.parametrize("residual", [True, False])
@@ -92,7 +92,7 @@ def prepared(block: nn.Module) -> nn.Module:
 
 
 def fused(block: nn.Module, residual: bool = True) -> nn.Module:
-    """A copy with the norm in the attention's call."""
+    """A copy in which the attention's call includes the norm."""
     made = convert(copy.deepcopy(block), fuse_norm=True, fuse_residual=residual)
     assert isinstance(made, FusedBlock) and made._eca_cuda.found.norm
     return made
@@ -104,7 +104,7 @@ def calls(monkeypatch) -> list[dict]:
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """The options of each call of ``batch_norm_eca`` that is not refused, from now on."""
+    """Records the options of each call of ``batch_norm_eca`` that is not refused."""
     made, original = [], eca_cuda.functional.batch_norm_eca
 
     def called(*args: Any, **options: Any) -> Tensor:
@@ -155,7 +155,7 @@ def test_nothing_but_the_forward_changes_and_revert_is_exact(name, residual):
 @pytest.mark.parametrize("first", ["fuse_residual", "fuse_norm"])
 @pytest.mark.parametrize("both", [True, False])
 def test_converting_again_with_another_option_fuses_more(first, both, calls):
-    """``both``: asking for the two; what is fused already stays so anyway."""
+    """``both``: request both options; otherwise only the new one, and the first stays fused."""
     block, x = prepared(Official()), make_x((2, C, 5, 5))
     expected = copy.deepcopy(block)(x)
     convert(block, **{first: True})
@@ -252,7 +252,7 @@ LEFT_ALONE = {
 
 @pytest.mark.parametrize("make, reason", LEFT_ALONE.values(), ids=LEFT_ALONE)
 def test_norms_are_left_alone_where_it_is_not_safe(make, reason):
-    """And the residual is fused as it would be without."""
+    """The residual is fused as without ``fuse_norm``."""
     block = make()
     alone, both = convert(copy.deepcopy(block), fuse_norm=True), copy.deepcopy(block)
     convert(both, fuse_norm=True, fuse_residual=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is done to a batch norm after ``convert(model, fuse_norm=True)``, or around it, acts as on any other."""
+"""Changes to or around a batch norm after ``convert(model, fuse_norm=True)`` take effect."""
 
 import copy
 from collections.abc import Callable
@@ -21,10 +21,10 @@ X = make_x((4, C, 5, 6), torch.float64)
 
 
 def behaviour(block: nn.Module, x: Tensor = X, seen: Any = ()) -> list[Any]:
-    """What two calls return or raise, as the block is and then in evaluation, with gradients, and what they leave."""
+    """The results or errors, gradients and state of two calls: first in the block's mode, then in evaluation."""
     found: list[Any] = []
     for training in (block.training, False):
-        block.training = training  # of the block alone: its norm may be frozen
+        block.training = training  # only of the block: its norm may be frozen
         for m in block.modules():
             if not training:
                 m.training = False
@@ -107,11 +107,11 @@ def parametrized(block: nn.Module, seen: list) -> None:
 
 
 def tied(block: nn.Module, seen: list) -> None:
-    """The shortcut's norm is this one from now on, so that its statistics depend on the order of the two."""
+    """Make the shortcut's norm the same module, so that its statistics depend on the order of the two calls."""
     block.downsample[1] = block.bn2
 
 
-# What is done, and whether the norm goes on to be part of the call.
+# name -> (change, whether the norm stays part of the call)
 LATER = {
     "nothing": (lambda block, seen: None, True),
     "frozen": (frozen, True),
@@ -141,7 +141,7 @@ LATER = {
     "a forward on the instance": (wrapped, False),
     "pruned": (pruned, False),
     "parametrized": (parametrized, False),
-    "tied": (tied, None),  # whether, depends on which of the two then runs first
+    "tied": (tied, None),  # depends on which of the two runs first
 }
 
 
@@ -150,8 +150,8 @@ RAISES = ("one statistic", "weights of another dtype", "weights of another shape
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("name", LATER)
-def test_what_is_done_to_a_norm_later_acts_as_on_any_other(name, residual, calls):
-    """Where it raises, it does so after the shortcut's norm has counted: that block has none."""
+def test_a_later_change_of_a_norm_takes_effect(name, residual, calls):
+    """Changes that raise do so after the shortcut's norm has counted, so their block has none."""
     change, goes_on = LATER[name]
     block = prepared(Official(downsample=name not in RAISES)).double()
     made, found = fused(block, residual), []
@@ -166,7 +166,7 @@ def test_what_is_done_to_a_norm_later_acts_as_on_any_other(name, residual, calls
 
 
 @pytest.mark.parametrize("change", ["hook", "replaced", "appended"])
-def test_what_is_done_around_a_norm_acts(change):
+def test_a_later_change_around_a_norm_takes_effect(change):
     block = Block(in_a_sequential, left=left(), bn=None).double()
     made, found = fused(block), []
     for m in (block, made):
@@ -210,7 +210,7 @@ INSIDE = {
 
 @pytest.mark.parametrize("make", [Official, own_layer])
 @pytest.mark.parametrize("change", INSIDE.values(), ids=INSIDE)
-def test_what_is_done_inside_the_attention_acts(make, change, calls):
+def test_a_later_change_inside_the_attention_takes_effect(make, change, calls):
     block = prepared(make()).double()
     made, found = fused(block), []
     for m in (block, made):
@@ -220,7 +220,7 @@ def test_what_is_done_inside_the_attention_acts(make, change, calls):
     assert bool(calls) == (change not in (INSIDE["a hook"], INSIDE["a forward on the instance"]))
 
 
-def test_its_class_patched_later_acts_and_the_report_says_so(monkeypatch, calls):
+def test_a_later_patch_of_its_class_takes_effect_and_the_report_says_so(monkeypatch, calls):
     made = fused(Official())
     monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: 3 * x)
     with torch.no_grad():

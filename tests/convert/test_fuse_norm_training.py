@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Twenty steps of training with batch norm, attention, shortcut and ReLU in one call: as without, but for rounding.
+"""Twenty training steps with batch norm, attention, shortcut and ReLU in one call differ from eager by rounding only.
 
-What rounding makes of twenty steps is measured, in float64, on two trainings that compute the same in another order:
-with the samples of each batch in reverse, which the sums of batch norm see, and with attention fused but not the norm.
+The effect of rounding over twenty steps is measured in float64 on two trainings that sum in another order: with the
+samples of each batch reversed, and with the attention fused but not the norm.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DRAWS = 8
 
 
 def make_model(name: str) -> nn.Module:
-    """All of its blocks, but narrow; with random gains where timm starts at zero, so that all branches train."""
+    """A narrow model with all blocks, and random gains where timm starts at zero, so that all branches train."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=CLASSES, base_width=32, channels=(32, 48, 64, 96), stem_width=16)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def trained(model: nn.Module, order: Callable[[Tensor], Tensor] = lambda t: t) -
 
 
 @pytest.mark.parametrize("name, blocks", [("ecaresnet26t", 8), ("ecaresnet50d", 16)])
-def test_twenty_steps_go_as_without(name, blocks, monkeypatch):
+def test_twenty_steps_match_eager(name, blocks, monkeypatch):
     calls, original = [], eca_cuda.functional.batch_norm_eca
     monkeypatch.setattr(eca_cuda.functional, "batch_norm_eca", lambda *a, **k: calls.append(k) or original(*a, **k))
     losses, state = trained(make_model(name))

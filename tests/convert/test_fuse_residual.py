@@ -51,7 +51,7 @@ class Official(nn.Module):
 
 
 def in_torchvision() -> nn.Module:
-    """Attention put behind bn2 of torchvision's own block, inside an ``nn.Sequential``."""
+    """torchvision's block with attention after bn2, inside an ``nn.Sequential``."""
     block = resnet.BasicBlock(C, C)
     block.bn2 = nn.Sequential(block.bn2, eca_layer(C))
     return block
@@ -99,7 +99,7 @@ every_block = pytest.mark.parametrize("make", FUSED.values(), ids=FUSED)
 
 
 def randomized(block: nn.Module) -> nn.Module:
-    """Batch statistics, and gains that timm starts at zero, so that the branch matters."""
+    """Sets random statistics and gains, as timm starts gains at zero, which would hide the branch."""
     with torch.no_grad():
         for m in block.modules():
             if isinstance(m, nn.BatchNorm2d):
@@ -109,7 +109,7 @@ def randomized(block: nn.Module) -> nn.Module:
 
 def results(block: nn.Module, x: Tensor) -> dict[str, Tensor]:
     x = x.clone().requires_grad_()
-    y = block(x * 1)  # a block may change its input in place, which a leaf forbids
+    y = block(x * 1)  # not a leaf, as a block may change its input in place
     names = ["grad_x", *(name for name, _ in block.named_parameters())]
     grads = torch.autograd.grad(y, [x, *block.parameters()], make_x(y.shape, seed=2).to(y.dtype))
     return {"y": y.detach()} | dict(zip(names, grads, strict=True))

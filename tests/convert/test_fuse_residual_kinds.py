@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Blocks that torch.fx alone would get wrong: what they are given, what they ask for and what they do besides."""
+"""Blocks that torch.fx alone would get wrong: because of their arguments, branches or side effects."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 def same(a: nn.Module, b: nn.Module, *args: Any) -> None:
-    """Both return the same, or both raise the same."""
+    """Assert that both return the same, or raise the same."""
     results = []
     for m in (a, b):
         try:
@@ -43,7 +43,7 @@ def same(a: nn.Module, b: nn.Module, *args: Any) -> None:
         torch.testing.assert_close(first, second)
 
 
-# What a call may bring
+# Arguments of a call
 
 
 class TakesAShortcut(Block):
@@ -106,7 +106,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("make, args", GIVEN.values(), ids=GIVEN)
-def test_what_a_block_is_given_counts_as_before(make, args):
+def test_the_arguments_of_a_block_matter_as_before(make, args):
     block = make()
     same(convert(copy.deepcopy(block), fuse_residual=True), block, *args)
 
@@ -181,7 +181,7 @@ def test_a_block_that_switches_modes_is_left_alone(make, reason):
     assert (y.dtype, y.requires_grad) == (expected.dtype, expected.requires_grad)
 
 
-# What torch.fx would not notice
+# What torch.fx does not notice
 
 
 class Keeps(nn.Module):
@@ -229,7 +229,7 @@ STATE = {
 
 
 @pytest.mark.parametrize("make, read", STATE.values(), ids=STATE)
-def test_what_a_forward_changes_is_changed_by_calls_and_by_nothing_else(make, read):
+def test_only_calls_change_what_a_forward_changes(make, read):
     block = make()
     plain, before = copy.deepcopy(block), read(block)
     conversion_report(block), convert(block, fuse_residual=True)
@@ -239,7 +239,7 @@ def test_what_a_forward_changes_is_changed_by_calls_and_by_nothing_else(make, re
 
 
 class DropPath(nn.Module):
-    """Draws at p = 0, too."""
+    """Draws random numbers even at p = 0."""
 
     drop_prob = 0.0
 
@@ -348,7 +348,7 @@ def test_annotations_do_not_matter(kind):
 
 
 class Settings(dict):
-    """Whose attributes are its entries, and nothing else."""
+    """A dict with its entries as attributes, and no others."""
 
     def __getattr__(self, name):
         return self[name]

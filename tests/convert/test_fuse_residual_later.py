@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is done to a fused block, or to what its forward reads, after ``convert`` acts as on any other block."""
+"""Changes to a fused block, or to what its forward reads, take effect after ``convert``."""
 
 import copy
 from collections.abc import Callable
@@ -67,7 +67,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("make, change", LATER.values(), ids=LATER)
-def test_what_is_done_to_a_fused_block_later_acts_as_on_any_other(make, change):
+def test_a_later_change_of_a_fused_block_takes_effect(make, change):
     block, x = randomized(make()).double().eval(), make_x((2, C, 5, 5), torch.float64)
     fused, results = convert(copy.deepcopy(block), fuse_residual=True), []
     for m in (block, fused):
@@ -77,7 +77,7 @@ def test_what_is_done_to_a_fused_block_later_acts_as_on_any_other(make, change):
     torch.testing.assert_close(*results)
 
 
-def test_a_global_that_it_read_acts_and_the_report_says_so(monkeypatch):
+def test_a_later_change_of_a_global_takes_effect_and_the_report_says_so(monkeypatch):
     block, x = randomized(Scaled()).eval(), make_x((2, C, 5, 5))
     fused = convert(copy.deepcopy(block), fuse_residual=True)
     torch.testing.assert_close(fused(x), block(x))
@@ -87,7 +87,7 @@ def test_a_global_that_it_read_acts_and_the_report_says_so(monkeypatch):
     assert "GAIN is 2.0" in conversion_report(fused).residual[0].detail
 
 
-def test_a_block_patched_later_acts(monkeypatch):
+def test_a_later_patch_of_a_block_takes_effect(monkeypatch):
     block, x = convert(Scaled(), fuse_residual=True), make_x((2, C, 5, 5))
     assert isinstance(block, FusedBlock)
     monkeypatch.setattr(Scaled, "forward", lambda self, x: 3 * x)
@@ -273,7 +273,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("make, change", CHANGED.values(), ids=CHANGED)
-def test_what_is_changed_in_its_structure_acts_and_converting_again_is_right(make, change):
+def test_a_later_change_of_structure_takes_effect_and_converting_again_is_right(make, change):
     block = randomized(make()).double().eval()
     fused = convert(copy.deepcopy(block), fuse_residual=True)
     assert isinstance(fused, FusedBlock)
@@ -286,7 +286,7 @@ def test_what_is_changed_in_its_structure_acts_and_converting_again_is_right(mak
     assert type(fused) is type(block)
 
 
-def test_converting_once_more_looks_at_what_is_there_now():
+def test_converting_again_uses_the_current_state():
     block = convert(HasPlaces(), fuse_residual=True)
     first = type(block)
     block.gain = nn.Parameter(torch.ones(1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the tests of the Inductor pass share: the pass switched on, and what it makes of a model's graph."""
+"""Shared by the tests of the Inductor pass: fixtures that enable it, and the graph of a model after it."""
 
 import copy
 import re
@@ -20,7 +20,7 @@ def enabled() -> Iterator[None]:
     torch.compiler.reset()
     counters.clear()
     inductor.enable()
-    with fresh_cache():  # what an earlier run has compiled would hide the pass
+    with fresh_cache():  # otherwise results of an earlier run would hide the pass
         yield
     inductor.disable()
     torch.compiler.reset()
@@ -29,7 +29,7 @@ def enabled() -> Iterator[None]:
 def graph_after_the_pass(
     model: Callable[..., Any], *args: Tensor, dynamic: bool = False, tolerance: float = 1e-5
 ) -> torch.fx.GraphModule:
-    """What Inductor goes on with; run as it is, it must give what ``model`` gives."""
+    """The graph that Inductor gets after the pass. Run directly, it must give the results of ``model``."""
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def graph_after_the_pass(
         graphs.append(graph)
         return graph.forward
 
-    expected = copy.deepcopy(model)(*(t.clone() for t in args))  # a norm's statistics are then as before
+    expected = copy.deepcopy(model)(*(t.clone() for t in args))  # a copy, to keep the statistics of norms
     results = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*(t.clone() for t in args))
     torch.testing.assert_close(results, expected, rtol=tolerance, atol=tolerance)
     return graphs[0]
@@ -51,7 +51,7 @@ def calls(graph: torch.fx.GraphModule) -> list[str]:
 
 
 def check_training(model: nn.Module, x: Tensor, layers: int) -> None:
-    """Through Inductor, so many fused operators forward and backward give eager's output and gradients."""
+    """Assert that Inductor runs this many fused operators forward and backward, with eager's output and gradients."""
 
     def results(y: Tensor) -> list[Any]:
         grads = [p.grad for p in model.parameters()]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Under autocast the dtype of x decides: y has it, gates stay in float32, parameters may be float32 or of any half.
+"""Under autocast y has the dtype of x, gates stay in float32, parameters may be float32 or either half dtype.
 
-Where x has autocast's dtype or float32, that is eager's dtype too. Eager turns one kind of half under autocast to the
-other into float32, and refuses float64; here both keep their dtype.
+For x in float32 or autocast's dtype, that is eager's dtype too. Under autocast to one half dtype, eager converts the
+other one to float32, and refuses float64; here both keep their dtype.
 """
 
 import originals
@@ -42,10 +42,10 @@ def test_autocast_changes_nothing(case, dtype, autocast, device):
 @pytest.mark.parametrize("dtype", [torch.float32, None], ids=["float32", "same-half"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_the_dtype_under_autocast_is_eagers(case, dtype, autocast, device):
-    """Eager: what the original layer gives, run with the same x under the same autocast.
+    """Eager is the original layer, run with the same x under the same autocast.
 
-    But for a half x on a GPU: there autocast computes the softmax and the sums of the two variants in float32, and
-    eager's y stays so (seen on an H200, torch 2.11). Ours has x's dtype.
+    Exception: for a half x on a GPU, autocast computes the softmax and the sums of two variants in float32, so eager's
+    y is float32 (seen on an H200, torch 2.11). The fused y has the dtype of x.
     """
     x = make_x(SHAPE, dtype or autocast, device=device)
     name = case.variant.module.__name__
@@ -59,7 +59,7 @@ def test_the_dtype_under_autocast_is_eagers(case, dtype, autocast, device):
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_training_under_autocast_gives_float32_gradients(case, device):
-    """A half map from a convolution before the layer, float32 master weights, one backward outside of autocast."""
+    """A half map from a convolution, float32 master weights, and a backward pass outside of autocast."""
     model = nn.Sequential(nn.Conv2d(3, 20, 3), case.variant.module(20), nn.Conv2d(20, 4, 1)).to(device)
     with torch.autocast(device, dtype=torch.bfloat16):
         y = model(make_x((2, 3, 9, 9), device=device))
@@ -75,7 +75,7 @@ def test_training_under_autocast_gives_float32_gradients(case, device):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_half_parameters_go_with_every_map(case, dtype, parameter_dtype, autocast, device):
-    """What autocast makes float32 before the layer in a model of half precision: the bits of float32 parameters."""
+    """Half parameters give the bits of the same values in float32, also for float32 maps under autocast."""
     x, parameters = case.inputs(SHAPE, dtype, device=device, parameter_dtype=parameter_dtype)
     grad_y = make_x(SHAPE, dtype, seed=3, device=device)
 
@@ -111,7 +111,7 @@ def test_half_parameters_go_with_float32_maps_in_every_path(mode):
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_composite_paths_ignore_autocast_too(case, device):
-    """Second order and torch.func run operators that autocast knows: the same bits as without."""
+    """Second derivatives and torch.func run operators of torch that autocast affects; the bits must not change."""
     x, parameters = inputs(case, torch.bfloat16, device)
     grad_y = make_x(SHAPE, torch.bfloat16, seed=3, device=device)
 

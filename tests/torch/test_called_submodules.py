@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A layer whose submodules are not what it made calls them, and then computes what it did; else it never does."""
+"""A layer calls its submodules if they were changed or replaced; otherwise it never calls them."""
 
 import copy
 from functools import partial
@@ -31,7 +31,7 @@ def compiled_anew() -> None:
 
 
 class Other(nn.Module):
-    """What an adapter is: another class around the module."""
+    """A stand-in for an adapter: another class around the module."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def maps(*shape: int) -> tuple[Tensor, Tensor]:
     return make_x(shape), make_x(shape, seed=2)
 
 
-# Fused where nothing was changed: what follows would otherwise show nothing.
+# Unchanged layers are fused, or the following tests would show nothing.
 
 
 @layers
@@ -68,7 +68,7 @@ def test_a_plain_layer_never_calls_them(make, monkeypatch):
 
 
 @pytest.mark.parametrize("make, path", PATHS)
-def test_what_replaces_a_submodule_is_called(make, path):
+def test_a_replaced_submodule_is_called(make, path):
     layer, (x, residual) = make(), maps(2, C, 3, 5)
     model = replaced(layer, path)
     torch.testing.assert_close(model(x, residual, "relu"), layer(x, residual, "relu"))
@@ -113,7 +113,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_other_options_of_a_submodule_count(change):
+def test_changed_options_of_a_submodule_take_effect(change):
     layer, x = EfficientChannelAttention(C), make_x((2, C, 3, 5))
     change(layer)
     z = layer.conv1(x.mean((2, 3)).unsqueeze(1)).squeeze(1)
@@ -131,7 +131,7 @@ def test_linear_layers_without_a_bias_and_convolutions_with_one():
     assert not torch.allclose(layer(x), expected)
 
 
-# Called layers take every argument and go through every tracer.
+# Layers that call submodules accept every argument and work with every tracer.
 
 
 @layers
@@ -173,7 +173,7 @@ def test_a_called_layer_is_compiled_traced_and_exported(make):
 
 @layers
 @pytest.mark.parametrize("how", ["forward", "hook"])
-def test_what_came_before_compile_is_compiled(make, how):
+def test_changes_made_before_compile_are_compiled(make, how):
     layer, x = make(), make_x((2, C, 3, 5))
     if how == "forward":
         layer.sigmoid.forward = torch.zeros_like
@@ -183,7 +183,7 @@ def test_what_came_before_compile_is_compiled(make, how):
     assert not torch.compile(layer, fullgraph=True, backend="aot_eager")(x).any()
 
 
-# Channels last in the shape.
+# The channels as the last dimension.
 
 
 @layers

@@ -37,7 +37,7 @@ def training_call(
     return LAYOUTS[memory](x), parameters, {"residual": residual, "grad_y": grad_y, "activation": "relu"} | case.options
 
 
-# The backend aot_eager traces all that inductor would and runs it at once; inductor itself takes one case below.
+# The backend aot_eager traces like inductor and runs the graph as it is; one case below uses inductor.
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize(
     "case, shape",
@@ -66,7 +66,7 @@ def test_compiled_inference_equals_eager(case, memory, device):
 
 
 def recorder(names: list[str]) -> Callable[..., Any]:
-    """A backend that runs the graphs as they are and writes down the operators in them."""
+    """A backend that runs the graphs as they are and records their operators."""
 
     def compiler(graph: torch.fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
         names.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
@@ -94,7 +94,7 @@ def test_graphs_hold_the_fused_operators_and_little_else(case, device):
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_dynamic_shapes_share_one_graph(case, grad, device):
-    """Per layout: batch, height and width vary, channels are the layer's."""
+    """One graph per layout, for any batch, height and width."""
     layer = case.variant.module(20).to(device)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
@@ -106,7 +106,7 @@ def test_dynamic_shapes_share_one_graph(case, grad, device):
 
 
 class Block(nn.Module):
-    """The layer in its place: after a convolution, before the addition of the shortcut and a relu."""
+    """The layer after a convolution, before the addition of the shortcut and a relu."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Block(nn.Module):
 
 
 def test_inductor_trains_a_block_as_eager_does(device):
-    """channels_last, which inductor hands on only if the operator says that it does."""
+    """channels_last, which inductor keeps only if the operator declares it."""
     model = Block(DEFAULTS[0]).to(device)
     x = channels_last(make_x(SHAPE, device=device))
     compiled = torch.compile(model, fullgraph=True)
@@ -149,8 +149,8 @@ def test_export_without_gradients_keeps_the_fused_operator_and_dynamic_shapes(ca
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
-def test_what_is_exported_with_gradients_can_be_trained(case, strict, device):
-    """The operators have no gradients of their own: what stands behind one in a program would get none."""
+def test_a_program_exported_with_gradients_can_be_trained(case, strict, device):
+    """The raw operators have no gradients: with one of them in the program, earlier parameters would get none."""
     model = nn.Sequential(nn.Conv2d(3, 20, 1), case.variant.module(20)).to(device)
     # torch 2.10 exports no convolution whose output may have more than 2^31 elements.
     free = ({0: torch.export.Dim("batch", min=1, max=64), 2: torch.export.Dim("height", min=1, max=512)},)
@@ -166,7 +166,7 @@ def test_what_is_exported_with_gradients_can_be_trained(case, strict, device):
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_a_tensor_given_twice_gets_both_gradients(case, device):
-    """``residual=x`` and tied weights: torch.compile(Function.apply)(x, x) gives too little, or is refused."""
+    """``residual=x`` and tied weights. torch.compile(Function.apply)(x, x) drops a gradient or is refused."""
     x, parameters = case.inputs(SHAPE, torch.float64, device=device)
     distinct = list({p.shape: p for p in parameters}.values())
     places = [[p.shape for p in distinct].index(p.shape) for p in parameters]
@@ -190,11 +190,11 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 }
 
 
-# One variant: all go through one door, and it is the door that is tested.
+# One variant, as all share the tested code.
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("case", DEFAULTS[:1], ids=str)
 def test_compiled_func_transforms_are_right(case, transform, device):
-    """Known to go wrong silently where a Function is traced under a transform."""
+    """Tracing a Function under a transform is known to go wrong silently."""
     x, parameters = case.inputs((2, 4, 2, 3), torch.float64, device=device)
     make = TRANSFORMS[transform]
     ours = make(lambda x: case.variant.function(x, *parameters))

@@ -49,7 +49,7 @@ def test_inline_is_within_the_error_budget_of_every_dtype_and_rank(shape, dtype,
 
 
 class Block(nn.Module):
-    """What stands around the layer in a ResNet at inference."""
+    """The layer and its neighbours in a ResNet at inference."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,12 +75,12 @@ def test_only_inline_lets_inductor_fuse_across_the_layer(mode, operators, kernel
     assert code.count("extern_kernels.convolution(") == 1
 
 
-def test_the_mode_counts_at_the_call_and_is_restored(device):
+def test_the_mode_at_the_call_counts_and_is_restored(device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(eca_cuda.EfficientChannelAttention(20).to(device), backend=counter, dynamic=True)
 
     def graphs(height: int) -> list[bool]:
-        """For every graph made so far, whether the fused operator is in it."""
+        """For every graph so far, whether it contains the fused operator."""
         with torch.no_grad():
             compiled(make_x((2, 20, height, 5), device=device))
         return [any("eca_cuda" in str(node.target) for node in graph.graph.nodes) for graph in counter.graphs]
@@ -120,8 +120,8 @@ def test_the_mode_is_restored_after_an_error_too():
     assert compiling.mode() == "auto"
 
 
-def test_a_mode_is_that_of_its_thread(device):
-    """Two threads whose blocks overlap, and a compiled layer that both call: each gets its own version of it."""
+def test_each_thread_has_its_own_mode(device):
+    """Two threads with overlapping blocks call one compiled layer: each gets its own version of it."""
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(eca_cuda.EfficientChannelAttention(20).to(device), backend=counter, fullgraph=True)
     x, steps = make_x((2, 20, 3, 5), device=device), threading.Barrier(2, timeout=120)
@@ -134,7 +134,7 @@ def test_a_mode_is_that_of_its_thread(device):
         with torch.no_grad(), eca_cuda.compile_mode(mode):
             compiled(x)
             if mode == "fused":
-                steps.wait()  # the other one enters its block after this one, and leaves it later
+                steps.wait()  # the other thread enters its block later, and leaves it later
             seen[mode].append(compiling.mode())
         steps.wait()
         seen[mode].append(compiling.mode())

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def torchrun(*arguments: object) -> str:
-    """What two processes print; AssertionError with it when one of them fails."""
+    """The output of two processes; AssertionError with that output if one fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += map(str, arguments)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -28,13 +28,13 @@ def torchrun(*arguments: object) -> str:
 
 
 def test_dtensor_ddp_and_fsdp2_for_every_option():
-    """Batch sharding keeps maps sharded, compiled too; gradients of the parameters are partial sums; second derivatives
-    are those of one process, and so are the gradients of DDP and FSDP2; nothing is imported early."""
+    """Batch sharding keeps maps sharded, compiled too; gradients of parameters are partial sums; second derivatives and
+    the gradients of DDP and FSDP2 match a single process; DTensor is not imported early."""
     assert torchrun(TESTS / "two_processes.py").count("every case is right") == 2
 
 
 def test_losses_of_two_processes_are_those_of_one():
-    """The example itself judges them by the error budget."""
+    """The example compares them by the error budget."""
     pytest.importorskip("sklearn")
     lines = torchrun(EXAMPLE, "--steps", 10).splitlines()
     assert [line.split()[0] for line in lines] == ["ddp", "fsdp2", "dtensor"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exported models run where this package is not: AOTInductor with the library alone, ONNX with plain operators."""
+"""Exported models run without this package: AOTInductor with the library alone, ONNX with plain operators."""
 
 import subprocess
 import sys
@@ -16,14 +16,14 @@ from eca_cuda.testing import make_x, used_budget
 
 SHAPE = (2, 20, 6, 5)
 OTHER_SHAPES = [(5, 20, 9, 3), (1, 20, 1, 1)]
-# Every variant and, between them, every option; "eca-circular-hard" has a bias.
+# Every variant and, together, every option; "eca-circular-hard" has a bias.
 NAMES = {"eca-circular-hard", "multi_kernel", "multi_kernel-cross-circular-hard", "bidirectional"}
 NAMES |= {"bidirectional-k5-single"}
 CHOSEN = [case for case in CASES if str(case) in NAMES]
 
 
 class Every(nn.Module):
-    """All of them on one input: one export, which is slow, shows all of them."""
+    """All cases on one input, as an export is slow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def check(results: list[Tensor], x: Tensor) -> None:
 
 
 def test_onnx_has_plain_operators_and_onnxruntime_agrees():
-    """Without a custom translation table, and with batch, height and width left open."""
+    """Without a custom translation table, with dynamic batch, height and width."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     free = {dim: torch.export.Dim(name) for dim, name in ((0, "batch"), (2, "height"), (3, "width"))}
@@ -64,7 +64,7 @@ def test_onnx_has_plain_operators_and_onnxruntime_agrees():
 
 
 def test_onnx_of_a_program_needs_plain_operators_in_it():
-    """Of an exported program the exporter takes the operators that are there; of a module it has plain ones made."""
+    """The exporter keeps the operators of an exported program; for a module it exports plain ones itself."""
     pytest.importorskip("onnxscript")
     layer, x = eca_cuda.EfficientChannelAttention(20).eval(), make_x(SHAPE)
 
@@ -92,7 +92,7 @@ assert "eca_cuda" not in sys.modules
 
 
 def test_aotinductor_package_needs_the_library_alone(tmp_path: Path):
-    """The process that loads it sees none of our Python: torch, the package and the shared library are enough."""
+    """The process that loads it has none of our Python: torch, the .pt2 package and the shared library suffice."""
     free = {dim: torch.export.Dim(name, min=1, max=64) for dim, name in ((0, "batch"), (2, "height"))}
     with torch.no_grad():
         program = torch.export.export(Every().eval(), (make_x(SHAPE),), dynamic_shapes=(free,))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``eca_cuda.inductor.enable()`` rewrites ECA in models as others write them, and nothing that only looks like it."""
+"""``eca_cuda.inductor.enable()`` rewrites ECA in other people's models, and leaves look-alikes alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ class Official(nn.Module):
 
 
 class HandWritten(nn.Module):
-    """Other ways to say it: keyword arguments, hard sigmoid, bias, three dimensions."""
+    """Another spelling: keyword arguments, hard sigmoid, bias, three dimensions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ EPILOGUES: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", EPILOGUES)
-def test_what_follows_is_taken_along_where_it_can_be(name):
+def test_a_following_addition_and_relu_are_fused_if_possible(name):
     layer, (epilogue, expected) = Official(), EPILOGUES[name]
     graph = graph_after_the_pass(lambda x, r: epilogue(layer(x), r), make_x(SHAPE), make_x(SHAPE, seed=1))
     assert sorted(calls(graph)) == sorted(expected)
@@ -123,7 +123,7 @@ def bump(x: Tensor) -> None:
     x.add_(1)
 
 
-# What writes to a tensor, besides the methods that say so by their name.
+# Writes to a tensor by other means than methods named with an underscore.
 WRITES: dict[str, Callable[[Tensor], Any]] = {
     "a custom operator": bump,
     "an overload": lambda x: torch.ops.aten.add_.Tensor(x, 1),
@@ -145,8 +145,8 @@ def test_whatever_writes_to_x_in_between_is_noticed(name):
     assert "traced_eca" not in calls(graph_after_the_pass(function, make_x(SHAPE)))
 
 
-def test_what_only_reads_in_between_is_no_hindrance():
-    """Operators called as such, one by its overload, one of which no overload writes."""
+def test_reads_in_between_are_allowed():
+    """Calls of torch.ops, one of an overload, one of a packet without a writing overload."""
     weight = torch.nn.Parameter(torch.tensor([[[0.5, -1.0, 2.0]]]))
 
     def function(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,14 +168,14 @@ def gate_spread_over_more_pixels(x: Tensor, w: Tensor) -> Tensor:
 
 
 def channels_mixed_up(x: Tensor, w: Tensor) -> Tensor:
-    """As wide as it is high and the batch as large as there are channels: every shape fits."""
+    """With H = W and N = C, so that wrong dimensions still fit."""
     x = x[:, :2]
     m = x.mean((2, 3)).transpose(0, 1).reshape(2, 1, 2)
     return x * F.conv1d(m, w, padding=1).sigmoid().view(2, 2, 1, 1)
 
 
 def gated(m: Tensor, w: Tensor, *shape: int) -> Tensor:
-    """The gate of what is pooled, in ``shape``."""
+    """The gate of the means ``m``, in ``shape``."""
     return F.conv1d(m, w, padding=1).sigmoid().view(shape)
 
 
@@ -183,7 +183,7 @@ def reflected(x: Tensor) -> Tensor:
     return F.pad(x.mean((2, 3)).unsqueeze(1), (1, 1), mode="reflect")
 
 
-# Every one of them is one detail away from what ``gate`` does.
+# Each differs from ECA in one detail.
 LOOK_ALIKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "another tensor is scaled": lambda x, w: (x + 1) * gate(x, w),
     "maximum": lambda x, w: x * gated(x.amax((2, 3))[:, None], w, 2, 8, 1, 1),
@@ -216,7 +216,7 @@ def test_look_alikes_stay_as_they_are(name):
     assert "traced_eca" not in calls(graph)
 
 
-def test_the_gate_of_the_look_alikes_is_otherwise_found():
+def test_the_gate_used_by_the_look_alikes_is_found():
     weight = torch.nn.Parameter(torch.tensor([[[0.5, -1.0, 2.0]]]))
     assert "traced_eca" in calls(graph_after_the_pass(lambda x: x * gate(x, weight), make_x(SHAPE)))
 
@@ -232,7 +232,7 @@ def trained(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> lis
 
 
 def timm_model(name: str) -> nn.Module:
-    """Zero-initialised gains would hide what stands before them."""
+    """A model without zero-initialised gains, which would hide the layers before them."""
     torch.manual_seed(0)
     model = pytest.importorskip("timm").create_model(name, num_classes=7)
     for t in (*model.parameters(), *model.buffers()):
@@ -257,7 +257,7 @@ def test_timm_models_use_it_and_compute_the_same(name, layers):
         y = torch.compile(model, backend=backend, fullgraph=True)(x.double())
     torch.testing.assert_close(y, expected)
     assert len(found) == layers
-    if name == "ecaresnet26t":  # Its bottlenecks say x = attention(x); x += shortcut; x = relu(x).
+    if name == "ecaresnet26t":  # its bottlenecks have x = attention(x); x += shortcut; x = relu(x)
         assert all(node.kwargs["residual"] and node.kwargs["activation"] == "relu" for node in found)
         assert all("running_var" in node.kwargs for node in found)  # and a batch norm before that
 
@@ -301,7 +301,7 @@ def test_autocast_regions_are_rewritten_and_half_maps_stay_half():
 
 
 def test_a_product_that_autocast_makes_wider_stays_as_it_is():
-    """The gate is of the other half, so that eager's product is float32; the operator's would not be."""
+    """The gate has the other half dtype, so eager's product is float32; the operator's would not be."""
     model, x = Official(), make_x(SHAPE, torch.bfloat16)
 
     def run(x: Tensor) -> Tensor:
@@ -312,7 +312,7 @@ def test_a_product_that_autocast_makes_wider_stays_as_it_is():
 
 
 def test_inductor_trains_with_the_fused_operator():
-    """Off until enabled; forward and backward then hold the operators, and gradients are those of eager."""
+    """Off until enabled; then forward and backward use the operators, and gradients match eager."""
     model, x = Block(), channels_last(make_x(SHAPE))
     expected = trained(model, model, x)
     inductor.disable()
@@ -327,7 +327,7 @@ def test_inductor_trains_with_the_fused_operator():
 
 
 def test_the_compile_mode_decides_what_the_rewritten_layer_becomes():
-    """Inductor keeps compiled graphs by what they were before the pass; its key must know of the mode."""
+    """Inductor caches compiled graphs by the graph before the pass, so the key must include the mode."""
     model, x = Official(), make_x(SHAPE)
     for mode, operators in (("inline", 0), ("fused", 1), ("auto", 0)):
         torch.compiler.reset()
@@ -338,8 +338,8 @@ def test_the_compile_mode_decides_what_the_rewritten_layer_becomes():
         assert "extern_kernels.convolution(" not in code
 
 
-def test_a_change_of_any_file_is_another_key_in_inductors_cache(monkeypatch):
-    """What was compiled and kept on disk before an upgrade must not be taken after it."""
+def test_a_change_of_any_file_changes_the_key_in_inductors_cache(monkeypatch):
+    """After an upgrade, results cached before it must not be used."""
     named = []
     monkeypatch.setattr(inductor, "get_hash_for_files", lambda paths: named.extend(paths) or b"")
     torch._inductor.config.pre_grad_custom_pass.uuid()

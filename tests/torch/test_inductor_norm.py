@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Inductor pass takes the batch norm in front of ECA along, where nobody can tell but by the time it takes."""
+"""The Inductor pass fuses the batch norm before ECA if that changes no result."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class OfficialBlock(nn.Module):
 def timm_block() -> nn.Module:
     resnet = pytest.importorskip("timm.models.resnet")
     block = resnet.Bottleneck(8, 2, attn_layer=pytest.importorskip("timm.layers").EcaModule)
-    nn.init.constant_(block.bn3.weight, 0.5)  # it is zero, which would hide what stands before
+    nn.init.constant_(block.bn3.weight, 0.5)  # it is zero, which would hide the layers before
     return block
 
 
@@ -48,7 +48,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {"official": (OfficialB
 
 
 def step(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
-    """The output, the gradients, and the running statistics and counts behind it."""
+    """The output, the gradients, and the running statistics and counts afterwards."""
     model.zero_grad()
     x = x.clone().requires_grad_()
     y = run(x)
@@ -57,19 +57,19 @@ def step(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> list[T
 
 
 def rewritten() -> tuple[int, int]:
-    """How many layers, and how many of them with a norm, since this was last asked."""
+    """The numbers of rewritten layers, and of those with a norm, since the last call."""
     found = counters["inductor"]["eca_cuda"], counters["inductor"]["eca_cuda_norm"]
     counters.clear()
     return found
 
 
 def compare(model: nn.Module, *xs: Tensor, is_taken_along: bool = True, **options: Any) -> None:
-    """One step for each x, then inference, give what they give in eager mode."""
+    """Assert that one step for each x, then inference, match eager mode."""
     eager, compiled = model, copy.deepcopy(model)
     run = torch.compile(compiled, **options)
     for x in xs:
         torch.testing.assert_close(step(compiled, run, x), step(eager, eager, x))
-    layers, norms = rewritten()  # Dynamo may begin anew when it finds that a number is a constant
+    layers, norms = rewritten()  # Dynamo may restart when it finds that a number is constant
     assert layers > 0 and norms == is_taken_along * layers
     eager.eval(), compiled.eval()
     with torch.no_grad():
@@ -88,11 +88,11 @@ def test_blocks_train_and_infer_as_in_eager_mode(name, layout):
     compare(block().double(), *xs)
 
 
-# Spellings: what comes before the line that they share, ``u * gate(u)``.
+# Spellings of the norm and of x; all continue with ``u * gate(u)``.
 
 
 class Spelled(nn.Module):
-    """One norm, and one ECA of what ``how`` makes of it and of x; eager's statistics are then those of the graph."""
+    """A norm and an ECA of ``how(module, x)``; the statistics afterwards are compared too."""
 
     def __init__(self, norm: nn.Module, how: Callable[["Spelled", Tensor], Any]) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Spelled(nn.Module):
 
 
 def functional(function: Callable[..., Tensor], *args: Any, **options: Any) -> Callable[[Spelled, Tensor], Tensor]:
-    """A call of ``function``; strings name tensors of the norm."""
+    """A call of ``function``; strings name attributes of the norm."""
 
     def how(m: Spelled, x: Tensor) -> Tensor:
         given = [getattr(m.norm, a) if isinstance(a, str) else a for a in args]
@@ -158,7 +158,7 @@ SPELLINGS: dict[str, tuple[Callable[[], nn.Module], Callable[[Spelled, Tensor], 
 
 
 def after_the_pass(model: nn.Module, x: Tensor, dynamic: bool = False) -> list[str]:
-    """The calls in the graph, which gives what eager mode gives, and leaves the module as that leaves it."""
+    """The calls in the graph after the pass, which must match eager mode in results and in the module's state."""
     expected = copy.deepcopy(model)
     expected(x.clone())
     graph = graph_after_the_pass(model, x, dynamic=dynamic)
@@ -175,11 +175,11 @@ def test_norms(name, dynamic):
     assert "traced_batch_norm_eca" in found and not {"batch_norm", "mul", "sigmoid"} & set(found)
 
 
-# What keeps the norm out: each has an ECA whose norm is one detail away from those above.
+# Norms that cannot be fused: each differs in one detail from those above.
 
 
 def between(act: Callable[[Spelled, Tensor, Tensor], Any]) -> Callable[[Spelled, Tensor], Any]:
-    """Something of the module, x and the norm's result is done before ECA, and returned."""
+    """Runs ``act`` on the module, x and the norm's output before ECA, and returns its result too."""
 
     def how(m: Spelled, x: Tensor) -> Any:
         u = m.norm(x)
@@ -196,7 +196,7 @@ def in_another_mode(m: Spelled, x: Tensor) -> Tensor:
 
 
 def added(view: Callable[[Tensor], Tensor]) -> Callable[[Spelled, Tensor], Tensor]:
-    """What is pooled is what is added, too."""
+    """Also adds the output of the norm."""
 
     def how(m: Spelled, x: Tensor) -> Tensor:
         u = m.norm(x)
@@ -207,7 +207,7 @@ def added(view: Callable[[Tensor], Tensor]) -> Callable[[Spelled, Tensor], Tenso
 
 
 def as_tokens(m: Spelled, x: Tensor) -> Tensor:
-    """The norm's channels come first, those of ECA last."""
+    """The norm has the channels as dimension 1, ECA as the last one."""
     u = m.norm(x)
     return u * m.conv(u.mean((1, 2)).unsqueeze(1)).sigmoid()[:, :, None]
 
@@ -225,7 +225,7 @@ def known_before(m: Spelled, x: Tensor) -> Any:
 
 
 def parameters_in_a_row(m: Spelled, x: Tensor) -> Tensor:
-    """Which ``torch.batch_norm`` takes, and ``checks.check_norm`` does not."""
+    """Accepted by ``torch.batch_norm``, and refused by ``checks.check_norm``."""
     return m.scaled(F.batch_norm(x, m.norm.running_mean, m.norm.running_var, m.norm.weight[None], training=True))
 
 
@@ -267,12 +267,12 @@ def test_dynamic_shapes():
 
 
 def test_an_average_over_all_batches_trains_as_in_eager_mode():
-    """``momentum=None`` makes Dynamo end the graph in the middle of the norm; inference knows nothing of it."""
+    """With ``momentum=None`` Dynamo breaks the graph in the middle of the norm in training."""
     xs = [make_x(SHAPE, torch.float64, seed=s) for s in range(3)]
     compare(Spelled(NORM(8, momentum=None), plain).double(), *xs, is_taken_along=False)
 
 
-def test_statistics_are_updated_where_nobody_uses_the_result():
+def test_statistics_are_updated_if_the_result_is_unused():
     model, x = Spelled(NORM(8), plain), make_x(SHAPE)
     expected = copy.deepcopy(model)
     for _ in range(2):
@@ -283,7 +283,7 @@ def test_statistics_are_updated_where_nobody_uses_the_result():
     assert model.norm.num_batches_tracked == 2
 
 
-def test_the_norm_of_a_shortcut_is_no_hindrance():
+def test_the_norm_of_a_shortcut_may_be_in_between():
     """It counts its batches between ECA and the addition."""
     found = after_the_pass(OfficialBlock(), make_x((2, 4, 6, 5)))
     assert found.count("batch_norm") == 2 and found.count("relu") == 1 and not {"mul", "iadd"} & set(found)

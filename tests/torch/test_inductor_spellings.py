@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Inductor pass on other ways to write ECA of maps: in the pool, shapes, the product, or across modules."""
+"""The Inductor pass on other spellings of ECA of maps: pools, shapes, products, and across modules."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ SHAPE = (2, 8, 6, 5)
 
 
 class Layer(nn.Module):
-    """The convolution that every spelling below has."""
+    """Holds the convolution for the spellings below."""
 
     def __init__(self, forward: Callable[[nn.Conv1d, Tensor], Tensor]) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Layer(nn.Module):
 
 
 def scaled(conv: nn.Conv1d, x: Tensor, means: Tensor) -> Tensor:
-    """By the gate of means that are ``[N, C]`` or have ones behind."""
+    """x scaled by the gate of means ``[N, C, ...]``, with further dimensions of size 1."""
     return x * conv(means.flatten(1).unsqueeze(1)).sigmoid().view(-1, 8, 1, 1)
 
 
@@ -53,13 +53,13 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name, dynamic):
     layer = Layer(lambda conv, x: scaled(conv, x, POOLS[name](x)))
-    dynamic = dynamic and name not in ("average pool", "average pool of a sequence")  # these know the size
+    dynamic = dynamic and name not in ("average pool", "average pool of a sequence")  # these need a static size
     found = calls(graph_after_the_pass(layer, make_x(SHAPE), dynamic=dynamic))
     assert set(found) - {"size", "getitem", "Size"} == {"traced_eca"} and found.count("traced_eca") == 1
 
 
 def used_for_more(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """A view of x that serves the pool and is returned: no reason to leave anything."""
+    """Pools a view of x and returns that view too, which must not prevent the rewrite."""
     t = x.flatten(2)
     return scaled(conv, x, t.mean(2)).flatten(2) + t
 
@@ -108,7 +108,7 @@ def sequential_gate() -> nn.Sequential:
 
 
 class GateInTheParent(nn.Module):
-    """A block whose attention is an ``nn.Sequential`` that gives the gate, and no module of its own."""
+    """A block whose attention is an ``nn.Sequential`` that returns the gate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class GateInTheParent(nn.Module):
 
 
 class Inline(nn.Module):
-    """ECA in the lines of a block's forward, between those of others."""
+    """ECA written out in the forward of a block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,13 +139,13 @@ class Inline(nn.Module):
 
 
 @pytest.mark.parametrize("block, function", [(GateInTheParent, "traced_batch_norm_eca"), (Inline, "traced_eca")])
-def test_what_convert_cannot_find_the_pass_does(block, function):
+def test_the_pass_finds_what_convert_cannot(block, function):
     graph = graph_after_the_pass(block(), make_x(SHAPE))
     assert not {"mul", "sigmoid", "hardsigmoid", "add", "relu", "batch_norm"} & set(calls(graph))
     assert calls(graph).count(function) == 1
 
 
-# Every one of them is one detail away from a spelling above.
+# Each differs from a spelling above in one detail.
 LOOK_ALIKES: dict[str, Callable[[nn.Conv1d, Tensor], Tensor]] = {
     "data": lambda conv, x: x * gate(conv, x.data).view(2, 8, 1, 1),
     "rows alone": lambda conv, x: scaled(conv, x, x.mean(-1)[..., 0]),

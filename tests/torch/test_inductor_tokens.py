@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Inductor pass on tokens ``[B, N, C]`` and ``[B, H, W, C]``, as transformers and metaformers hold their maps."""
+"""The Inductor pass on tokens ``[B, N, C]`` and ``[B, H, W, C]``, the maps of transformers and metaformers."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,12 @@ TOKENS, ROWS = (2, 30, 8), (2, 6, 5, 8)
 
 
 def tokens(shape: tuple[int, ...]) -> Tensor:
-    """Their channels differ in mean and in spread."""
+    """Tokens whose channels differ in mean and spread."""
     return make_x((shape[0], shape[-1], *shape[1:-1])).movedim(1, -1).contiguous()
 
 
 class Layer(nn.Module):
-    """The convolution that every spelling below has."""
+    """Holds the convolution for the spellings below."""
 
     def __init__(self, forward: Callable[[nn.Conv1d, Tensor], Tensor], **options: bool) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Layer(nn.Module):
 
 
 def pooled_as_a_sequence(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """The official layer's lines, with the tokens turned for the pool alone."""
+    """The official layer's lines, with the tokens transposed for the pool only."""
     y = F.adaptive_avg_pool1d(x.transpose(1, 2), 1)
     return x * conv(y.transpose(-1, -2)).sigmoid().expand_as(x)
 
@@ -45,7 +45,7 @@ def turned_around(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def as_a_map(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """A square of tokens, as a map and back."""
+    """A square of tokens, reshaped to a map and back."""
     n, length, c = x.shape
     x = x.transpose(1, 2).reshape(n, c, 6, length // 6)
     y = x * torch.sigmoid(conv(x.mean((2, 3)).unsqueeze(1))).view(n, c, 1, 1)
@@ -92,7 +92,7 @@ def test_spellings_become_one_call(name, dynamic):
 
 
 def square(conv: nn.Conv1d, x: Tensor, pooled: int, scaled: int) -> Tensor:
-    """Of ``[N, 8, 8]``: pools one dimension and scales along another, or the same."""
+    """For ``[N, 8, 8]``: pools one dimension and scales along another, or the same."""
     shape = [2, 1, 1]
     shape[scaled] = 8
     return x * conv(x.mean(pooled).unsqueeze(1)).sigmoid().view(shape)
@@ -100,7 +100,7 @@ def square(conv: nn.Conv1d, x: Tensor, pooled: int, scaled: int) -> Tensor:
 
 @pytest.mark.parametrize("scaled", [1, 2])
 @pytest.mark.parametrize("pooled", [1, 2])
-def test_of_a_square_the_graph_says_what_the_channels_are(pooled, scaled):
+def test_the_graph_of_a_square_tells_which_dimension_holds_the_channels(pooled, scaled):
     layer = Layer(lambda conv, x: square(conv, x, pooled, scaled))
     graph = graph_after_the_pass(layer, tokens((2, 8, 8))).graph
     found = [node.kwargs["channels_dim"] for node in graph.nodes if "channels_dim" in node.kwargs]
@@ -145,7 +145,7 @@ def into_a_buffer(conv: nn.Conv1d, x: Tensor) -> Tensor:
     return y + buffer
 
 
-# Every one of them is one detail away from what ``gate`` does.
+# Each differs from ECA in one detail.
 LOOK_ALIKES: dict[str, Callable[[nn.Conv1d, Tensor], Tensor]] = {
     "clamped": lambda conv, x: x * gate(conv, x).clamp(0.1, 0.9),
     "detached": lambda conv, x: x * gate(conv, x.detach()),
@@ -181,12 +181,12 @@ def test_look_alikes_stay_as_they_are(name):
 
 
 def test_a_dimension_that_is_a_size_is_left_alone():
-    """Dynamo keeps the call that asked for it, and what it gives is known when the graph runs."""
+    """Dynamo keeps the call that returns the size, whose value is known only at run time."""
     layer = Layer(lambda conv, x: x * conv(x.transpose(1, x.shape[0]).mean(-1)[:, None]).sigmoid())
     assert "traced_eca" not in calls(graph_after_the_pass(layer, tokens(TOKENS), dynamic=True))
 
 
-def test_the_gate_of_the_look_alikes_is_otherwise_found():
+def test_the_gate_used_by_the_look_alikes_is_found():
     graph = graph_after_the_pass(Layer(lambda conv, x: x * gate(conv, x)), tokens(TOKENS))
     assert calls(graph) == ["traced_eca"]
 
@@ -220,7 +220,7 @@ class MetaFormer(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """A block of maps whose MLP has channels last, with ECA written out between its two layers."""
+    """A block of maps whose MLP has the channels as the last dimension, with ECA written out between its two layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class ConvNeXt(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A layer of a transformer: attention, then ECA over hidden states with the addition behind it."""
+    """A layer of a transformer: attention, then ECA over hidden states and the addition."""
 
     def __init__(self) -> None:
         super().__init__()

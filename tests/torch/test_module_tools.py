@@ -101,7 +101,7 @@ def test_gradients_are_clipped(name):
     assert nn.utils.get_total_norm([p.grad for p in layer.parameters()]) <= 0.5
 
 
-# Reparametrisation: the submodules are never called, and yet what torch.nn.utils computes from their calls is used.
+# Reparametrisation: torch.nn.utils computes weights in hooks of submodules, which take effect without calling those.
 
 WITH_WEIGHTS = [
     (name, submodule) for name in NAMES for submodule, m in ours(name).named_modules() if hasattr(m, "weight")
@@ -126,12 +126,12 @@ def weight_after_a_call(m: nn.Module) -> Tensor:
 @pytest.mark.parametrize("name, submodule", WITH_WEIGHTS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated", "ignore:.*spectral_norm.* is deprecated")
 def test_reparametrised_weights_act_and_get_gradients(name, submodule, how):
-    """Against a plain layer given the recomputed weight, before and after a step of what it is computed from."""
+    """Compared with a plain layer with the recomputed weight, before and after a step of the underlying parameters."""
     layer, plain, x = ours(name), ours(name), make_x((2, 64, 3, 5))
     plain.load_state_dict(layer.state_dict())
     target = layer.get_submodule(submodule)
     REPARAMETRISATIONS[how](target)
-    layer.eval()  # In training, spectral_norm takes a step of its iteration at each call.
+    layer.eval()  # in training, spectral_norm changes its state at each call
     sources = [p for key, p in target.named_parameters() if "weight" in key]
     for _ in range(2):
         y = layer(x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The modules stand in for the originals: same arguments, initial values, state-dict keys and results."""
+"""The modules replace the originals: same arguments, initial values, state-dict keys and results."""
 
 import originals
 import pytest
@@ -13,7 +13,7 @@ from eca_cuda.variants.eca import adaptive_kernel_size
 NAMES = [variant.module.__name__ for variant in VARIANTS]
 CHANNELS = (4, 15, 64)
 
-# c < 16 gives the bidirectional network an empty hidden layer, which torch remarks upon.
+# c < 16 gives the bidirectional network an empty hidden layer, about which torch warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
 
@@ -26,7 +26,7 @@ def original(name: str, *args, **kwargs) -> nn.Module:
 
 
 def assert_same_state(a: nn.Module, b: nn.Module) -> None:
-    """The order is the one that optimizers go by."""
+    """Compares the order of parameters too, which optimizers rely on."""
     assert list(a.state_dict()) == list(b.state_dict())
     torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
 
@@ -70,7 +70,7 @@ def test_kernel_size_is_that_of_the_original(c, args):
 
 def test_kernel_sizes_on_the_channels_of_resnet50():
     assert [adaptive_kernel_size(c) for c in (256, 512, 1024, 2048)] == [5, 5, 5, 7]
-    assert adaptive_kernel_size(torch.tensor(256), 1.0, -2.0) == 5  # integers of any library; a sign that abs removes
+    assert adaptive_kernel_size(torch.tensor(256), 1.0, -2.0) == 5  # any integer type; abs removes the sign
 
 
 @pytest.mark.parametrize("c", [1, 2, 3, 4])
@@ -181,7 +181,7 @@ def test_device_and_dtype_go_to_every_parameter(name):
         ),
     ],
 )
-def test_repr_tells_channels_and_what_the_submodules_do_not(name, options, text):
+def test_repr_shows_channels_and_options_that_the_submodules_do_not(name, options, text):
     assert ours(name, 64, **options).extra_repr() == text
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whatever the package uses of torch is there: under the oldest torch too, where make test-versions runs this."""
+"""Every name of torch that the package uses exists; make test-versions runs this with the oldest torch."""
 
 import ast
 import importlib
@@ -16,11 +16,11 @@ import torch
 import eca_cuda
 
 SOURCES = sorted(Path(eca_cuda.__file__).parent.rglob("*.py"))
-GUARDED = {"_compat"}  # may name what only some versions have
+GUARDED = {"_compat"}  # it uses names that only some versions have
 
 
 def names_of_torch(tree: ast.Module) -> Iterator[str]:
-    """What is imported from torch, and every ``torch.a.b`` and ``alias.b`` in the code, as dotted names."""
+    """All imports from torch, and every ``torch.a.b`` and ``alias.b`` in the code, as dotted names."""
     aliases = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -41,7 +41,7 @@ def is_torch(module: str) -> bool:
 
 
 def resolve(name: str) -> Any:
-    """The longest part that is a module is imported: one may be hidden by a function of its name."""
+    """Imports the longest prefix that is a module, as a function of the same name may hide one."""
     parts, count = name.split("."), name.count(".") + 1
     while count > 1:
         try:
@@ -49,7 +49,7 @@ def resolve(name: str) -> Any:
             break
         except ModuleNotFoundError:
             count -= 1
-    # What a value has is not torch's: a setting may hold an object of ours.
+    # Attributes of values are not resolved: a setting may hold an object of eca_cuda.
     step: Any = lambda owner, part: getattr(owner, part) if isinstance(owner, (ModuleType, type)) else owner  # noqa: E731
     return reduce(step, parts[count:], sys.modules[".".join(parts[:count])])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The raw operators keep what they tell torch: schemas, no aliasing, no mutation, fakes that look like the results."""
+"""The raw operators do what they declare: schemas, no aliasing, no mutation, fakes that match the results."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def arguments(
     relu: bool = False,
     device: str = "cpu",
 ) -> tuple[Any, ...]:
-    """What a right call of the operator for ``direction`` gets; with ``relu``, a residual too."""
+    """Valid arguments of the operator for ``direction``; with ``relu`` also a residual."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x, parameters = case.inputs(shape, dtype, device=device, parameter_dtype=wide)
     x, residual, grad_y = (
@@ -73,7 +73,7 @@ def test_every_variant_has_three_operators():
         assert all(isinstance(op, torch._ops.OpOverload) and op.namespace == "eca_cuda" for op in variant)
 
 
-# A call is checked in four ways, one of which traces it: the options, then on one variant each the dtypes and layouts.
+# opcheck is slow, as it traces: every option first, then dtypes and layouts on one variant.
 @pytest.mark.parametrize("relu", [False, True], ids=["", "residual-relu"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -100,7 +100,7 @@ def test_opcheck_for_batch_norm(direction, training, relu, device):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_opcheck_for_no_positions(direction, device):
-    """Their means are NaN, which test_aot_dispatch_dynamic would take for a difference."""
+    """The means are NaN, which test_aot_dispatch_dynamic would report as a difference."""
     call = arguments(CASES[0], direction, shape=(2, 8, 0, 5), device=device)
     opcheck(operator(CASES[0], direction), call, test_utils=("test_schema", "test_faketensor"))
 
@@ -112,7 +112,7 @@ def test_opcheck_for_every_layout(layout, direction, device):
 
 
 def described(result: Any) -> list[tuple[Any, ...]]:
-    """All that a tracer may rely on; a dimension of size 1 has no stride, real and fake empty_like differ there."""
+    """All that a tracer may rely on. Real and fake empty_like differ in strides of size-1 dimensions, so not these."""
     tensors = result if isinstance(result, (tuple, list)) else [result]
     strides = [[t.stride(dim) for dim in range(t.dim()) if t.shape[dim] != 1] for t in tensors]
     return [(t.shape, strides.pop(0), t.dtype, t.device, t.storage_offset()) for t in tensors]
@@ -145,7 +145,7 @@ def test_results_are_new_tensors_of_the_promised_kinds(case, device):
 
 @pytest.mark.parametrize("relu", [False, True], ids=["", "residual-relu"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradients_that_nobody_asked_for_are_empty(case, relu, device):
+def test_unneeded_gradients_are_empty(case, relu, device):
     call = arguments(case, "backward", relu=relu, device=device)
     _, x, _, _, *parameters, _ = call
     grad_x, grad_residual, *grads = operator(case, "backward")(*call)
@@ -158,7 +158,7 @@ def test_gradients_that_nobody_asked_for_are_empty(case, relu, device):
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
 @pytest.mark.filterwarnings("ignore:.*autograd kernel was not registered")
 def test_raw_operators_give_no_gradient(case, direction, device):
-    """Why they are private: their output looks differentiable, and its gradient is None."""
+    """The reason why they are private: their output looks differentiable, but its gradient is None."""
     x, *rest = arguments(case, direction, device=device)
     x.requires_grad_()
     result = operator(case, direction)(x, *rest)
@@ -170,7 +170,7 @@ def test_raw_operators_give_no_gradient(case, direction, device):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_raw_operators_refuse_bad_arguments_instead_of_reading_beyond_them(direction, device):
-    """Tersely: the functions say what was wrong."""
+    """The operators' messages are short; the functions have full ones."""
     call = list(arguments(CASES[0], direction, device=device))
     weight = 4 if direction == "backward" else 1
     for bad in (torch.ones(1, 1, 4), torch.ones(5), torch.ones(1, 1, 5, dtype=torch.int64)):

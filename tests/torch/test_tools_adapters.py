@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*quantiz.*:DeprecationWarning",
 
 TARGETS = {
     "EfficientChannelAttention": ["conv1"],
-    "DynamicMultiKernelECA": ["weight_net.0"],  # LoRA refuses convolutions with groups, the original's too
+    "DynamicMultiKernelECA": ["weight_net.0"],  # LoRA refuses grouped convolutions, also in the original
     "BidirectionalECA": ["conv_forward", "conv_backward", "gate.0", "gate.2"],
 }
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Tools that count parameters and operations: those of the original, all of them."""
+"""Tools that count parameters and operations give the numbers of the original."""
 
 import pytest
 from tools import C, images, original, ours, three, ways
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Our layers take their means without nn.AdaptiveAvgPool2d, which some tools count. A sum for each element of x.
+# Our layers have no nn.AdaptiveAvgPool2d, which some tools count as one operation per element of x.
 POOLED = C * 9
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tools that hook submodules for gradients of their own: Opacus, BackPACK, captum, pytorch-grad-cam."""
+"""Tools that compute gradients with hooks on submodules: Opacus, BackPACK, captum, pytorch-grad-cam."""
 
 import copy
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_nodes_tell_their_name_and_save_tensors_only(variant, activation):
+def test_nodes_have_a_name_and_save_tensors_only(variant, activation):
     x = make_x((2, C, 4, 4)).requires_grad_()
     y = variant.function(x, *variant.make_parameters(C, torch.float32), residual=x, activation=activation)
     assert y.grad_fn.name() == type(y.grad_fn).__name__ == "_FusedBackward"
@@ -56,7 +56,7 @@ def test_a_trace_of_lengths_and_options_holds_for_other_sizes():
 
 @three
 @ways
-def test_torchscript_is_refused_and_says_what_to_do(name, way):
+def test_torchscript_is_refused_with_advice(name, way):
     model = ours(original(name), way)
     with pytest.raises((TypeError, RuntimeError), match=r"torch\.jit\.script: .*(torch\.jit\.trace|revert)"):
         torch.jit.script(model)
@@ -90,7 +90,7 @@ CHANNELS = {"conv3": 0, "conv5": 0, "conv7": 0, "weight_net.0": 1, "gate.0": 1} 
 
 @three
 def test_torch_pruning_with_a_pruner_for_the_layer(name):
-    """The one of docs/tools.md. Without one, the tool does not get through the originals of the two variants."""
+    """The pruner of docs/tools.md. Without it, the tool cannot prune the originals of two variants."""
     tp = pytest.importorskip("torch_pruning", reason="torch-pruning is not installed")
 
     class AttentionPruner(tp.BasePruningFunc):

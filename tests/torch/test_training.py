@@ -41,7 +41,7 @@ def test_activation_checkpointing_changes_no_bit(case, kind, compiled, device):
     def run(function: Run) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
         y = function(*leaves)
-        y.backward(grad_y)  # Reentrant checkpointing refuses torch.autograd.grad.
+        y.backward(grad_y)  # reentrant checkpointing refuses torch.autograd.grad
         return [y.detach(), *(t.grad for t in leaves)]
 
     checkpointed = CHECKPOINTS[kind](block)
@@ -58,7 +58,7 @@ def model(case: Case, device: str) -> nn.Module:
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_grad_scaler_unscales_skips_and_steps(case, device):
-    """float16 autocast, float32 parameters: the step is the one without scaling, and an overflow skips it."""
+    """float16 autocast, float32 parameters: scaling does not change the step, and an overflow skips it."""
     x = make_x((2, 3, 9, 9), device=device)
     stepped = []
     for enabled in (True, False):
@@ -71,7 +71,7 @@ def test_grad_scaler_unscales_skips_and_steps(case, device):
         scaler.step(optimizer)
         scaler.update()
         stepped.append([p.detach().clone() for p in network.parameters()])
-    # Scales are powers of two; only gradients that float16 can hold better when scaled differ.
+    # Scales are powers of two, so only gradients that underflow in float16 differ.
     torch.testing.assert_close(stepped[0], stepped[1], rtol=1e-2, atol=1e-3)
 
     network = model(case, device)
@@ -90,7 +90,7 @@ def test_grad_scaler_unscales_skips_and_steps(case, device):
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_a_gradient_penalty_step_is_that_of_the_reference(case, device):
-    """WGAN-GP: the loss holds the norm of the gradient by the input, and its backward goes through both."""
+    """WGAN-GP: the loss contains the norm of the gradient of the input, so backward differentiates twice."""
     x = make_x(SHAPE, torch.float64, device=device)
     stepped = []
     for function in (case.variant.function, case.variant.reference):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Models for tests of other people's tools: with our layer, or a converted one, they do what with the original."""
+"""Models for tests of third-party tools, which must work on our layers and converted ones as on the originals."""
 
 import copy
 
@@ -12,20 +12,20 @@ import eca_cuda
 from eca_cuda.testing import VARIANTS, make_x
 
 NAMES = [variant.module.__name__ for variant in VARIANTS]
-C = 16  # the fewest channels that give BidirectionalECA a hidden layer
+C = 16  # the fewest channels for which BidirectionalECA has a hidden layer
 
 three = pytest.mark.parametrize("name", NAMES)
 ways = pytest.mark.parametrize("way", ["own", "converted"])
 
 
 def original(name: str) -> nn.Module:
-    """The original between two convolutions, with a classifier behind."""
+    """The original between two convolutions, with a classifier."""
     attention = getattr(originals, name)(C)
     return nn.Sequential(nn.Conv2d(3, C, 3), attention, nn.Flatten(), nn.Linear(C * 9, 2))
 
 
 def ours(model: nn.Module, way: str, c: int = C) -> nn.Module:
-    """A copy of a model of ``original``, with our layer in it or converted."""
+    """A copy of a model from ``original``, with our layer in it or converted."""
     model = copy.deepcopy(model)
     if way == "converted":
         return eca_cuda.convert(model)
@@ -46,6 +46,6 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(model: nn.Module, expected: nn.Module, x: Tensor) -> None:
-    """The same outputs and gradients, of the same parameters."""
+    """Assert equal outputs and gradients, with the same parameters."""
     torch.testing.assert_close(model(x), expected(x))
     torch.testing.assert_close(gradients(model, x), gradients(expected, x))
