@@ -344,7 +344,7 @@ def test_a_change_of_any_file_changes_the_key_in_inductors_cache(monkeypatch):
     monkeypatch.setattr(inductor, "get_hash_for_files", lambda paths: named.extend(paths) or b"")
     torch._inductor.config.pre_grad_custom_pass.uuid()
     package = Path(eca_cuda.__file__).parent
-    assert set(named) == {str(path) for path in package.glob("*.py")} and len(named) > 20
+    assert set(named) == {str(path) for path in package.rglob("*.py")} and len(named) > 20
 
 
 def test_other_passes_are_kept_and_restored():
