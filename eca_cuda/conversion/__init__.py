@@ -130,7 +130,7 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     _check_model(model)
     found = recognise_all(model)
     attention = [_attention(path, module, answer) for path, (module, answer) in found.items()]
-    attention += [Finding(*found_in, "left alone", why) for *found_in, why in convolutions_in_blocks(model, found)]
+    attention += [Finding(path, kind, "left alone", why) for path, kind, why in convolutions_in_blocks(model, found)]
     blocks = list(_blocks(model, found, True, True))
     residual = [_block(*block, "residual", "the shortcut {} added by the attention") for block in blocks]
     norm = [_block(*block, "norm", "the batch norm {} done by the attention") for block in blocks]
