@@ -14,6 +14,7 @@
 #pragma once
 #include <array>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "gates/registry.h"
@@ -51,47 +52,57 @@ class Stack {
   int taken_ = 0, put_ = 0;
 };
 
-// The parameters of a gate, and those of batch norm before it.
-template <Variant V, bool kNorm>
-class Parameterised {
+inline const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
+
+// The parameters of a gate.
+template <Variant V>
+class Operands {
  public:
-  explicit Parameterised(Stack& stack) {
-    constexpr GateInfo kGate = info_of(V);
-    for (int i = 0; i < kGate.count; ++i) {
-      if (kGate.parameters[i].optional) {
-        tensors_[i] = stack.take<OptionalTensor>();
-      } else {
-        tensors_[i] = stack.take<Tensor>();
-      }
+  explicit Operands(Stack& stack) {
+    const GateInfo& gate = info_of(V);
+    for (int i = 0; i < gate.count; ++i) {
+      tensors_[i] = gate.parameters[i].optional ? stack.take<OptionalTensor>() : stack.take<Tensor>();
       parameters[i] = pointer(tensors_[i]);
-    }
-    if constexpr (kNorm) {
-      for (OptionalTensor& t : of_norm_) t = stack.take<OptionalTensor>();
-      norm_ = {pointer(of_norm_[0]), pointer(of_norm_[1]), pointer(of_norm_[2]), pointer(of_norm_[3]),
-               stack.take<double>()};
     }
   }
 
   ParameterList parameters{};
-  const NormTensors* norm() const { return kNorm ? &norm_ : nullptr; }
-  const OptionalTensor& norm_mean() const { return of_norm_[2]; }
-  const OptionalTensor& norm_var() const { return of_norm_[3]; }
+  const NormTensors* norm() const { return nullptr; }
+  void save(Saved*) const {}
 
  private:
-  static const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
+  OptionalTensor tensors_[kMaxParameters];
+};
 
-  OptionalTensor tensors_[kMaxParameters], of_norm_[4];
+// And those of batch norm before it.
+template <Variant V>
+class NormOperands : public Operands<V> {
+ public:
+  explicit NormOperands(Stack& stack) : Operands<V>(stack) {
+    for (OptionalTensor& t : tensors_) t = stack.take<OptionalTensor>();
+    norm_ = {pointer(tensors_[0]), pointer(tensors_[1]), pointer(tensors_[2]), pointer(tensors_[3]),
+             stack.take<double>()};
+  }
+
+  const NormTensors* norm() const { return &norm_; }
+  void save(Saved* saved) const {
+    saved->norm_mean = tensors_[2];
+    saved->norm_var = tensors_[3];
+  }
+
+ private:
+  OptionalTensor tensors_[4];
   NormTensors norm_{};
 };
 
 template <class Backend, Variant V, bool kNorm>
 struct Operators {
-  using Operands = Parameterised<V, kNorm>;
+  using Given = std::conditional_t<kNorm, NormOperands<V>, Operands<V>>;
 
   static void infer(StableIValue* values, uint64_t, uint64_t) {
     Stack stack(values);
     const auto x = stack.take<Tensor>();
-    const Operands operands(stack);
+    const Given operands(stack);
     const auto residual = stack.take<OptionalTensor>();
     const auto flags = stack.take<int64_t>();
     stack.put(Backend::forward(V, x, operands.parameters, operands.norm(), residual, flags, nullptr));
@@ -100,7 +111,7 @@ struct Operators {
   static void forward(StableIValue* values, uint64_t, uint64_t) {
     Stack stack(values);
     const auto x = stack.take<Tensor>();
-    const Operands operands(stack);
+    const Given operands(stack);
     const auto residual = stack.take<OptionalTensor>();
     const auto flags = stack.take<int64_t>();
     Saved saved;
@@ -115,9 +126,8 @@ struct Operators {
     Stack stack(values);
     const auto grad_y = stack.take<Tensor>(), x = stack.take<Tensor>();
     Saved saved{stack.take<Tensor>(), stack.take<OptionalTensor>(), {}, {}};
-    const Operands operands(stack);
-    saved.norm_mean = operands.norm_mean();
-    saved.norm_var = operands.norm_var();
+    const Given operands(stack);
+    operands.save(&saved);
     const auto flags = stack.take<int64_t>();
     for (const Tensor& gradient : Backend::backward(V, grad_y, x, saved, operands.parameters, operands.norm(), flags))
       stack.put(gradient);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L1. The executor of the gates on the CPU (gates/gate.h says what it owes them): one thread, 16 channels at a time.
+// L1. The executor of the gates on the CPU (its contract is in gates/gate.h): one thread, 16 channels at a time.
 #pragma once
 #include "reduce.h"
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L3. What the calls of operators on a GPU are made of: memory, the parameters as kernels read them, a launch that is
-// planned. Nothing here waits for the device, and memory comes from torch's caching allocator: CUDA graphs can capture
-// calls.
+// L3. The parts of an operator's call on a GPU: memory, the parameters as kernels read them, a planned launch. Nothing
+// here waits for the device, and memory comes from torch's caching allocator: CUDA graphs can capture calls.
 #pragma once
 #include <cstdlib>
 #include <type_traits>
@@ -11,7 +10,7 @@
 
 namespace eca {
 
-// Pieces of one allocation. First all are taken, then they have addresses.
+// Pieces of one allocation: take() all of them, then allocate(), then ask for their addresses.
 class Workspace {
  public:
   // An offset for at().
@@ -87,7 +86,7 @@ struct Parameters {
   if (error == cudaErrorNoKernelImageForDevice)
     what += "; this build has kernels for " ECA_CUDA_ARCHITECTURES
             ": rebuild with TORCH_CUDA_ARCH_LIST naming this device's compute capability";
-  cudaGetLastError();  // an error of ours is not to surface in somebody else's call
+  cudaGetLastError();  // clears it, so that no later call reports this error
   throw std::runtime_error(what);
 }
 
@@ -125,7 +124,7 @@ class Launch {
     const Device& facts = device.device();
     plan = make_plan(request_, facts);
     if constexpr (std::is_same_v<A, float>) {
-      // Fewer blocks, where a cluster of so many has no room.
+      // Fewer blocks, while the device has no room for such a cluster.
       while (plan.path == Path::kOnePass && launch_one_pass(one_pass_args({}), plan.threads, nullptr, Ask::kRoom)) {
         request_.most_blocks = plan.one_pass.blocks - 1;
         plan = make_plan(request_, facts);
@@ -135,7 +134,7 @@ class Launch {
 
   Plan plan;
 
-  // Of a sample, each of which leaves a record.
+  // Blocks of a sample that leave a record each.
   int blocks() const { return plan.path == Path::kOnePass ? plan.one_pass.blocks / plan.one_pass.parts : 1; }
 
   void take(Workspace& workspace) {
@@ -156,7 +155,15 @@ class Launch {
         require_launched(launch_one_pass(one_pass_args(call), plan.threads, device_.stream(), Ask::kLaunch),
                          request_.backward() ? "eca_backward_kernel" : "eca_forward_kernel");
     }
-    if (plan.path != Path::kTwoPhase) return;
+    if (plan.path == Path::kTwoPhase) run_two_phase(call, workspace);
+  }
+
+  void require_launched(cudaError_t error, const char* kernel) const {
+    if (error != cudaSuccess) refuse_launch(error, kernel, request_, plan);
+  }
+
+ private:
+  void run_two_phase(const Call& call, const Workspace& workspace) const {
     void* const counters = workspace.at<void>(counters_);
     require_launched(cudaMemsetAsync(counters, 0, static_cast<size_t>(counter_bytes()), device_.stream()), "a memset");
     const TwoPhaseArgs<A, Call> args{request_.problem,
@@ -173,11 +180,6 @@ class Launch {
                      request_.backward() ? "eca_two_phase_backward_kernel" : "eca_two_phase_forward_kernel");
   }
 
-  void require_launched(cudaError_t error, const char* kernel) const {
-    if (error != cudaSuccess) refuse_launch(error, kernel, request_, plan);
-  }
-
- private:
   OnePassArgs<Call> one_pass_args(const Call& call) const { return {request_.problem, call, plan.one_pass, gate_}; }
   int64_t counter_bytes() const { return 8 + (request_.problem.n + 1) / 2 * 8; }
 
@@ -187,10 +189,10 @@ class Launch {
   int64_t counters_ = 0, partial_ = 0, gates_ = 0, shifts_ = 0, memory_ = 0;  // in the workspace
 };
 
-// Of the signs: the elements of 16 bytes.
+// Elements for which a byte of signs stands: those of 16 bytes.
 inline int64_t per_byte(const Tensor& x) { return 16 / item_size(dtype_of(x)); }
 
-// What forward leaves for backward.
+// Allocates what backward needs: the means A[N, C] and the signs uint8[N, bytes].
 template <class A>
 void keep_for_backward(const Tensor& x, const FeatureMaps& maps, int64_t flags, Saved* saved, ForwardCall* call) {
   saved->mean = empty_matrix(x, maps.shape.n(), maps.shape.c(), dtype_of_accumulator<A>());
@@ -205,7 +207,7 @@ void keep_norm(const Tensor& x, int64_t c, Saved* saved) {
   saved->norm_var = empty_vector(x, c, dtype_of_accumulator<A>());
 }
 
-// The maps of a backward pass. gradients: of x and of the residual, for finish().
+// The maps of a backward pass. gradients: x and the residual's gradient, for finish() to replace.
 inline BackwardCall call_of(const Tensor& grad_y, const Tensor& x, const Saved& saved, int64_t flags, FeatureMaps* maps,
                             Gradients* gradients) {
   require_like(grad_y, x, "grad_y");

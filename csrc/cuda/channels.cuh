@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L1. The executors of the gates on a GPU (gates/gate.h says what they owe them): a channel for each thread. Every step
-// but keep ends with a barrier, so what it has stored is seen by all threads.
+// L1. The executors of the gates on a GPU (their contract is in gates/gate.h): a channel for each thread. Every step
+// but keep ends with a barrier, so all threads see what it has stored.
 #pragma once
 #include <type_traits>
 
@@ -27,7 +27,8 @@ struct BlockChannels {
   __device__ A* kernel_array(int i) const { return arrays + i * stride + gate.shape.half() - first; }
   __device__ A* array(int i) const { return kernel_array(reserved + i); }
 
-  // The parameters that are a few numbers, in the accumulator's type. The next barrier makes them known.
+  // Reads the parameters that are a few numbers, as the accumulator's type. All threads see them after the next
+  // barrier.
   __device__ void load_numbers() const {
     for (int i = 0; i < kMaxParameters; ++i) {
       const ParameterView& from = gate.views[i];
@@ -94,7 +95,7 @@ struct BlockChannels {
     each_channel([&](Index c) { p[c] = number(c); });
   }
 
-  // In place: arrays have room for neighbours.
+  // In place: arrays have room for the halo.
   __device__ const A* pad(const A* values, int half, bool circular) const {
     A* const array = const_cast<A*>(values);
     times(2 * half, [&](int i) {
@@ -127,9 +128,10 @@ struct BlockChannels {
   }
 };
 
-// The blocks of a cluster, which share out the channels of a sample; each has a share of its own in shared memory. They
-// tell each other numbers by pushes, which an mbarrier counts: one for each exchange, used once, so nothing is ever
-// overwritten. Whoever is pushed to waits for it, so no block ends while others push.
+// The blocks of a cluster (CTAs), which share out the channels of a sample; each has its share in shared memory. They
+// exchange numbers by pushes into each other's shared memory, which an mbarrier of the receiver counts. Each exchange
+// has its own mbarrier and memory, so nothing is overwritten; and the receiver waits, so no block ends while others
+// push.
 //
 // Where blocks also share out the positions, those with the same positions form a row of `blocks` blocks from rank
 // `row` on, which computes the gate by itself.
@@ -201,7 +203,7 @@ struct ClusterChannels : BlockChannels<float, int> {
     return values - half;
   }
 
-  // The means of the sample, from global memory, with their neighbours. The next barrier makes them known.
+  // Reads the means of the sample, A[C], with the halo. All threads see them after the next barrier.
   __device__ void load_means(const A* means) {
     A* const array = kernel_array(0);
     for (int i = threadIdx.x; i < own + 2 * gate.shape.half(); i += blockDim.x) {
@@ -244,7 +246,7 @@ struct ClusterChannels : BlockChannels<float, int> {
     if (step == kMaxExchanges) __trap();
     return barriers + step++;
   }
-  // So many numbers will come.
+  // Announces how many numbers other blocks will push.
   __device__ void expect(uint64_t* barrier, int numbers) const {
     if (threadIdx.x == 0) ptx::mbarrier_expect(barrier, static_cast<uint32_t>(numbers * sizeof(A)));
   }

@@ -14,13 +14,13 @@ struct ParameterView {
   int64_t row, step, taps;
 };
 
-// Batch norm before the gate. Absent where mean and var are; weight and bias may be absent in it. All are [C].
+// Batch norm before the gate, [C] each. Without batch norm, mean and var are absent; with it, weight and bias may be.
 struct NormParameters {
   ParameterView weight, bias, mean, var;
   double eps;
 };
 
-// What a forward kernel with batch norm has a number for each channel of, in the arrays after those of the gate.
+// Arrays of a number for each channel that a forward kernel with batch norm has behind those of the gate.
 constexpr int kNormArrays = 3;
 
 // What kernels are given of a gate.
@@ -28,7 +28,7 @@ struct GateParameters {
   GateShape shape;
   GateNeeds needs;
   ParameterView views[kMaxParameters];
-  int64_t numbers;                     // of all parameters that are a few numbers
+  int64_t numbers;                     // how many, of all parameters that are a few numbers
   int64_t numbers_at[kMaxParameters];  // where each of them lies among these; -1 for those that have rows
   NormParameters norm;
 };
@@ -50,9 +50,9 @@ struct TwoPhaseArgs {
   TwoPhasePlan plan;
   GateParameters gate_of;
   unsigned long long* next_ticket;
-  unsigned* arrived;         // [N]: tiles whose first visit is over; one more when the gate is there
-  A* partial;                // [N, blocks, C]
-  A *gate, *shift, *memory;  // [N, C], [N, C] (backward, batch norm), [min(N, grid), gate_numbers]
+  unsigned* arrived;         // [N]: tiles that were reduced; one more when the gate is written
+  A* partial;                // A[N, blocks, C]
+  A *gate, *shift, *memory;  // A[N, C], A[N, C] (backward, batch norm), A[min(N, grid), gate_numbers]
 };
 
 // norm.cuh, norm_channels.cu. Pointers are to the workspace, but those in the call and to the statistics [C].
@@ -62,11 +62,11 @@ struct NormArgs {
   Call call;
   TwoPhasePlan plan;
   GateParameters gate_of;
-  A *first, *second;                     // [N, blocks, C]: of a tile, means and squares, or sums and dot products
-  A *gate, *shift, *memory;              // [N, C], [N, C], [grid, gate_numbers]
-  A *norm_mean, *norm_var;               // forward: [C]
-  A *sum, *dot, *slope;                  // backward: [N, C], [N, C], [C]
-  ParameterView grad_weight, grad_bias;  // backward
+  A *first, *second;                     // A[N, blocks, C]: of a tile, means and squares, or sums and dot products
+  A *gate, *shift, *memory;              // A[N, C], A[N, C], A[grid, gate_numbers]
+  A *norm_mean, *norm_var;               // forward: A[C]
+  A *sum, *dot, *slope;                  // backward: A[N, C], A[N, C], A[C]
+  ParameterView grad_weight, grad_bias;  // backward: [C]
 };
 
 // pack_signs.cu

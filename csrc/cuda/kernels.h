@@ -10,8 +10,8 @@
 
 namespace eca {
 
-// Only whether the device has room for one cluster, or the launch. cudaErrorInvalidClusterSize, with nothing launched,
-// where it has none.
+// kRoom asks whether the device has room for one cluster, kLaunch launches. Without room, both return
+// cudaErrorInvalidClusterSize, and nothing is launched.
 enum class Ask { kRoom, kLaunch };
 
 // one_pass_<dtype>.cu holds one of these each, for both kinds of call.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // L2. Launching a kernel with cudaLaunchKernelEx: g++, which compiles the emulator, does not know kernel<<<>>>.
 #pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "kernels.h"
 
 namespace eca {

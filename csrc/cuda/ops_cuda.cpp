@@ -29,7 +29,7 @@ Tensor forward_as(Variant variant, const Tensor& x, const ParameterList& tensors
   if (saved) keep_for_backward<A>(x, maps, flags, saved, &call);
   if (saved && norm) keep_statistics<A>(*norm, x, maps.shape.c(), saved);
   Problem p = problem_of(maps, dtype_of(x), variant, flags, parameters.facts);
-  if (p.s == 0 && !saved) p.n = 0;  // nobody wants anything of them
+  if (p.s == 0 && !saved) p.n = 0;  // y is empty, and nothing else is wanted
   Launch<A, ForwardCall> launch(device,
                                 request_for(p, Direction::kForward, residual.has_value(), parameters.facts,
                                             parameters.gate, call.x, call.residual, call.y),
@@ -69,7 +69,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   launch.run(call, workspace);
 
   finish(maps, flags, &gradients);
-  // Programmatic where the code that runs is compiled for 9.0, which a cluster or a bulk copy has shown.
+  // Programmatic launches need code for 9.0: clusters and bulk copies run on nothing older.
   const OnePassPlan& one = launch.plan.one_pass;
   const bool programmatic = launch.plan.path == Path::kOnePass && (one.bulk || one.blocks > 1);
   launch.require_launched(combine(parameters, tensors, p, launch.blocks(), call, programmatic, device, &gradients),

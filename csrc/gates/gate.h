@@ -9,7 +9,7 @@
 //   gradients(shape, out)           says how each parameter's gradient follows from the records
 //   needs(shape, backward)          says what memory forward, or backward with record, takes
 //
-// mean, gate and grad have a number for each channel. x is the executor: it owns the loops (16 channels at a time on
+// mean, gate and grad are A[C]. x is the executor: it owns the loops (16 channels at a time on
 // the CPU, one for each thread of a block on a GPU), so a gate is written once. It offers
 //
 //   each(f)                      f(c) for all channels; c is passed on to load(p, c) and store(p, c, value)
@@ -27,10 +27,10 @@
 //   keep_sums(count, p, f)       p[j] = sum of f(j, c) over the channels; for record: p is a part of to.block
 //   keep_each(p, f)              p[c] = f(c);                            for record: p is to.channel
 //
-// Each of them sees what those before it have stored; what is kept, none of them reads. The channels may be shared out
-// among the blocks of a cluster. Then a block's arrays, means and gates hold its own channels, and pad brings `half`
-// more on each side; sums are over all channels, and known to all blocks; keep_sums adds up a block's own channels. On
-// a GPU record runs after the feature maps have been written, so nothing waits for it.
+// Each step sees what earlier steps have stored, but nothing that was kept. The blocks of a cluster may share out the
+// channels. Then a block's arrays, means and gates hold its own channels, and pad brings the halo, `half` more on each
+// side; sums are all-reduced over the blocks; keep_sums adds up a block's own channels. On a GPU record runs after the
+// feature maps have been written, so nothing waits for it.
 #pragma once
 #include "../options.h"
 #include "math.h"

@@ -142,17 +142,21 @@ struct Planner {
 
   bool choose(Plan* plan) const {
     const int most = std::min({d.most_blocks, r.most_blocks, kMostBlocks}), wanted = blocks_wanted(most);
-    const Choice& wish = r.choice;
-    if (wish.blocks > 0 || wish.parts > 0 || wish.threads > 0) {
-      const int blocks = wish.blocks > 0 ? wish.blocks : wanted;
-      const int parts = wish.parts > 0 ? wish.parts : parts_for(blocks);
-      const bool sensible = blocks <= most && blocks % parts == 0 && (parts == 1 || rows) &&
-                            wish.threads <= std::min(kOnePassThreads, d.max_threads);
-      if (sensible && cut(blocks, parts, wish.threads, plan)) return true;
-    }
+    if (follow_choice(most, wanted, plan)) return true;
     for (const int blocks : kBlocks)
       if (blocks >= wanted && blocks <= most && cut(blocks, parts_for(blocks), 0, plan)) return true;
     return false;
+  }
+
+  // Plans what a tuning table or an experiment asks for; false if it asks for nothing, or that does not fit.
+  bool follow_choice(int most, int wanted, Plan* plan) const {
+    const Choice& wish = r.choice;
+    if (wish.blocks <= 0 && wish.parts <= 0 && wish.threads <= 0) return false;
+    const int blocks = wish.blocks > 0 ? wish.blocks : wanted;
+    const int parts = wish.parts > 0 ? wish.parts : parts_for(blocks);
+    const bool sensible = blocks <= most && blocks % parts == 0 && (parts == 1 || rows) &&
+                          wish.threads <= std::min(kOnePassThreads, d.max_threads);
+    return sensible && cut(blocks, parts, wish.threads, plan);
   }
 };
 

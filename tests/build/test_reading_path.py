@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "csrc/README.md"
-MOST = 1100
+MOST = 1000
 
 
 def python_lines(path: Path, name: str) -> int:
@@ -55,7 +55,7 @@ def counted(file: str, names: list[str]) -> int:
 
 
 def test_the_counts_are_true() -> None:
-    assert len(rows()) == 21
+    assert len(rows()) == 23
     wrong = {file: counted(file, names) for file, names, count in rows() if counted(file, names) != count}
     assert not wrong, f"csrc/README.md should say {wrong}"
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from eca_cuda import conversion, conversion_report, convert, revert
-from eca_cuda.conversion import swap
 from eca_cuda.conversion.blocks import FusedBlock
 from eca_cuda.conversion.fused_attention import FusedAttention
+from eca_cuda.conversion.swap import derived
 from eca_cuda.testing import make_x
 
 X = make_x((2, 16, 5, 6))
@@ -213,7 +213,7 @@ def test_a_profile_function_stays_set():
 
 def interrupted(module: nn.Module, mixin: type, *_: object) -> None:
     """``swap``, interrupted halfway."""
-    module.__class__ = swap.derived(mixin, type(module))
+    module.__class__ = derived(mixin, type(module))
     raise KeyboardInterrupt
 
 
