@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The differentiable door to the operators: which of three ways a call takes.
+"""The differentiable entry to the operators: which of three ways a call takes.
 
 infer      no gradient is wanted: the operator that saves nothing
 fused      reverse mode, eager or compiled: the forward and the backward operator
@@ -9,7 +9,7 @@ composite  the reference, plain torch operators: under torch.func transforms and
            compiled under compile_mode("inline"); where parameters are tensor subclasses that have no rule for the
            operators; and as the definition that second and higher derivatives come from
 
-An eager call of plain tensors goes straight to the operators, which refuse invalid arguments in a word; ``checks.py``
+An eager call of plain tensors goes straight to the operators, which refuse invalid arguments tersely; ``checks.py``
 then explains. All other calls are checked first: a tracer, a subclass or autocast may ask for another way.
 """
 
@@ -27,7 +27,7 @@ from .options import GRAD_RESIDUAL, RELU, Options, from_flags
 Parameters = tuple[Optional[Tensor], ...]
 
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 functorch_is_active = torch._C._are_functorch_transforms_active
 jit_trace = torch._C._get_tracing_state  # None but under torch.jit.trace
@@ -120,14 +120,16 @@ def needs_composite() -> bool:
 
 
 def are_plain(x: Tensor, parameters: Parameters) -> bool:
-    """Whether these are tensors of torch's own, and no dtypes that autocast may have mixed."""
+    """Whether these are tensors of torch's own, and of dtypes that need no cast by autocast."""
     if type(x) is not Tensor:
         return False
-    dtype = x.dtype
+    dtype: Optional[torch.dtype] = None
     for t in parameters:
-        if t is not None and (type(t) not in _PLAIN or (t.dtype is not dtype and t.dtype is not torch.float32)):
-            return False
-    return True
+        if t is not None:
+            if type(t) not in _PLAIN or (t.dtype is not dtype and dtype is not None):
+                return False
+            dtype = t.dtype
+    return dtype is torch.float32 or dtype is x.dtype
 
 
 def check_device(x: Tensor, error: Exception) -> None:

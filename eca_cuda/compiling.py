@@ -40,7 +40,7 @@ class compile_mode:
     model is called, not where ``torch.compile`` is; a model called in both has two versions.
 
     Raises:
-        ValueError: naming the argument, what was expected and what came.
+        ValueError: naming the argument, what was expected and what was given.
     """
 
     def __init__(self, mode: Mode) -> None:

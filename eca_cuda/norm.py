@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The differentiable door to batch norm with ECA behind it; the ways of a call are those of ``autograd.py``.
+"""The differentiable entry to batch norm with ECA behind it; the ways of a call are those of ``autograd.py``.
 
 The operators change nothing in place: forward returns the statistics of the batch, and the running ones are updated
 here. So they mean the same to every tracer.
@@ -71,8 +71,8 @@ def batch_norm_eca(
         eps: added to the variance; not negative, and with ``training`` not 0.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came; with ``training``, also if ``x``
-            has one value per channel.
+        TypeError, ValueError: naming the argument, what was expected and what was given; with ``training``, also if
+            ``x`` has one value per channel.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1, and that of :func:`eca`.
     """

@@ -47,7 +47,7 @@ def bidirectional_eca(
         padding_mode, gate, residual, activation, lengths, channels_dim: as in :func:`eca`.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what was given.
     """
     parameters = (weight_forward, weight_backward, hidden_weight, hidden_bias, mix_weight, mix_bias)
     chosen = options(padding_mode, gate, activation, final_sigmoid=final_sigmoid)

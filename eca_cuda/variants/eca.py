@@ -50,7 +50,7 @@ def eca(
             costs what channels_last does. ``lengths`` are then those of ``x [N, L, C]``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what was given.
 
     Source: Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", CVPR 2020,
     section 3.2.

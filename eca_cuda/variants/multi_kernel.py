@@ -47,7 +47,7 @@ def multi_kernel_eca(
         gate, residual, activation, lengths, channels_dim: as in :func:`eca`.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what was given.
     """
     parameters = (weight3, weight5, weight7, mix_weight, mix_bias)
     chosen = options(padding_mode, gate, activation, cross_channel=cross_channel)

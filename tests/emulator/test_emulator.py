@@ -177,7 +177,7 @@ for flavour in FLAVOURS:
 finds("relaxed_flag", "tickets", ("thread", 1, race("collect", "publish")), ("thread", 7, race("collect", "publish")))
 finds("relaxed_poll", "tickets", ("thread", 1, race("collect", "publish")))
 finds("plain_flag", "tickets", ("thread", 1, race("plain")))
-# Only all blocks at once make it end, which nobody has promised: schedule 1 has them (below).
+# It ends only if all blocks run at once, which is not guaranteed: under schedule 1 they do (below).
 TURN = r"1 thread of block \(0,0,0\) in __nanosleep \(polling\) at {turn}"
 finds("waits_for_later_block", "chain", ("plain", 0, fault("deadlock:", TURN)), ("thread", 0, fault("deadlock:", TURN)))
 

@@ -260,7 +260,7 @@ BUGS = {
         WRONG + "|outside",
         "overreach",
     ),
-    "nobody waits for a push": Bug(
+    "a push is not waited for": Bug(
         "cuda/channels.cuh",
         "expect(barrier, (has_left + has_right) * half)",
         "expect(barrier, 0)",
@@ -268,7 +268,7 @@ BUGS = {
         UNAWAITED,
         CLUSTERS,
     ),
-    "a push is waited for that nobody makes": Bug(
+    "a push that never comes is waited for": Bug(
         "cuda/channels.cuh",
         "expect(barrier, (has_left + has_right) * half)",
         "expect(barrier, 2 * half)",
@@ -386,5 +386,5 @@ def test_bug_is_caught(name: str) -> None:
     folder = emulated.ROOT / "build/emulator" / mutant
     library = emulated.build_library(bug.flavour, mutant, mutated(name, bug, folder))
     status, output = emulated.run_sanitized_tests(bug.flavour, library, bug.tests)
-    assert status != 0, f"nobody noticed: {name}"
+    assert status != 0, f"unnoticed: {name}"
     assert re.search(bug.caught, output, re.DOTALL), output[-4000:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Calls with one bad argument each, and the sentence that each is refused with."""
+"""Calls with one bad argument each, and the expected error messages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ X = make_x((2, 6, 3, 5))
 
 @dataclass(frozen=True)
 class Bad:
-    """A call of ``variant`` that is right but for what ``replace`` (by position) and ``options`` say."""
+    """A valid call of ``variant`` except for ``replace`` (by position) and ``options``."""
 
     variant: Variant
     replace: dict[int, Any]

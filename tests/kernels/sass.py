@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What the compiler made of the CUDA kernels, read from a built library: registers, spills, barriers, accesses to
-memory. Needs no GPU, only NVIDIA's two disassemblers.
+"""Reads the machine code of the CUDA kernels from a built library: registers, spills, barriers, memory accesses. It
+needs NVIDIA's two disassemblers, and no GPU.
 
     python -m tests.kernels.sass [--write]     prints the table of docs/budget.md, or rewrites it
 
-A spill is what the compiler has marked as one; local memory that holds an object, such as an executor, is none.
+Spills are the accesses that the compiler marks as such. Local memory of an object, such as an executor, is no spill.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ CP_ASYNC = r"LDGDEPBAR|DEPBAR"  # 16-byte copies to shared memory are all asked 
 
 
 class Missing(Exception):
-    """Says what there is to read, or to read it with, is not here."""
+    """The library or a disassembler is missing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Instruction:
     conditional: bool
 
     def next(self) -> list[int]:
-        """Addresses. Passes by calls, and BRA.DIV, which only diverged warps take."""
+        """The next addresses. Ignores calls, and BRA.DIV, which only diverged warps take."""
         kind = self.opcode.split(".")[0]
         if kind in ("BRX", "JMX", "JMP"):
             raise NotImplementedError(f"where does {self.opcode} go?")
@@ -71,7 +71,7 @@ class Kernel:
         return networkx.DiGraph(graph.subgraph({self.code[0], *networkx.descendants(graph, self.code[0])}))
 
     def most(self, opcode: str, without: str = "$") -> int:
-        """The most of these on any way from the first instruction to an end. One in a loop counts as a thousand."""
+        """The most of these on any path from the first instruction to an end. One in a loop counts as a thousand."""
         ways = networkx.condensation(self.ways(without))  # its nodes are loops, and what is in none
         for _, node, edge in ways.edges(data=True):
             loop = ways.nodes[node]["members"]
@@ -79,7 +79,7 @@ class Kernel:
         return int(networkx.dag_longest_path_length(ways, "n"))
 
     def barriers(self) -> int:
-        """Of a block, on any way of a sample. Planes come by bulk copies on this architecture, never by cp.async."""
+        """The most barriers of a block on any path. Planes come by bulk copies on this architecture, not cp.async."""
         return self.most("BAR", CP_ASYNC if "rows" not in self.name else "$")
 
     def before_stores(self, opcodes: str) -> list[Instruction]:
@@ -137,7 +137,7 @@ def kernels_of(cubin: Path) -> list[Kernel]:
 
 
 def kernels() -> list[Kernel]:
-    """Those of the built library for the architecture; without float64, which is for checking gradients."""
+    """The kernels of the built library for the architecture, without float64, which is for checking gradients."""
     built = next(ROOT.glob("eca_cuda/_C*.so"), None)
     if not built:
         raise Missing("eca_cuda is not built")
@@ -150,7 +150,7 @@ def kernels() -> list[Kernel]:
 
 
 def table(found: list[Kernel]) -> str:
-    """What docs/budget.md shows, from its marker on: ranges over dtypes, layouts and vectors."""
+    """The table of docs/budget.md after its marker: ranges over dtypes, layouts and vectors."""
     lines = [MARKER, "", f"{ARCHITECTURE}, {found[0].compiler}:", ""]
     lines += ["| kernels | registers | blocks | barriers | spills |", "| --- | --- | --- | --- | --- |"]
     for family, some in itertools.groupby(found, lambda k: re.sub(r"(?<=Gate),.*|<(?!.*Gate).*", "", k.name)):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``python tests/kernels/small_calls.py``: few kernels for compute-sanitizer, which makes each many times slower.
+"""``python tests/kernels/small_calls.py``: a few calls for compute-sanitizer, which slows kernels down a lot.
 
 Every gate, dtype and layout, forward and backward, plain and with a residual and ReLU, by the one-pass and by the
-two-phase kernels. Inputs are made and results are checked on the CPU, so that hardly any kernel runs on the GPU that is
-not ours.
+two-phase kernels. Inputs are made and results are checked on the CPU, so that hardly any other kernel runs on the GPU.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every gradient is the reference's to within the error budget, and every row of it to within half of itself."""
+"""Every gradient matches the reference within the error budget, and every row of it within half of itself."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_gradients_match_reference_for_every_layout_in_1d_and_3d(case, layout, s
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_gradients_of_a_sum_match_reference(case, memory, device, check):
-    """``y.sum().backward()`` hands over one number expanded to the shape of ``y``."""
+    """``y.sum().backward()`` passes one number expanded to the shape of ``y``."""
     x, parameters = case.inputs((4, 19, 5, 7), device=device)
     check(case.variant, LAYOUTS[memory](x), parameters, grad_y=torch.ones((), device=device).expand(x.shape))
 
@@ -102,8 +102,8 @@ def test_gradients_of_nothing_are_as_in_eager(case, shape, device, nan_in_fresh_
 
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
-def test_no_channels_are_nothing_to_do(case, device, nan_in_fresh_memory):
-    """Where eager's convolution refuses."""
+def test_no_channels_are_accepted(case, device, nan_in_fresh_memory):
+    """Eager's convolution refuses them."""
     x, parameters = case.inputs((2, 0, 4, 4), device=device)
     results = evaluate(case.variant.function, x, parameters, grad_y=x).results
     assert results["y"].shape == results["grad_x"].shape == x.shape
@@ -112,7 +112,7 @@ def test_no_channels_are_nothing_to_do(case, device, nan_in_fresh_memory):
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
-def test_what_needs_no_gradient_gets_none_and_the_rest_is_right(case, memory, device):
+def test_only_required_gradients_are_computed(case, memory, device):
     x, parameters = case.inputs((3, 19, 5, 7), device=device)
     x = LAYOUTS[memory](x)
     residual, grad_y = (make_x(x.shape, seed=seed, device=device) for seed in (2, 3))

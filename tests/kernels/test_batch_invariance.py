@@ -33,7 +33,7 @@ DEVICE = {"shared": 128 << 10, "multiprocessors": 4}
 
 
 def plans_are_one() -> bool:
-    """Whether every call is cut alike in all batches, on every device that the plan knows."""
+    """Whether plans do not depend on the batch size, on every known device."""
     directions, layouts = ("forward", "backward"), ("contiguous", "channels_last")
     calls = itertools.product(SIZES, ("float32", "float16"), layouts, ("eca",), directions)
     devices = [device["name"] for device in _C.devices()]
@@ -64,7 +64,7 @@ def samples_are_as_alone(dtype: torch.dtype, layout: str, device: str = "cpu") -
 
 
 def collect() -> dict[str, Any]:
-    """What there is to say of this process."""
+    """The results of this process."""
     every = tuple(itertools.product((torch.float32, torch.float16), ("contiguous", "channels_last")))
     found: dict[str, Any] = {"plans": plans_are_one()}
     _C.set_tuning(list(RULES))
@@ -85,7 +85,7 @@ def collect() -> dict[str, Any]:
 
 @functools.cache
 def collected(**environment: str) -> dict[str, Any]:
-    """``collect`` in a process of its own."""
+    """``collect`` in a separate process."""
     command = [sys.executable, "-c", "import json, test_batch_invariance as t; print(json.dumps(t.collect()))"]
     here = os.path.dirname(__file__)
     paths = os.pathsep.join((here, os.path.dirname(here)))

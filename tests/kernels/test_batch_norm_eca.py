@@ -252,8 +252,8 @@ def test_an_outlier_costs_the_variance_no_digits(far, memory, device):
     assert float(((running[1] - exact) / exact).abs().max()) < rounding
 
 
-def test_what_underflows_lets_no_gradient_pass(device):
-    """As in torch, where the ReLU sees what was rounded to zero."""
+def test_outputs_that_underflow_pass_no_gradient(device):
+    """As in torch, where the ReLU gets the rounded zero."""
     x = torch.full((1, 8, 16), 6e-8, dtype=torch.float16, device=device, requires_grad=True)
     y = eca(
         x, torch.zeros(1, 1, 1, dtype=torch.float16, device=device), torch.full((1,), -8.0).half(), activation="relu"

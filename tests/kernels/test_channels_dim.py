@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``channels_dim=-1``: tokens ``[N, L, C]`` and ``[N, H, W, C]`` in every way that a call can take, without a copy."""
+"""``channels_dim=-1``: tokens ``[N, L, C]`` and ``[N, H, W, C]`` in every kind of call, without a copy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ SHAPES = [(3, 20, 13), SHAPE, (2, 20, 3, 5, 4)]
 
 
 def tokens(x: Tensor) -> Tensor:
-    """The map ``x`` with its channels last, in the shape and in memory."""
+    """The map ``x`` with the channels as the last dimension, also in memory."""
     return x.movedim(1, -1).contiguous()
 
 
@@ -54,13 +54,13 @@ def test_every_option_is_within_the_error_budget(case, dtype, shape, check, devi
 
 
 def allocations(call: Callable[[], Any]) -> list[int]:
-    """The bytes that torch's allocator gave out and took back, in order."""
+    """The bytes that torch's allocator allocated and freed, in order."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     return [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
 
 
-# One position, one channel, one sample: strides of a dimension of size 1 say nothing.
+# One position, one channel, one sample: strides of size-1 dimensions are meaningless.
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 20, 1), (2, 1, 7), (1, 20, 7)], ids=str)
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_it_is_the_call_of_a_channels_last_map_without_a_copy(case, shape):
@@ -99,7 +99,7 @@ def test_derivatives(case, device):
 
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
-def test_what_comes_out_may_be_written_to(case, device):
+def test_the_output_may_be_written_to(case, device):
     """As blocks do that add the shortcut in place; ``y`` is a view."""
     x, parameters = case.inputs(SHAPE, torch.float64, device=device)
     t, w = tokens(x).requires_grad_(), parameters
@@ -155,7 +155,7 @@ class Attention(nn.Module):
         return self.function(x, *[p for p in self.given], residual=x)  # noqa: C416 - torch 2.12 traces no *parameters
 
 
-# One variant: all go through one door, and tracing takes seconds.
+# One variant, as all share the code and tracing takes seconds.
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("mode", ["fused", "inline"])
 @pytest.mark.parametrize("case", DEFAULTS[:1], ids=str)
@@ -251,7 +251,7 @@ BAD: dict[str, tuple[type[Exception], str, Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("error, message, x, options", BAD.values(), ids=BAD)
-def test_messages_speak_of_the_shapes_that_were_given(error, message, x, options):
+def test_messages_show_the_shapes_that_were_given(error, message, x, options):
     def refused(function: Callable[..., Tensor], *given: Any) -> None:
         with pytest.raises(error, check=lambda e: str(e) == message):
             function(*given, **{"channels_dim": -1} | options)

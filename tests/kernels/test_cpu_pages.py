@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Stores go past the caches where an output is too large for them and its memory has been used before."""
+"""Stores bypass the caches for outputs that are too large for them, in memory that was used before."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ int main() {
 
 @pytest.mark.skipif(not (SOURCES.is_dir() and shutil.which("g++")), reason="needs the sources and g++")
 def test_only_used_memory_of_a_size_that_no_cache_holds(tmp_path: Path) -> None:
-    """Never touched, half, all; and one byte less than a quarter of the cache."""
+    """Memory that was never, half or fully touched; and one byte less than a quarter of the cache."""
     (tmp_path / "main.cpp").write_text(PROGRAM)
     subprocess.run(["g++", "-std=c++17", "-I", SOURCES, "main.cpp", "-o", "main"], cwd=tmp_path, check=True)
     assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout == "0010"

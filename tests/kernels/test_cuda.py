@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What only a GPU can show: streams, graphs, devices, no waiting, feature maps of more than 2^31 elements. All other
-promises are tested on the GPU by the same tests as on the CPU and on the emulated device."""
+"""Tests that need a GPU: streams, graphs, devices, asynchrony, feature maps of more than 2^31 elements. Everything else
+is tested on the GPU by the same tests as on the CPU and on the emulated device."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ LARGE = (2800, 256, 56, 56)
 
 
 def parts_of(blocks, memory):
-    """Into how many parts the positions can be cut; only rows are."""
+    """The numbers of parts that positions can be cut into; only rows are cut."""
     return [parts for parts in BLOCKS if parts <= blocks and (memory == "channels_last" or parts == 1)]
 
 

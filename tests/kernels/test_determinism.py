@@ -26,7 +26,7 @@ SHAPES = {
 
 
 def call(case: Case, shape: tuple[int, ...], dtype: torch.dtype, memory: str, device: str) -> Callable[[], Results]:
-    """Gives the output and all gradients of one call with residual and relu, anew each time."""
+    """A function that computes the output and all gradients of a call with residual and relu."""
     x, parameters = case.inputs(shape, dtype, device=device)
     layout = LAYOUTS[memory]
     residual, grad_y = (layout(make_x(shape, dtype, seed=seed, device=device)) for seed in (2, 3))
@@ -65,7 +65,7 @@ def test_bits_do_not_depend_on_the_number_of_threads_for_any_option(case, memory
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset", "channels_last-offset"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_outputs_have_the_bits_of_small_ones(dtype, layout, threads):
-    """Ten megabytes, which the CPU kernels may write past the caches by other instructions, sample by sample."""
+    """Ten megabytes, which the CPU kernels may write with instructions that bypass the caches."""
     one, parameters = DEFAULTS[0].inputs((1, 24, 161, 163), dtype)
     scales = torch.linspace(-2, 2, 16 // dtype.itemsize, dtype=dtype).view(-1, 1, 1, 1)
     x, residual, grad_y = (LAYOUTS[layout](t * scales) for t in (one, one.flip(1), one.flip(2)))

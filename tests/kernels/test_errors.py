@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every bad argument is refused with one exact sentence, however the call is made."""
+"""Every bad argument is refused with an exact message, in every kind of call."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ from eca_cuda.testing import BIDIRECTIONAL, ECA, VARIANTS
 
 
 def refuses(bad: Bad) -> Any:
-    """The error and its whole text."""
+    """Expects the error with its full message."""
     return pytest.raises(bad.error, check=lambda error: str(error) == bad.message)
 
 
@@ -67,7 +67,7 @@ def test_bad_arguments_are_refused_under_func_transforms(bad, transform, size):
 # Tracing costs a second each, and the checks are the same code: one case per kind of error and per variant.
 @pytest.mark.parametrize("name", ["x-rank2", "x-integer", "weight7-shape-cross", "residual-shape", "mix_bias-shape-2"])
 def test_bad_arguments_are_refused_when_compiled(name):
-    """torch wraps the error, the sentence survives."""
+    """torch wraps the error and keeps the message."""
     torch.compiler.reset()
     bad = BAD[name]
     positional, keyword = bad.arguments()
@@ -137,7 +137,7 @@ def test_other_layouts_are_refused_when_compiled(layout, name, mode):
 
 
 def wrong(t: Tensor) -> dict[str, Tensor]:
-    """What a tensor may be instead."""
+    """Wrong replacements for a tensor."""
     other = torch.float64 if t.dtype == torch.float32 else torch.float32
     return {"shape": t[..., :0], "rank": t.unsqueeze(0), "dtype": t.to(other), "meta": t.to("meta")}
 
@@ -145,7 +145,7 @@ def wrong(t: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_real_and_fake_backward_refuse_the_same(variant, relu):
-    """Nobody calls them but autograd; still none of them is to return what nobody has written."""
+    """Only autograd calls them; still they must not return uninitialised memory."""
     operators = ops.OPERATORS[variant.name]
     parameters = variant.make_parameters(6, **({"hidden": 2} if variant is BIDIRECTIONAL else {}))
     parameters += [None] * (len(checks.PARAMETERS[variant.name]) - len(parameters))

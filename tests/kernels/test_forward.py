@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The forward is the reference's to within the error budget, with the dtype, shape and strides of ``x``."""
+"""The forward matches the reference within the error budget, with the dtype, shape and strides of ``x``."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from eca_cuda.testing import ECA, channels_last, make_x
 HALF = (torch.float16, torch.bfloat16)
 
 
-# Shapes and dtypes decide the loops, which options do not touch: options are tested on one shape below.
+# Loops depend on shapes and dtypes, not on options, which are tested on one shape below.
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -140,7 +140,7 @@ def test_per_sample_gradients_of_a_module(case, device):
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_dual_numbers_carry_tangents_without_any_gradient_wanted(case, device):
-    """The trap of a shortcut for calls that need no gradient: forward mode asks for none either."""
+    """Forward mode requires no gradient, so a shortcut for calls without gradients must not drop tangents."""
     arguments = [t.detach() for t in leaves(case, (2, 4, 1, 3), device=device)]
     results = []
     for function in both(case):
@@ -168,7 +168,7 @@ def test_third_order_derivatives_are_those_of_the_reference(case, device):
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_backward_under_create_graph_equals_backward_without(case, device):
-    """The two run different code, which must not show."""
+    """The two run different code."""
     inputs = leaves(case, (3, 5, 4, 3), device=device)
     y = scalar(bound(case.variant.function, activation="relu"))(*inputs)
     plain = torch.autograd.grad(y, inputs, retain_graph=True)

@@ -19,7 +19,7 @@ LENGTHS = (13, 5, 1, 8)
 
 
 def padded(dtype: torch.dtype, device: str, padding: float) -> tuple[Tensor, Tensor]:
-    """``x`` with ``padding`` behind each sample, and the lengths."""
+    """``x`` with ``padding`` after each sample, and the lengths."""
     x = make_x(SHAPE, dtype, device=device)
     for sample, length in zip(x, LENGTHS, strict=True):
         sample[:, length:] = padding
@@ -148,7 +148,7 @@ def test_fake_tensors_have_no_values_to_check():
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_a_length_of_zero_is_the_mean_of_nothing(case: Case):
-    """As in every other way to take it, and only for that sample."""
+    """NaN, and only for that sample."""
     x, parameters = case.inputs((2, 9, 5))
     y = case.variant.function(x, *parameters, lengths=torch.tensor([0, 5]))
     assert y[0].isnan().all() and y[1].isfinite().all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""NaN and infinity go where they go in eager: nothing hides them, and nothing finite is spoiled.
+"""NaN and infinity appear where they do in eager, and nowhere else.
 
 The oracle is the reference in float64 on the CPU, whatever the device, with a convolution that does not multiply its
 padding: eager itself differs in that from dtype to dtype and from device to device. Gradients are compared by whether
@@ -43,7 +43,7 @@ def spoiled(case: Case, value: float, dtype: torch.dtype) -> Iterator[tuple[str,
 def results(
     function: Callable[..., Tensor], inputs: dict[str, Tensor], device: str, memory: str, **options: Any
 ) -> dict[str, Tensor]:
-    """What ``function`` makes of ``inputs`` on ``device``, brought back to the CPU."""
+    """The results of ``function`` for ``inputs`` on ``device``, on the CPU."""
     inputs = {name: t.to(device) for name, t in inputs.items()}
     maps = {name: LAYOUTS[memory](inputs.pop(name)) for name in ("x", "residual", "grad_y")}
     made = evaluate(function, parameters=list(inputs.values()), **maps, **options).results

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``batch_norm_eca`` where torch's batch norm has its own ways: running statistics, strides, symbols, errors."""
+"""``batch_norm_eca`` matches torch's batch norm in running statistics, strides, symbolic sizes and errors."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_infinite_running_statistics_stay_what_torch_makes_of_them():
 
 
 def test_backward_of_what_ran_before_the_update():
-    """torch's batch norm saves the running statistics, and changes them unseen by autograd."""
+    """torch's batch norm saves the running statistics, and changes them without telling autograd."""
     gradients = []
     for function in (batch_norm_eca, reference.batch_norm_eca):
         arguments = given()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What holds for all inputs: the budget for random calls, and laws that need no reference at all."""
+"""Properties of all inputs: the budget for random calls, and laws that need no reference."""
 
 from typing import Any
 
@@ -76,8 +76,8 @@ def test_a_sample_does_not_depend_on_the_others(device, case, shape, memory, dat
 
 @sampled
 @hypothesis.given(case=CASE, shape=SHAPES, memory=MEMORY, data=st.data())
-def test_nor_on_a_cpu_on_the_size_of_its_batch(case, shape, memory, data):
-    """A GPU's fastest plan is another one for another size (tests/kernels/test_batch_invariance.py)."""
+def test_a_sample_on_a_cpu_does_not_depend_on_the_batch_size(case, shape, memory, data):
+    """On a GPU the plan depends on the batch size (tests/kernels/test_batch_invariance.py)."""
     order = data.draw(st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=5))
     assert_samples_keep_their_bits(case, shape, memory, order, "cpu")
 

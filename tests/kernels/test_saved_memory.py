@@ -28,7 +28,7 @@ def saved_by(call: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def new(saved: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
-    """What in ``saved`` lies in no memory of ``known``."""
+    """The tensors in ``saved`` that share no memory with ``known``."""
     pointers = {t.untyped_storage().data_ptr() for t in known}
     return [t for t in saved if t.untyped_storage().data_ptr() not in pointers]
 
@@ -70,7 +70,7 @@ def test_nothing_is_kept_without_a_gradient(case, device):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_is_copied_on_write_is_not_copied(case, device):
+def test_a_lazy_clone_is_not_copied(case, device):
     """The operators only read what they are given."""
     x, parameters = case.inputs(SHAPE, device=device)
     given = [torch._lazy_clone(t) for t in (x, *parameters, *(make_x(SHAPE, seed=s, device=device) for s in (2, 3)))]

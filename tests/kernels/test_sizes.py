@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Sizes that no machine has: refused with a sentence, or done where there is nothing to do; never a crash, a wrapped
-product or an allocation to match."""
+"""Sizes beyond any memory are refused with a message, or accepted if there is nothing to compute; never a crash, an
+integer overflow or a huge allocation."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ ELEMENTS = "x: expected at most 2^48 elements, a size of 0 counting as 1, got "
 
 
 def empty(*shape: int, device: str = "cpu") -> Tensor:
-    """With a size of 0: no memory, whatever the others are."""
+    """A tensor with a size of 0, which needs no memory."""
     return torch.empty(shape, device=device)
 
 
 def repeated(*shape: int, device: str = "cpu") -> Tensor:
-    """One number in all places."""
+    """One number expanded to ``shape``."""
     return torch.ones((), device=device).expand(shape)
 
 
@@ -26,7 +26,7 @@ def repeated(*shape: int, device: str = "cpu") -> Tensor:
 @pytest.mark.parametrize(
     "shape", [(1, 2**62, 0), (0, 2**62, 1), (2**62, 0, 1), (2**40, 2**20, 0), (1, 0, 2**30, 2**30)], ids=str
 )
-def test_maps_that_can_not_be_are_refused(shape, grad, device):
+def test_impossible_maps_are_refused(shape, grad, device):
     weight = torch.ones(1, 1, 3, device=device, requires_grad=grad)
     with pytest.raises(ValueError, check=lambda e: str(e) == ELEMENTS + " x ".join(map(str, shape))):
         eca_cuda.eca(empty(*shape, device=device), weight)
@@ -34,7 +34,7 @@ def test_maps_that_can_not_be_are_refused(shape, grad, device):
         eca_cuda.eca(repeated(2**30, 2**30, 1, device=device), weight)
 
 
-def test_gates_that_can_not_be_are_refused(device):
+def test_impossible_gates_are_refused(device):
     x, numbers = empty(2**40, 0, 1, device=device), "numbers for the gates of all samples"
     with pytest.raises(ValueError, match=rf"x and its parameters: expected at most 2\^48 {numbers}, .*, got {2**40} x"):
         eca_cuda.eca(x, torch.zeros(1, 1, 2**10 + 1, device=device))
@@ -45,8 +45,8 @@ def test_gates_that_can_not_be_are_refused(device):
         eca_cuda.bidirectional_eca(x, few, few, many(2**28, 0), many(2**28), many(2, 2**28), many(2))
 
 
-def test_where_there_is_nothing_to_do_nothing_is_done(device):
-    """As many samples as there may be, without channels; and channels whose means nobody wants, without positions."""
+def test_empty_calls_are_accepted(device):
+    """As many samples as there may be, without channels; and channels without positions, whose means are not wanted."""
     weight = torch.ones(1, 1, 3, device=device, requires_grad=True)
     x = empty(2**40, 0, 1, device=device)
     y = eca_cuda.eca(x, weight, residual=x, activation="relu")
@@ -62,7 +62,7 @@ PLAN = {"n": 2**20, "c": 2**16, "s": 9, "kernel_size": 3, "hidden": 4}
 
 @pytest.mark.parametrize("value", [-1, 2**31, 2**62, 2**70, 1.5, "2", None], ids=str)
 @pytest.mark.parametrize("name", PLAN)
-def test_a_plan_of_what_can_not_be_is_refused_by_name(name, value):
+def test_a_plan_of_impossible_sizes_names_the_argument(name, value):
     with pytest.raises(ValueError, match=rf"^({name}|n, c, s): expected .*, got "):
         _C.plan(
             **{**PLAN, name: value},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The judges themselves: the error budget and the row check go red for the mistakes that kernels make."""
+"""Tests of the checks: the error budget and the row check fail for mistakes that kernels make."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ SHAPE = (3, 20, 4, 5)
 
 
 def test_the_suite_ran_on_cuda(cuda):
-    """Its skip is the one line that says that nothing ran there."""
+    """Skipped, and so visible in the report, if nothing ran on CUDA."""
     assert torch.ones(1, device=cuda).item() == 1
 
 
@@ -77,7 +77,7 @@ def test_budget_compares_shape_and_dtype():
             check_against_reference(ECA, x, parameters, function=mutant)
 
 
-# Mutants: the reference with one mistake each. A judge that admits one is no judge.
+# Mutants: the reference with one mistake each, which the checks must notice.
 
 
 class _Scaled(torch.autograd.Function):
