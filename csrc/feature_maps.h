@@ -32,11 +32,11 @@ class FeatureMaps {
     out_shape_.emplace(out_);
   }
 
-  Batch x() { return input(x_, MapShape(x_)); }
-  Batch out() { return output(out_); }
+  MapView x() { return input(x_, MapShape(x_)); }
+  MapView out() { return output(out_); }
 
   // Another map of the same sizes, copied if it has another layout or order of positions than the output.
-  Batch another(const Tensor& map) {
+  MapView another(const Tensor& map) {
     const MapShape map_shape(map);
     if (map_shape.fits(layout) && map_shape.walks_like(*out_shape_)) return input(map, map_shape);
     Tensor copy = empty_as(out_);
@@ -46,7 +46,7 @@ class FeatureMaps {
   }
 
   // One more output.
-  Batch another_out(Tensor* made) {
+  MapView another_out(Tensor* made) {
     *made = allocate_(out_);
     return output(*made);
   }
@@ -64,12 +64,12 @@ class FeatureMaps {
   Layout layout = Layout::kPlanes;
 
  private:
-  Batch batch(const void* data, const MapShape& map_shape) const {
+  MapView batch(const void* data, const MapShape& map_shape) const {
     return {const_cast<void*>(data), map_shape.sample_stride(), map_shape.run_stride(layout)};
   }
   // const_data_ptr: a mutable pointer would materialise a copy-on-write tensor.
-  Batch input(const Tensor& t, const MapShape& map_shape) const { return batch(t.const_data_ptr(), map_shape); }
-  Batch output(const Tensor& t) const { return batch(t.mutable_data_ptr(), *out_shape_); }
+  MapView input(const Tensor& t, const MapShape& map_shape) const { return batch(t.const_data_ptr(), map_shape); }
+  MapView output(const Tensor& t) const { return batch(t.mutable_data_ptr(), *out_shape_); }
 
   Allocate allocate_;
   Tensor x_, out_, result_;

@@ -14,7 +14,7 @@ struct Problem {
 };
 
 // A feature map, dtype[N, C, S]; absent if data is null. Strides in elements, run_stride between planes or rows.
-struct Batch {
+struct MapView {
   void* data;
   int64_t sample_stride, run_stride;
 };
@@ -31,7 +31,7 @@ struct Signs {
 constexpr int64_t sign_bytes(int64_t elements, int64_t per_byte) { return (elements + per_byte - 1) / per_byte; }
 
 struct ForwardCall {
-  Batch x, residual, y;
+  MapView x, residual, y;
   void* mean;  // A[N, C], of x, for backward; null where it is not needed
   Signs signs;
 };
@@ -43,7 +43,7 @@ struct Records {
 };
 
 struct BackwardCall {
-  Batch grad_y, x, grad_x, grad_residual;
+  MapView grad_y, x, grad_x, grad_residual;
   Signs signs;       // with kRelu
   const void* mean;  // A[N, C]
   Records records;

@@ -31,25 +31,25 @@ void for_range(const Parallel& parallel, int64_t count, int64_t elements, Body b
       count, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
 }
 
-inline Map sample(const Batch& batch, const Problem& p, int64_t n) {
+inline SampleView sample(const MapView& batch, const Problem& p, int64_t n) {
   if (!batch.data) return {nullptr, 0};
   return {static_cast<char*>(batch.data) + n * batch.sample_stride * item_size(p.dtype), batch.run_stride};
 }
 
-inline SignMap sample(const Signs& signs, const Problem& p, int64_t n) {
+inline SampleSigns sample(const Signs& signs, const Problem& p, int64_t n) {
   uint8_t* const data = signs.data ? signs.data + n * signs.sample_stride : nullptr;
   return {data, p.layout == Layout::kRows ? p.c : p.s};
 }
 
 // Zeroes the signs where packs may begin or end within a byte: store_signs then sets single bits.
-inline void clear(const Signs& signs, const Batch& y, const Problem& p) {
+inline void clear(const Signs& signs, const MapView& y, const Problem& p) {
   if (!signs.data) return;
   const bool whole = (p.layout == Layout::kRows ? p.c : p.s) % 16 == 0 &&
                      reinterpret_cast<uintptr_t>(y.data) % (16 * item_size(p.dtype)) == 0;
   if (!whole) std::fill_n(signs.data, p.n * signs.sample_stride, uint8_t{0});
 }
 
-inline bool is_streamed(const Batch& output, const Problem& p) {
+inline bool is_streamed(const MapView& output, const Problem& p) {
   return goes_past_caches(output.data, p.n * p.c * p.s * item_size(p.dtype));
 }
 

@@ -27,34 +27,34 @@ inline int64_t gate_workspace(const GateShape& shape, const GateNeeds& needs) {
 }  // namespace ECA_TARGET
 
 // One sample of a feature map: its first element, and the distance between planes (kPlanes) or rows (kRows).
-struct Map {
+struct SampleView {
   void* data;
   int64_t stride;
 };
 
 // The signs of y of one sample (problem.h), with the number of elements of a plane or row; null where there are none.
-struct SignMap {
+struct SampleSigns {
   uint8_t* data;
   int64_t length;
 };
 
 // streaming: outputs go past the caches, because they are too large to stay in them.
 struct RescaleArgs {
-  Map x, residual, y;        // residual.data may be null
-  SignMap signs;             // to be written
-  const void *gate, *shift;  // A[C] each; shift may be null
+  SampleView x, residual, y;  // residual.data may be null
+  SampleSigns signs;          // to be written
+  const void *gate, *shift;   // A[C] each; shift may be null
   bool relu, streaming;
 };
 
 struct DotArgs {
-  Map grad_y, x;
-  SignMap signs;
+  SampleView grad_y, x;
+  SampleSigns signs;
   const void* centre;  // A[C]
 };
 
 struct GradientArgs {
-  Map grad_y, x, grad_x, grad_residual;  // x.data is null without slope; grad_residual.data if not asked for
-  SignMap signs;
+  SampleView grad_y, x, grad_x, grad_residual;  // x.data is null without slope; grad_residual.data if not asked for
+  SampleSigns signs;
   const void *gate, *shift, *slope;  // A[C] each
   bool streaming;
 };
@@ -62,9 +62,9 @@ struct GradientArgs {
 // grad below is grad_y where the sign of y is set, all of it if there are no signs.
 struct MapKernels {
   // sums[c] = sum of x over the tile's positions
-  void (*pool)(Map x, Tile tile, void* sums);
+  void (*pool)(SampleView x, Tile tile, void* sums);
   // means[c] = mean of x over the tile's positions, squares[c] = sum of (x - means[c])^2
-  void (*moments)(Map x, Tile tile, void* means, void* squares);
+  void (*moments)(SampleView x, Tile tile, void* means, void* squares);
   // products[c] = sum of grad * x
   void (*dot)(const DotArgs& args, Tile tile, void* products);
   // sums[c] = sum of grad, products[c] = sum of grad * (x - centre[c])

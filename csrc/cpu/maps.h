@@ -13,13 +13,13 @@ struct Maps {
   using A = Accumulator<T>;
   using P = Pack<A>;
 
-  static void pool(Map x, Tile tile, void* sums) {
+  static void pool(SampleView x, Tile tile, void* sums) {
     reduce<1>(tile, {sums},
               [=](int64_t run, int64_t i, int n, P(&out)[1]) ECA_INLINE { out[0] = read(at(x, run) + i, n); });
   }
 
   // Two passes over the tile, the second from a cache: squares do not cancel, whatever the mean is.
-  static void moments(Map x, Tile tile, void* means_, void* squares) {
+  static void moments(SampleView x, Tile tile, void* means_, void* squares) {
     A* const means = static_cast<A*>(means_);
     pool(x, tile, means);
     for (int64_t c = tile.c0; c < tile.c1; ++c) means[c] /= static_cast<A>(tile.s1 - tile.s0);
@@ -46,7 +46,7 @@ struct Maps {
   }
 
  private:
-  static T* at(Map map, int64_t run) { return static_cast<T*>(map.data) + run * map.stride; }
+  static T* at(SampleView map, int64_t run) { return static_cast<T*>(map.data) + run * map.stride; }
 
   // The numbers of the channels of elements i .. i + n of a run.
   static P of_channels(const A* numbers, int64_t run, int64_t i, int n) {
@@ -71,7 +71,7 @@ struct Maps {
 
   // grad_y where the signs are set, else zero.
   template <bool Signs>
-  static P masked(SignMap signs, int64_t e, int n, P grad_y) {
+  static P masked(SampleSigns signs, int64_t e, int n, P grad_y) {
     if constexpr (Signs) return select(mask_of<A>(load_signs(signs.data, e, n)), grad_y, P(0));
     return grad_y;
   }
@@ -85,8 +85,8 @@ struct Maps {
 
   template <bool Signs>
   static void dot_as(const DotArgs& args, Tile tile, void* products) {
-    const Map grad_y = args.grad_y, x = args.x;
-    const SignMap signs = args.signs;
+    const SampleView grad_y = args.grad_y, x = args.x;
+    const SampleSigns signs = args.signs;
     reduce<1>(tile, {products}, [=](int64_t run, int64_t i, int n, P(&out)[1]) ECA_INLINE {
       const P grad = masked<Signs>(signs, run * signs.length + i, n, read(at(grad_y, run) + i, n));
       out[0] = grad * read(at(x, run) + i, n);
@@ -95,8 +95,8 @@ struct Maps {
 
   template <bool Signs>
   static void dots_as(const DotArgs& args, Tile tile, void* sums, void* products) {
-    const Map grad_y = args.grad_y, x = args.x;
-    const SignMap signs = args.signs;
+    const SampleView grad_y = args.grad_y, x = args.x;
+    const SampleSigns signs = args.signs;
     const A* const centre = static_cast<const A*>(args.centre);
     reduce<2>(tile, {sums, products}, [=](int64_t run, int64_t i, int n, P(&out)[2]) ECA_INLINE {
       out[0] = masked<Signs>(signs, run * signs.length + i, n, read(at(grad_y, run) + i, n));
@@ -115,9 +115,9 @@ struct Maps {
 
   template <bool Shift, bool Residual, bool Relu>
   static void rescale_as(const RescaleArgs& args, Tile tile) {
-    const Map maps[] = {args.y, args.x, args.residual};
+    const SampleView maps[] = {args.y, args.x, args.residual};
     const bool streaming = args.streaming;
-    const SignMap signs = args.signs;
+    const SampleSigns signs = args.signs;
     const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) ECA_INLINE {
       P value = read(p[1] + i, n) * numbers[0];
       if constexpr (Shift) value = value + numbers[1];
@@ -150,9 +150,9 @@ struct Maps {
 
   template <bool Slope, bool Signs, bool GradResidual>
   static void gradient_as(const GradientArgs& args, Tile tile) {
-    const Map maps[] = {args.grad_x, args.grad_y, args.x, args.grad_residual};
+    const SampleView maps[] = {args.grad_x, args.grad_y, args.x, args.grad_residual};
     const bool streaming = args.streaming;
-    const SignMap signs = args.signs;
+    const SampleSigns signs = args.signs;
     const auto body = [=](T* const* p, int64_t i, int n, int64_t e, const auto& numbers) ECA_INLINE {
       const P grad = masked<Signs>(signs, e, n, read(p[1] + i, n));
       if constexpr (GradResidual) put(p[3] + i, grad, n, streaming);

@@ -162,9 +162,9 @@ void run_norm_backward(const Problem& p, const GateCall& gate, const BackwardCal
   const bool streaming = is_streamed(call.grad_x, p);
   pass.each_tile(true, [&](int64_t n, int64_t t) {
     const A* const gates = numbers.get() + 2 * n * p.c;
-    pass.maps.gradient({sample(call.grad_y, p, n), of_batch ? sample(call.x, p, n) : Map{}, sample(call.grad_x, p, n),
-                        sample(call.grad_residual, p, n), sample(call.signs, p, n), gates, gates + p.c,
-                        of_batch ? slope : nullptr, streaming},
+    pass.maps.gradient({sample(call.grad_y, p, n), of_batch ? sample(call.x, p, n) : SampleView{},
+                        sample(call.grad_x, p, n), sample(call.grad_residual, p, n), sample(call.signs, p, n), gates,
+                        gates + p.c, of_batch ? slope : nullptr, streaming},
                        pass.tiling.at(t));
   });
 }

@@ -20,10 +20,10 @@ struct Walk<T, Layout::kPlanes> {
   // Contiguous planes of at least 16 positions are visited as one run, in which a pack may hold the end of one plane
   // and the start of the next; others are visited one by one.
   template <int M, int K, class Body>
-  static void each(Tile tile, int64_t length, const Map (&maps)[M], const void* const (&numbers)[K], Body body) {
+  static void each(Tile tile, int64_t length, const SampleView (&maps)[M], const void* const (&numbers)[K], Body body) {
     const int64_t size = tile.s1 - tile.s0;
     bool dense = size >= kLanes;
-    for (const Map& map : maps) dense = dense && (!map.data || map.stride == size);
+    for (const SampleView& map : maps) dense = dense && (!map.data || map.stride == size);
     const int64_t together = dense ? tile.c1 - tile.c0 : 1;
     for (int64_t c = tile.c0; c < tile.c1; c += together) {
       T* p[M];
@@ -75,7 +75,7 @@ struct Walk<T, Layout::kRows> {
   using P = Pack<A>;
 
   template <int M, int K, class Body>
-  static void each(Tile tile, int64_t length, const Map (&maps)[M], const void* const (&numbers)[K], Body body) {
+  static void each(Tile tile, int64_t length, const SampleView (&maps)[M], const void* const (&numbers)[K], Body body) {
     for (int64_t s = tile.s0; s < tile.s1; ++s) {
       T* p[M];
       for (int m = 0; m < M; ++m) p[m] = static_cast<T*>(maps[m].data) + s * maps[m].stride;

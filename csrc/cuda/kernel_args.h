@@ -72,7 +72,7 @@ struct NormArgs {
 // pack_signs.cu
 struct PackArgs {
   Problem problem;
-  Batch y;
+  MapView y;
   Signs signs;
 };
 

@@ -25,7 +25,7 @@ enum class Walk { kPlanes, kStraddling, kRows };
 
 // A map, and whether a block keeps its part of it in a slab.
 struct Kept {
-  const Batch& batch;
+  const MapView& batch;
   bool has_slab;
 };
 
@@ -79,7 +79,7 @@ struct OnePass {
 
   __device__ Slab slab(int i) const { return {shared_at<T>(i * args.plan.slabs.bytes), kRows ? x.own : length()}; }
   template <class M>
-  __device__ M global(const Batch& map) const {
+  __device__ M global(const MapView& map) const {
     T* const data = static_cast<T*>(map.data);
     return {data ? data + n() * map.sample_stride + offset : nullptr,
             kRows ? static_cast<int>(args.problem.c) : length()};

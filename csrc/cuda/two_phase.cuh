@@ -58,7 +58,7 @@ struct PassBase {
     __device__ void operator()(int c, const A (&total)[1]) const { to[c] = total[0]; }
   };
 
-  __device__ Map map(const Batch& batch, int64_t n) const {
+  __device__ Map map(const MapView& batch, int64_t n) const {
     return {batch.data ? static_cast<T*>(batch.data) + n * batch.sample_stride : nullptr, batch.run_stride};
   }
   __device__ SignBytes<T, int64_t> signs(int64_t n) const {

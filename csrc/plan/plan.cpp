@@ -6,7 +6,7 @@
 
 namespace eca {
 
-bool is_aligned(const Problem& p, const Batch& map) {
+bool is_aligned(const Problem& p, const MapView& map) {
   if (!map.data) return true;
   const bool rows = p.layout == Layout::kRows;
   int64_t elements = rows ? p.c : p.s;
@@ -15,7 +15,7 @@ bool is_aligned(const Problem& p, const Batch& map) {
   return elements * item_size(p.dtype) % 16 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
 }
 
-bool is_dense(const Problem& p, const Batch& map) {
+bool is_dense(const Problem& p, const MapView& map) {
   if (!map.data) return true;
   const int64_t e = item_size(p.dtype), length = p.layout == Layout::kRows ? p.c : p.s;
   const int64_t runs = p.layout == Layout::kRows ? p.s : p.c;

@@ -151,10 +151,10 @@ int64_t partial_sums(const Problem& problem, int64_t channels, int lanes, int ve
 ECA_HD constexpr int kernel_arrays(bool backward) { return backward ? 3 : 2; }
 
 // Whether all runs of a map begin and end at multiples of 16 bytes. True for absent maps (null), here and below.
-bool is_aligned(const Problem& problem, const Batch& map);
+bool is_aligned(const Problem& problem, const MapView& map);
 
 // Whether the samples of a map are contiguous, and begin and end at multiples of 16 bytes.
-bool is_dense(const Problem& problem, const Batch& map);
+bool is_dense(const Problem& problem, const MapView& map);
 
 // --- Tuning rules: cuts that measurements have found to be best, instead of the plan's; one table per process
 

@@ -201,7 +201,7 @@ py::dict plan(const py::object& n_, const py::object& c_, const py::object& s_, 
             named<Variant>("variant", variant, kVariantNames),
             (relu ? kRelu : int64_t{0}) | (cross_channel ? kCrossChannel : int64_t{0})};
   p.layout = walked(named<Layout>("layout", layout, kLayoutNames), c, s);
-  const Batch whole{reinterpret_cast<void*>(256), c * s, p.layout == Layout::kRows ? c : s};
+  const MapView whole{reinterpret_cast<void*>(256), c * s, p.layout == Layout::kRows ? c : s};
   const GateFacts facts = gate_facts(p.variant, {c, kernel_size, hidden, p.flags});
   require_countable("n, c and the gate", "numbers for the gates of all samples", {n, c + facts.size()});
   Request request{p, named<Direction>("direction", direction, kDirectionNames), residual};
