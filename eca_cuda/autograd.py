@@ -9,8 +9,8 @@ composite  the reference, plain torch operators: under torch.func transforms and
            compiled under compile_mode("inline"); where parameters are tensor subclasses that have no rule for the
            operators; and as the definition that second and higher derivatives come from
 
-An eager call of plain tensors goes straight to the operators, which refuse invalid arguments tersely; ``checks.py``
-then explains. All other calls are checked first: a tracer, a subclass or autocast may ask for another way.
+An eager call goes straight to the operators. What they refuse, and all that a tracer sees, goes the careful way:
+``checks.py`` says what is wrong with the arguments, and if nothing is, the way is chosen that fits them.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +27,6 @@ from .options import GRAD_RESIDUAL, RELU, Options, from_flags
 Parameters = tuple[Optional[Tensor], ...]
 
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
-_PLAIN = {Tensor, torch.nn.Parameter}
 
 functorch_is_active = torch._C._are_functorch_transforms_active
 jit_trace = torch._C._get_tracing_state  # None but under torch.jit.trace
@@ -50,22 +49,20 @@ def apply(
     if lengths is not None:
         return _apply_to_lengths(name, x, parameters, residual, options, lengths)
     traced = is_traced()
-    if traced or not are_plain(x, parameters):
-        return apply_carefully(name, x, parameters, residual, options, traced)
-    try:
-        if torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters):
-            return _Fused.apply(name, options.flags, x, residual, *parameters)  # type: ignore[no-any-return]
-        return ops.INFER[name](x, *parameters, residual, options.flags)
-    except Exception as error:
-        ops.check(name, x, parameters, residual, options)
-        check_device(x, error)
-        raise
+    if not traced:
+        try:
+            if torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters):
+                return _Fused.apply(name, options.flags, x, residual, *parameters)  # type: ignore[no-any-return]
+            return ops.INFER[name](x, *parameters, residual, options.flags)
+        except Exception:
+            pass  # which is explained below, or another way is found
+    return apply_carefully(name, x, parameters, residual, options, traced)
 
 
 def apply_carefully(
     name: str, x: Tensor, parameters: Parameters, residual: Optional[Tensor], options: Options, traced: bool
 ) -> Tensor:
-    """The same where a transform, a tracer, a subclass or autocast is at work."""
+    """The same for what a tracer sees and for what an operator refused: invalid arguments, autocast, subclasses."""
     parameters = widened(x, parameters)
     ops.check(name, x, parameters, residual, options)
     sharding.check(name, x, parameters)
@@ -76,6 +73,8 @@ def apply_carefully(
         conv = compiling.shifted_conv if traced else reference.channel_conv
         return composite(name, x, parameters, residual, options, conv)
     sharding.register_rules_if_used()
+    if not traced:
+        checks.check_device(x.device, ops.cuda_toolkit())
     if differentiated:
         given = distinct(x, residual, *parameters)
         return _Fused.apply(name, options.flags, *given)  # type: ignore[no-any-return]
@@ -117,25 +116,6 @@ def needs_composite() -> bool:
         or torch.onnx.is_in_onnx_export()
         or jit_trace() is not None
     )
-
-
-def are_plain(x: Tensor, parameters: Parameters) -> bool:
-    """Whether these are tensors of torch's own, and of dtypes that need no cast by autocast."""
-    if type(x) is not Tensor:
-        return False
-    dtype: Optional[torch.dtype] = None
-    for t in parameters:
-        if t is not None:
-            if type(t) not in _PLAIN or (t.dtype is not dtype and dtype is not None):
-                return False
-            dtype = t.dtype
-    return dtype is torch.float32 or dtype is x.dtype
-
-
-def check_device(x: Tensor, error: Exception) -> None:
-    """Raise ValueError if ``error`` is for want of kernels for the device of ``x``."""
-    if isinstance(error, NotImplementedError):
-        checks.check_device(x.device, ops.cuda_toolkit())
 
 
 def is_foreign(parameter: Any) -> bool:

@@ -132,7 +132,8 @@ def _checked(
         norm, is_new = norm.contiguous(), True
     if error is None or is_new:
         return _call(x, parameters, norm, residual, options, is_compiling)
-    autograd.check_device(x, error)
+    if isinstance(error, NotImplementedError):
+        checks.check_device(x.device, ops.cuda_toolkit())
     raise error
 
 

@@ -53,9 +53,11 @@ def options(
 ) -> Options:
     """The ``Options`` of these values; ValueError or TypeError naming the first that is not one of its option's."""
     try:
-        return _ALL[padding_mode, gate, activation, bool(cross_channel), bool(final_sigmoid)]
+        return _ALL[padding_mode, gate, activation, cross_channel, final_sigmoid]
     except (KeyError, TypeError):
         checks.check_options(padding_mode, gate, activation)
+        checks.flag("cross_channel", cross_channel)
+        checks.flag("final_sigmoid", final_sigmoid)
         raise
 
 

@@ -105,7 +105,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mock:
 def test_a_gpu_is_required_and_captures_all_calls_in_one_graph(cuda: Mock) -> None:
     gpu, log = Gpu(), []
     cuda.is_available.return_value = False
-    with pytest.raises(SystemExit, match=r"expected a GPU that torch can use, got none; --device cpu, or make gpu DRY"):
+    with pytest.raises(SystemExit, match=r"expected a GPU that torch can use, got none; use --device cpu, or make"):
         Gpu()
     with gpu.working():
         captured = gpu.capture([lambda: log.append("first"), lambda: log.append("second")])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-USER_CODE = ROOT / "tests" / "user_code.py"
+USER_CODE = ROOT / "tests/build/user_code.py"
 
 
 def run(*command: object, cwd: Path) -> None:
