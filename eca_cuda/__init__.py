@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Efficient Channel Attention and two variants: fused kernels that read the feature map once and write it once."""
+"""Efficient Channel Attention and two variants, as fused and differentiable kernels for the CPU and for CUDA."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ load_from_environment()
 
 
 def __getattr__(name: str) -> Any:
-    """What is slow to import, at its first use; and functions and layers of variants that are not listed above."""
+    """Import ``inductor``, which is slow, at its first use; find functions and layers that are not listed above."""
     if name == "inductor":
         return importlib.import_module(".inductor", __name__)
     for variant in _VARIANTS.values():

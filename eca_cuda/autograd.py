@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The differentiable entry to the operators: which of three ways a call takes.
+"""The differentiable entry to the operators. A call takes one of three ways:
 
 infer      no gradient is wanted: the operator that saves nothing
 fused      reverse mode, eager or compiled: the forward and the backward operator
 composite  the reference, plain torch operators: under torch.func transforms and forward-mode AD, which would
            otherwise need extra Functions that cost every ordinary call; under torch.onnx.export, which then needs no
            custom translation; under torch.jit.trace, and torch.export with gradients, as programs hold no Functions;
-           compiled under compile_mode("inline"); where parameters are tensor subclasses that have no rule for the
-           operators; and as the definition that second and higher derivatives come from
+           compiled or exported where ``compile_mode`` inlines the call; if parameters are tensor subclasses that have
+           no rule for the operators; with ``lengths``; and to derive second and higher derivatives from
 
-An eager call goes straight to the operators. What they refuse, and all that a tracer sees, goes the careful way:
-``checks.py`` says what is wrong with the arguments, and if nothing is, the way is chosen that fits them.
+An eager call goes straight to the operators. If they refuse it, or a tracer sees the call, ``apply_carefully`` checks
+the arguments, with exact messages, and then chooses the way.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,7 @@ Parameters = tuple[Optional[Tensor], ...]
 _CAST_BY_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
 
 functorch_is_active = torch._C._are_functorch_transforms_active
-jit_trace = torch._C._get_tracing_state  # None but under torch.jit.trace
+jit_trace = torch._C._get_tracing_state  # returns None except under torch.jit.trace
 
 
 def apply(
@@ -55,14 +55,14 @@ def apply(
                 return _Fused.apply(name, options.flags, x, residual, *parameters)  # type: ignore[no-any-return]
             return ops.INFER[name](x, *parameters, residual, options.flags)
         except Exception:
-            pass  # which is explained below, or another way is found
+            pass  # apply_carefully explains the error, or finds another way
     return apply_carefully(name, x, parameters, residual, options, traced)
 
 
 def apply_carefully(
     name: str, x: Tensor, parameters: Parameters, residual: Optional[Tensor], options: Options, traced: bool
 ) -> Tensor:
-    """The same for what a tracer sees and for what an operator refused: invalid arguments, autocast, subclasses."""
+    """``apply`` if a tracer sees the call or an operator refused it: invalid arguments, autocast, subclasses."""
     parameters = widened(x, parameters)
     ops.check(name, x, parameters, residual, options)
     sharding.check(name, x, parameters)
@@ -84,13 +84,13 @@ def apply_carefully(
 def _apply_to_lengths(
     name: str, x: Tensor, parameters: Parameters, residual: Optional[Tensor], options: Options, lengths: Tensor
 ) -> Tensor:
-    """The same with the means of the first ``lengths[n]`` positions: the composite, as no kernel does that."""
+    """``apply`` with means over the first ``lengths[n]`` positions, by the composite, as no kernel does that."""
     parameters = widened(x, parameters)
     ops.check(name, x, parameters, residual, options)
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling:
         sharding.check_composite(x)
-    # Subclasses are not asked: a fake tensor has no values, and a DTensor's are elsewhere.
+    # Values of subclasses are not checked: a fake tensor has none, and a DTensor holds only a shard of them.
     has_values = type(lengths) is Tensor and not (functorch_is_active() or is_compiling or jit_trace() is not None)
     checks.check_lengths(lengths, x, has_values)
     is_shifted = compiling.mode() == "inline" if is_compiling else sharding.is_dtensor(x)
@@ -109,7 +109,7 @@ def is_traced() -> bool:
 
 
 def needs_composite() -> bool:
-    """Whether a transform or a tracer is at work that sees plain operators only."""
+    """Whether a transform or a tracer that handles plain operators only is active."""
     return (
         functorch_is_active()
         or forward_ad._current_level >= 0
@@ -119,16 +119,16 @@ def needs_composite() -> bool:
 
 
 def is_foreign(parameter: Any) -> bool:
-    """Whether this is a subclass that may know plain operators only, such as torchao's quantised weights."""
+    """Whether this is a subclass that may support plain operators only, such as torchao's quantised weights."""
     if parameter is None:
         return False
     return hasattr(type(parameter), "__tensor_flatten__") and not sharding.is_dtensor(parameter)
 
 
 def widened(x: Tensor, parameters: Parameters) -> tuple[Any, ...]:
-    """Under autocast, parameters of dtypes that do not go with that of ``x``, all of them in float32.
+    """``parameters``, but all in float32 under autocast if the operators would refuse their dtypes with that of ``x``.
 
-    So a model that is half throughout goes on where autocast has made a map float32. Whatever else is ``parameters``.
+    So an entirely half model still works after autocast has made a map float32.
     """
     given = [t for t in parameters if t is not None]
     if not all(isinstance(t, Tensor) for t in (x, *given)):
@@ -141,9 +141,9 @@ def widened(x: Tensor, parameters: Parameters) -> tuple[Any, ...]:
 
 
 def distinct(*tensors: Optional[Tensor]) -> list[Optional[Tensor]]:
-    """The same, with an alias for each tensor that came before, as in ``residual=x``.
+    """``tensors``, with an alias in place of each repeated one, as in ``residual=x``.
 
-    Given one twice, Dynamo loses gradients without a word in torch 2.11 and 2.12, and refuses from 2.13 on.
+    If a tensor is repeated, Dynamo silently loses gradients in torch 2.11 and 2.12, and breaks the graph from 2.13 on.
     """
     return [t.view_as(t) if t is not None and any(t is s for s in tensors[:i]) else t for i, t in enumerate(tensors)]
 
@@ -164,7 +164,7 @@ def composite(
     conv: reference.ChannelConv = reference.channel_conv,
     lengths: Optional[Tensor] = None,
 ) -> Tensor:
-    """The same by the reference. As the operators do, it ignores autocast: ``y`` has the dtype of ``x``."""
+    """``apply`` by the reference. It ignores autocast, as the operators do: ``y`` has the dtype of ``x``."""
     variant = table.VARIANTS[name]
     given: dict[str, Any] = {option: getattr(options, option) for option in variant.options}
     if "padding_mode" in given:
@@ -206,7 +206,7 @@ class _Fused(torch.autograd.Function):
 
 
 def saved_by(ctx: Any) -> list[Any]:
-    """What was saved, with None for what was not there."""
+    """The saved tensors, with None for those that were absent."""
     tensors = list(ctx.saved_tensors)
     return [tensors.pop(0) if there else None for there in ctx.there]
 
@@ -216,7 +216,7 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
     x, mean, signs, *parameters = saved_by(ctx)
     sharding.check_composite(x)
     grad_sum = grad_y
-    if signs is not None:  # as the operator unpacks them
+    if signs is not None:  # the operator unpacks them
         flags = ctx.flags | GRAD_RESIDUAL
         with torch.no_grad():
             passes = ops.OPERATORS[ctx.variant].backward(torch.ones_like(x), x, mean, signs, *parameters, flags)[1]
@@ -225,7 +225,7 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
         # Aliases, so that a tensor that was passed twice gets each gradient once.
         x = x.view_as(x)
         parameters = [None if t is None else t.view_as(t) for t in parameters]
-        # Of convolutions on DTensors, torch 2.14 gets second derivatives by the weight wrong, without a word.
+        # On DTensors, torch 2.14 silently computes wrong second derivatives of a convolution by its weight.
         conv = compiling.shifted_conv if sharding.is_dtensor(x) else reference.channel_conv
         out = composite(ctx.variant, x, tuple(parameters), None, from_flags(ctx.flags & ~RELU), conv)
         needed = (ctx.needs_input_grad[2], *ctx.needs_input_grad[4:])

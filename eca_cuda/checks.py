@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What valid arguments are, in one place: every message names the argument, what was expected and what was given.
+"""The rules for valid arguments: every message names the argument, what was expected and what was given.
 
-The operators refuse whatever this file refuses, but tersely; this file then says why, so that a valid call pays
-nothing for good messages. Traced calls, which reach no kernel, are checked first.
+The operators check their tensors themselves, with terse errors. An eager call runs this file only after an operator
+has refused it, so a valid call pays nothing for good messages. Traced calls, ``lengths`` and ``eca_`` are checked here
+first.
 """
 
 import functools
@@ -32,7 +33,7 @@ class Parameter(NamedTuple):
     optional: bool
 
 
-# Of each variant, in the order of its function's arguments.
+# By variant, in the order of its function's arguments.
 PARAMETERS: dict[str, tuple[Parameter, ...]] = {
     name: tuple(Parameter(*described) for described in parameters) for name, parameters in _C.VARIANTS.items()
 }
@@ -42,7 +43,7 @@ _Check = TypeVar("_Check", bound=Callable[..., None])
 
 
 def _untraced(check: _Check) -> _Check:
-    """Pauses torch.jit.trace, which makes tensors of sizes and warns where they are compared."""
+    """Pauses torch.jit.trace, which turns sizes into tensors and warns if they are compared."""
 
     @functools.wraps(check)
     def checked(*arguments: object) -> None:
@@ -66,7 +67,7 @@ def check_options(padding_mode: object, gate: object, activation: object) -> Non
 
 
 def check_channels_dim(channels_dim: object) -> None:
-    """Raise ValueError unless it is one of the two that there are."""
+    """Raise ValueError unless it is 1 or -1."""
     _check_option("channels_dim", channels_dim, CHANNELS_DIMS)
 
 
@@ -103,7 +104,7 @@ def number(name: str, value: Any) -> float:
 
 
 def epsilon(value: Any, training: bool) -> float:
-    """``value``, if batch norm may add it to a variance, as torch has it; else TypeError or ValueError."""
+    """``value``, if torch's batch norm would accept it as eps; else TypeError or ValueError."""
     eps = number("eps", value)
     if eps < 0 or (training and eps == 0):
         _refuse("eps", "a positive number for training=True" if training else "no negative number", f"{value}")
@@ -138,7 +139,7 @@ def check(
 
 @_untraced
 def check_maps(x: Tensor, residual: Optional[Tensor]) -> None:
-    """Raise TypeError or ValueError unless ``x``, and ``residual`` with it, are what every variant accepts."""
+    """Raise TypeError or ValueError unless every variant accepts ``x`` and ``residual``."""
     _check_x(x)
     if residual is not None:
         _check_like_x("residual", residual, x)
@@ -153,7 +154,7 @@ def check_norm(
     running_var: Optional[Tensor],
     training: bool,
 ) -> None:
-    """Raise TypeError or ValueError unless batch norm accepts these tensors with such an ``x``."""
+    """Raise TypeError or ValueError unless batch norm accepts these tensors with this ``x``."""
     affine = {"norm_weight": weight, "norm_bias": bias}
     running = {"running_mean": running_mean, "running_var": running_var}
     for group in (affine, running):
@@ -175,7 +176,7 @@ def check_norm(
 def check_saved(
     grad_y: Tensor, x: Tensor, mean: Tensor, signs: Optional[Tensor], relu: bool, grad_residual: bool
 ) -> None:
-    """Raise TypeError or ValueError unless a backward operator accepts these, with such an ``x``."""
+    """Raise TypeError or ValueError unless a backward operator accepts these tensors with this ``x``."""
     _check_like_x("grad_y", grad_y, x)
     _check_tensor("mean", mean)
     _check_shape("mean", mean, tuple(x.shape[:2]))
@@ -195,20 +196,20 @@ def check_saved(
 
 
 def signs_shape(x: Tensor) -> tuple[int, int]:
-    """The shape of the signs of such a map (csrc/problem.h): a row of bytes for each sample."""
+    """The shape of the signs of a map like ``x`` (csrc/problem.h): a row of bytes for each sample."""
     per_byte = 16 // x.element_size() if x.device.type == "cuda" else 8
     return x.shape[0], (math.prod(x.shape[1:]) + per_byte - 1) // per_byte
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What numbers of this dtype are added up in."""
+    """The dtype in which sums over elements of this dtype are computed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_channels_last(
     channels_dim: object, x: Tensor, residual: Optional[Tensor] = None, lengths: Optional[Tensor] = None
 ) -> None:
-    """Raise ValueError or TypeError for what can't be said any more once the channels are moved to dimension 1."""
+    """Raise ValueError or TypeError for errors that messages must describe before channels move to dimension 1."""
     check_channels_dim(channels_dim)
     _check_x(x, "[N, *spatial, C]")
     if residual is not None:
@@ -245,12 +246,12 @@ def check_lengths(lengths: object, x: Tensor, has_values: bool) -> None:
 
 
 def sizes(c: int, cross_channel: bool) -> dict[Any, int]:
-    """What the sizes in shapes of parameters stand for, as far as the call alone decides it."""
+    """The values of the symbolic sizes in parameter shapes that depend on the call alone, not on the parameters."""
     return {"C": c, "C or 1": 1 if cross_channel else c}
 
 
 def _check_against(parameter: Parameter, t: Tensor, known: dict[Any, int], circular: bool, cross_channel: bool) -> None:
-    """Raise ValueError unless ``t`` has the shape described; the first tensor with a "k" or "hidden" decides it."""
+    """Raise ValueError unless ``t`` has the shape described; the first tensor with a "k" or "hidden" sets it."""
     if circular and not cross_channel and parameter.sizes[0] == "C or 1":
         raise ValueError("padding_mode: 'circular' needs cross_channel=True, got cross_channel=False")
     expected = [known.get(size, size) for size in parameter.sizes]

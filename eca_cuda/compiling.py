@@ -17,7 +17,7 @@ MODES = ("auto", "fused", "inline")
 
 
 class _OfThread(threading.local):
-    def __init__(self) -> None:  # runs in each thread; Dynamo overlooks changes of what the class has
+    def __init__(self) -> None:  # runs in each thread; Dynamo overlooks changes of class attributes
         self.mode: Mode = "auto"
 
 
@@ -29,15 +29,15 @@ _chosen = _OfThread()
 class compile_mode:
     """Choose what compiled and exported calls become; eager calls stay as they are.
 
-    ``"fused"`` keeps one operator of this package in the graph: two passes over memory less, but a barrier that nothing
-    fuses across. ``"inline"`` gives plain operators, with the convolution across channels as shifted sums, so that
-    Inductor may fuse them with what stands before and after; ``torch.export`` then makes programs that need nothing of
-    this package. ``"auto"``, the default, is what was measured to be faster in a residual block: inline for compiled
-    inference on a CPU, fused for everything else (docs/pytorch.md). What is exported with gradients is always inline.
+    ``"fused"`` keeps one operator of this package in the graph: it saves two passes over memory, but nothing fuses
+    across it. ``"inline"`` gives plain operators, with the convolution across channels as shifted sums, so that
+    Inductor may fuse them with the operators around them; ``torch.export`` then makes programs that do not need this
+    package. ``"auto"``, the default, is the mode that was faster in a residual block: inline for compiled inference
+    on a CPU, fused for everything else (docs/pytorch.md). Calls exported with gradients are always inline.
 
-    Like ``torch.set_grad_enabled``, a call sets the mode of this thread, and as a context manager what was before is
-    restored at the end; other threads keep theirs, and new ones begin with ``"auto"``. The mode counts where a compiled
-    model is called, not where ``torch.compile`` is; a model called in both has two versions.
+    Like ``torch.set_grad_enabled``, a call sets the mode of this thread, and a context manager restores the previous
+    mode at the end; other threads keep theirs, and new ones begin with ``"auto"``. The mode that counts is the one at
+    the call of a compiled model, not at ``torch.compile``; a model called in two modes is compiled twice.
 
     Raises:
         ValueError: naming the argument, what was expected and what was given.
@@ -59,7 +59,7 @@ class compile_mode:
 
 
 def mode() -> Mode:
-    """What was chosen."""
+    """The mode of this thread."""
     return _chosen.mode
 
 
@@ -69,14 +69,14 @@ def inlines(x: Tensor, differentiated: bool) -> bool:
         # The operators have no gradients of their own, and a program holds no autograd.Function that would give them.
         return differentiated or _chosen.mode == "inline"
     if _chosen.mode == "auto":
-        # Other subclasses keep the operator: DTensor has rules for it.
+        # Other subclasses keep the operator: DTensor has sharding rules for it.
         plain = type(x) in (Tensor, FunctionalTensor) and x.device.type == "cpu"
         return plain and not differentiated
     return _chosen.mode == "inline"
 
 
 def shifted_conv(m: Tensor, weight: Tensor, bias: Optional[Tensor], padding_mode: str) -> Tensor:
-    """``reference.channel_conv`` as a sum of shifted products, which Inductor fuses; a convolution it calls."""
+    """``reference.channel_conv`` as a sum of shifted products: Inductor fuses these, but not a convolution."""
     c, half = m.shape[1], weight.shape[-1] // 2
     padded = F.pad(m.unsqueeze(1), (half, half), mode="circular")[:, 0] if padding_mode == "circular" else None
 

@@ -3,7 +3,7 @@
 
 In all of them ``x`` is ``[N, C, *spatial]`` with one to three spatial dimensions, in float32, float64, float16 or
 bfloat16, contiguous or channels_last without a copy (other strides through one copy). With ``channels_dim=-1`` it is
-``[N, *spatial, C]``, as the tokens of transformers are, without a copy either. Parameters have the dtype of ``x``, or
+``[N, *spatial, C]``, like the tokens of transformers, also without a copy. Parameters have the dtype of ``x``, or
 float32 while ``x`` is half. ``y`` has the shape, dtype and memory format of ``x``.
 
 Sums run in float32 (float64 for float64) in an order that depends on shape and layout only: the same input gives the
@@ -30,6 +30,6 @@ __all__ = [
     "multi_kernel_eca",
 ]
 
-# torch.fx.symbolic_trace, and what builds on it (feature extractors), record these calls and do not look inside.
+# torch.fx.symbolic_trace, and feature extractors built on it, record these calls without tracing into them.
 for _name in ("batch_norm_eca", "bidirectional_eca", "eca", "multi_kernel_eca"):
     torch.fx.wrap(_name)

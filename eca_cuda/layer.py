@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What the layers share: the originals' constructors, submodules and state-dict keys, fused execution.
+"""The base of the layers, which have the originals' submodules and state-dict keys and run as one kernel.
 
-One kernel does the work of the submodules (``conv1``, ``weight_net`` and so on) with their parameters, also where
-``torch.nn.utils`` recomputes these: pruning, parametrizations, weight and spectral norm. Where a submodule is not what
-the layer made, the layer calls them all, in plain PyTorch at eager's speed: where one was replaced, as by adapters and
-quantisation, given hooks, or a ``forward`` of its own. After ``torch.compile``, torch itself overlooks new hooks.
+The kernel does the work of the submodules (``conv1``, ``weight_net`` and so on) with their parameters, even if
+``torch.nn.utils`` recomputes these: pruning, parametrizations, weight and spectral norm. If a submodule was replaced
+(by adapters or quantisation), or given hooks or a ``forward`` of its own, the layer calls all submodules, in plain
+PyTorch at eager's speed. torch overlooks hooks that are added after ``torch.compile``.
 """
 
 from typing import Any, NoReturn, Optional
@@ -19,7 +19,7 @@ GATES: dict[Gate, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "hard_sigmoid": nn.
 
 
 class ChannelAttention(nn.Module):
-    """What the three layers share: the options, and the choice between one kernel and calls of the submodules."""
+    """The base of all layers: the options, and the choice between one kernel and calls of the submodules."""
 
     def __init__(self, c: int, padding_mode: PaddingMode, gate: Gate, channels_dim: int = 1) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ChannelAttention(nn.Module):
         raise NotImplementedError
 
     def _gates(self, m: Tensor) -> Tensor:
-        """What the submodules, called, make of the means ``[N, C]``."""
+        """The gate ``[N, C]`` from the means ``[N, C]``, by calls of the submodules."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The differentiable entry to batch norm with ECA behind it; the ways of a call are those of ``autograd.py``.
+"""The differentiable entry to batch norm followed by ECA; a call takes one of the ways of ``autograd.py``.
 
-The operators change nothing in place: forward returns the statistics of the batch, and the running ones are updated
-here. So they mean the same to every tracer.
+The operators change nothing in place, so tracers see pure functions: forward returns the statistics of the batch, and
+this file updates the running ones.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from .reference import ChannelConv
 
 
 class Norm(NamedTuple):
-    """What batch norm is given besides ``x``."""
+    """The arguments of batch norm besides ``x``."""
 
     weight: Optional[Tensor]
     bias: Optional[Tensor]
@@ -28,11 +28,11 @@ class Norm(NamedTuple):
     eps: float
 
     def tensors(self) -> tuple[Optional[Tensor], ...]:
-        """Those that the operators are given: running statistics only where they are used."""
+        """The tensors that the operators take; no running statistics in training, which does not read them."""
         return (*self[:2], None, None) if self.training else self[:4]
 
     def contiguous(self) -> "Norm":
-        """With copies of those where they are not; running statistics that are updated stay as they are."""
+        """With contiguous copies where needed, except of running statistics that are updated in place."""
         weight, bias, mean, var = (None if t is None else t.contiguous() for t in self.tensors())
         given = self._replace(weight=weight, bias=bias)
         return given if self.training else given._replace(running_mean=mean, running_var=var)
@@ -55,9 +55,9 @@ def batch_norm_eca(
     padding_mode: PaddingMode = "zeros",
     gate: Gate = "sigmoid",
 ) -> Tensor:
-    """Batch norm and ECA behind it, in the passes that batch norm alone needs.
+    """Batch norm followed by ECA, in the passes over the map that batch norm alone needs.
 
-    ``y = eca(batch_norm(x), weight, bias, residual=residual, activation=activation)``, ``batch_norm`` being
+    ``y = eca(batch_norm(x), weight, bias, residual=residual, activation=activation)``, where ``batch_norm`` is
     ``(x - mean) / sqrt(var + eps) * norm_weight + norm_bias`` with the mean and the variance of each channel: those of
     the batch (``training``), or the running ones.
 
@@ -99,7 +99,7 @@ def apply(
 def apply_traced(
     x: Tensor, parameters: tuple[Optional[Tensor], ...], norm: Norm, residual: Optional[Tensor], options: Options
 ) -> Tensor:
-    """The same where AOTAutograd traces it: ``torch.compiler.is_compiling()`` is true there from torch 2.13 on only."""
+    """``apply`` under AOTAutograd, where ``torch.compiler.is_compiling()`` is true from torch 2.13 on only."""
     return _checked(x, parameters, norm, residual, options, True)
 
 
@@ -112,7 +112,7 @@ def _checked(
     is_compiling: bool,
     error: Optional[Exception] = None,
 ) -> Tensor:
-    """For tracers, and after an ``error``: says what is wrong with the arguments, or finds another way."""
+    """``apply`` for tracers, and after an ``error``: explains what is wrong with the arguments or finds another way."""
     given = parameters, norm[:2]
     parameters, affine = (autograd.widened(x, tensors) for tensors in given)
     norm = norm._replace(weight=affine[0], bias=affine[1])
@@ -128,7 +128,7 @@ def _checked(
     is_plain = not any(t is not None and (sharding.is_dtensor(t) or autograd.is_foreign(t)) for t in tensors)
     if autograd.needs_composite() or not is_plain or x.numel() == 0:
         return composite(x, parameters, norm, residual, options)
-    if not all(t is None or t.is_contiguous() for t in norm.tensors()):  # which the operators ask for
+    if not all(t is None or t.is_contiguous() for t in norm.tensors()):  # the operators require it
         norm, is_new = norm.contiguous(), True
     if error is None or is_new:
         return _call(x, parameters, norm, residual, options, is_compiling)
@@ -156,11 +156,11 @@ def _call(
     """The operators, and the update of the running statistics."""
     y: Tensor
     count = x.numel() // max(x.shape[1], 1)
-    too_few = count < (2 if norm.training else 1)  # not count <= norm.training, which sizes that are symbols refuse
+    too_few = count < (2 if norm.training else 1)  # not count <= norm.training: symbolic sizes refuse it
     if too_few or (norm.training and not _can_update(norm, x)) or _wants_grad_of_statistics(norm):
         raise ValueError("eca_cuda: invalid argument x or running_mean")
     if _wants_grad(x, parameters, norm, residual):
-        # As torch does it, before anything is saved: there a checkpoint may end a repetition. Traced, it comes after.
+        # As in torch, before anything is saved, where a checkpoint may stop a recomputation. Traced, it comes after.
         update = None if is_compiling else partial(_update, norm, count)
         given = autograd.distinct(x, residual, *parameters, *norm.tensors())
         y, mean, var = _FusedNorm.apply(options.flags | BATCH_STATISTICS * norm.training, norm.eps, update, *given)
@@ -178,26 +178,26 @@ def _call(
 
 
 def _update(norm: Norm, count: int, mean: Tensor, var: Tensor, is_compiling: bool = False) -> None:
-    """Move the running statistics towards those of the batch; its variance is biased, the running one is not."""
+    """Move the running statistics towards those of the batch, whose variance is biased; the running one is not."""
     if norm.training and norm.running_mean is not None and norm.running_var is not None:
         _move(norm.running_mean, mean, norm.momentum, 1.0, is_compiling)
         _move(norm.running_var, var, norm.momentum, count / (count - 1), is_compiling)
 
 
 def _move(running: Tensor, batch: Tensor, momentum: float, factor: float, is_compiling: bool) -> None:
-    """As torch does it: rounded once; no lerp, which makes NaN of infinity; and autograd does not see it.
+    """Update as torch does: with one rounding, without lerp, which makes NaN of infinity, and hidden from autograd.
 
-    It would refuse backward of a batch norm of torch's own that ran before and saved the running statistics.
+    Autograd would otherwise refuse backward of an earlier torch batch norm that saved these running statistics.
     """
     running = running if is_compiling else running.data
-    wide = running.to(batch.dtype)  # the same, unless they are half
+    wide = running.to(batch.dtype)  # a copy only if they are half
     wide.mul_(1 - momentum).add_(batch, alpha=momentum * factor)
     if wide is not running:
         running.copy_(wide)
 
 
 def _can_update(norm: Norm, x: Tensor) -> bool:
-    """Whether both running statistics are there and fit, or none is: so that none is updated alone."""
+    """Whether both running statistics are given and fit, or neither is given: neither may be updated alone."""
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         return mean is var
@@ -213,7 +213,7 @@ def composite(
     options: Options,
     conv: ChannelConv = reference.channel_conv,
 ) -> Tensor:
-    """The same in plain torch operators."""
+    """``apply`` in plain torch operators."""
     weight, bias = parameters
     assert weight is not None
     with autograd.without_autocast(x):
@@ -279,7 +279,7 @@ def _differentiable_backward(ctx: Any, grad_y: Tensor) -> tuple[Optional[Tensor]
     """The same gradients as a graph, for create_graph=True: the composite, differentiated by torch itself."""
     x, mean, signs, *tensors = autograd.saved_by(ctx)
     grad_sum, needs = grad_y, ctx.needs_input_grad
-    if signs is not None:  # as the operator unpacks them
+    if signs is not None:  # the operator unpacks them
         backward, flags = ops.OPERATORS[ops.NORM].backward, ctx.flags | GRAD_RESIDUAL
         with torch.no_grad():
             passes = backward(torch.ones_like(x), x, mean, signs, *tensors, ctx.eps, flags)[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The private operators ``torch.ops.eca_cuda.*``: their handles, and what they look like to a tracer.
+"""The private operators ``torch.ops.eca_cuda.*``: their handles, and their fake implementations for tracers.
 
 The operators have no gradients of their own. The differentiable functions are in ``variants/`` and ``norm.py``.
 """
@@ -37,12 +37,12 @@ def _operators(name: str) -> Operators:
 
 OPERATORS: dict[str, Operators] = {name: _operators(name) for name in (*checks.PARAMETERS, NORM)}
 
-# For eager calls, which need nothing of what an OpOverload does before it calls this.
+# For eager calls: without the work that an OpOverload does before it calls this.
 INFER: dict[str, Callable[..., Tensor]] = {name: operators.infer._op for name, operators in OPERATORS.items()}
 
 
 def cuda_toolkit() -> str:
-    """The version that the CUDA kernels were built with; empty without them."""
+    """The version of the CUDA toolkit that built the kernels; empty in a build without them."""
     version: str = _C.build_info()["cuda"]
     return version
 
@@ -121,7 +121,7 @@ def _fake_gradients(x: Tensor, parameters: Sequence[Optional[Tensor]], flags: in
 
 
 def _register(name: str, infer: Any, forward: Any, backward: Any) -> None:
-    # Overriding what an import before this one, whose modules were dropped, has registered.
+    # An earlier import may have registered these, if its modules were dropped from sys.modules since.
     for operator, fake in zip(OPERATORS[name], (infer, forward, backward), strict=True):
         torch.library.register_fake(operator.name(), fake, allow_override=True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The options of a call, as one immutable value: what the functions take, and what the operators are given."""
+"""The options of a call as one immutable value, with the ``flags`` that the operators take."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -12,7 +12,7 @@ PaddingMode = Literal["zeros", "circular"]
 Gate = Literal["sigmoid", "hard_sigmoid"]
 Activation = Optional[Literal["relu"]]
 
-# Bits of the operators' `flags`: csrc/options.h. The last two are of backward operators alone.
+# Bits of the operators' `flags`: csrc/options.h. Only backward operators take the last two.
 CIRCULAR: int = _C.CIRCULAR
 HARD_SIGMOID: int = _C.HARD_SIGMOID
 RELU: int = _C.RELU
@@ -31,7 +31,7 @@ class Options:
     activation: Activation = None
     cross_channel: bool = False
     final_sigmoid: bool = True
-    flags: int = field(init=False)  # the same, as the operators take it
+    flags: int = field(init=False)  # the options as the operators take them
 
     def __post_init__(self) -> None:
         flags = CIRCULAR * (self.padding_mode == "circular") + HARD_SIGMOID * (self.gate == "hard_sigmoid")
@@ -51,7 +51,7 @@ def options(
     cross_channel: object = False,
     final_sigmoid: object = True,
 ) -> Options:
-    """The ``Options`` of these values; ValueError or TypeError naming the first that is not one of its option's."""
+    """The ``Options`` of these values; ValueError or TypeError naming the first invalid one."""
     try:
         return _ALL[padding_mode, gate, activation, cross_channel, final_sigmoid]
     except (KeyError, TypeError):
@@ -62,5 +62,5 @@ def options(
 
 
 def from_flags(flags: int) -> Options:
-    """The ``Options`` that an operator was given; bits that are of backward alone are ignored."""
+    """The ``Options`` in an operator's flags, without the bits of backward."""
     return _BY_FLAGS[flags & ~(GRAD_RESIDUAL | BATCH_STATISTICS)]

@@ -61,7 +61,7 @@ def eca_gate(
     channels_dim: int = 1,
     conv: ChannelConv = channel_conv,
 ) -> Tensor:
-    """What ``eca`` multiplies with, ``[N, C]``."""
+    """The gate of ``eca``, ``[N, C]``."""
     return squash(conv(pool(x, weight, lengths, channels_dim), weight, bias, padding_mode), gate)
 
 
@@ -83,7 +83,7 @@ def batch_norm_eca(
     gate: str = "sigmoid",
     conv: ChannelConv = channel_conv,
 ) -> Tensor:
-    """Batch norm (Ioffe and Szegedy, 2015), then ``eca`` of what it returns."""
+    """Batch norm (Ioffe and Szegedy, 2015) followed by ``eca``."""
     u = F.batch_norm(x, running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
     return eca(
         u, weight, bias, padding_mode=padding_mode, gate=gate, residual=residual, activation=activation, conv=conv
@@ -157,7 +157,7 @@ def bidirectional_eca(
 
 
 def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """``torch.promote_types`` of floating dtypes: exported, that is a node which torch.compile can't trace."""
+    """``torch.promote_types`` for floating dtypes, which torch.compile can't trace in an exported program."""
     return a if a == b else torch.float64 if torch.float64 in (a, b) else torch.float32
 
 
@@ -168,9 +168,9 @@ def pool(x: Tensor, weight: Tensor, lengths: Optional[Tensor], channels_dim: int
         return x.mean(dim=tuple(spatial), dtype=dtype)
     if channels_dim != 1:
         x = x.transpose(1, 2)
-    counted_from_one = lengths.new_ones(x.shape[2]).cumsum(0)  # where lengths is a DTensor, torch.arange is none
+    counted_from_one = lengths.new_ones(x.shape[2]).cumsum(0)  # a DTensor if lengths is one, unlike torch.arange
     padding = counted_from_one > lengths.unsqueeze(1)
-    # In float32 at least, as mean does it: a sum of halves soon leaves their range.
+    # In float32 at least, as in mean: a sum of halves soon leaves their range.
     total = x.masked_fill(padding.unsqueeze(1), 0).sum(2, dtype=_promoted(dtype, torch.float32))
     return (total / lengths.unsqueeze(1)).to(dtype)
 

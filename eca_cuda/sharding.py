@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """DTensor: the operators run on shards of the batch, and the gradients of the parameters are then partial sums.
 
-``torch.distributed.tensor`` takes half a second to import, so the rules are registered by the first call that can
-hold DTensors, because it was imported.
+``torch.distributed.tensor`` takes half a second to import, so the rules are registered by a call that finds it
+imported.
 """
 
 import sys
@@ -28,7 +28,7 @@ def register_sharding_rules() -> None:
     _registered = True
     from torch.distributed.tensor.experimental import register_sharding
 
-    for name in checks.PARAMETERS:  # a batch norm's statistics are those of the whole batch
+    for name in checks.PARAMETERS:  # not batch norm, whose statistics are those of the whole batch
         operators = ops.OPERATORS[name]
         register_sharding(operators.infer)(partial(_forward, False))
         register_sharding(operators.forward)(partial(_forward, True))
@@ -44,7 +44,7 @@ def register_rules_if_used() -> bool:
 
 
 def is_dtensor(x: Tensor) -> bool:
-    """Whether ``x`` is a DTensor; nothing is imported to find out."""
+    """Whether ``x`` is a DTensor; imports nothing."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
@@ -60,7 +60,7 @@ def check(name: str, x: Tensor, parameters: Sequence[Optional[Tensor]]) -> None:
 
 
 def check_composite(x: Tensor) -> None:
-    """Raise NotImplementedError for a DTensor where torch can't pad or flip it: it pads as it padded another before."""
+    """Raise NotImplementedError for a DTensor before torch 2.12, which can't flip it and may pad it by a wrong rule."""
     if TORCH < (2, 12) and is_dtensor(x):
         raise NotImplementedError(
             "x: expected a plain tensor, got a DTensor: with these, lengths and gradients of gradients need "
@@ -68,7 +68,7 @@ def check_composite(x: Tensor) -> None:
         )
 
 
-# What a rule returns: ways to run, each the placements of the outputs and of the arguments, None for what is no tensor.
+# What a rule returns: for each way to run, the placements of outputs and arguments, None for arguments not tensors.
 _Ways = list[tuple[list[Any], list[Optional[Any]]]]
 
 

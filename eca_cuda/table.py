@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of variants. Each file of ``variants/`` enters one; calls, tests and benchmarks look it up here."""
+"""The table of variants. Each file of ``variants/`` registers one; calls, tests and benchmarks look it up here."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from . import checks
 
 @dataclass(frozen=True)
 class Variant:
-    """One operation: its name in C++, its specification, its function, its layer and what these take."""
+    """One operation: its name in C++, its specification, its function, its layer and their options."""
 
     name: str
     reference: Callable[..., Tensor]
@@ -35,7 +35,7 @@ class Variant:
         cross_channel: bool = False,
         bias: bool = False,
     ) -> list[Tensor]:
-        """Random parameters in the order of the function's arguments, scaled so that gates spread over (0, 1)."""
+        """Random parameters in the order of the function's arguments; matrices are divided by sqrt(fan-in)."""
         sizes = checks.sizes(c, cross_channel) | {
             "k": self.kernel_size if k is None else k,
             "hidden": c // 16 if hidden is None else hidden,
@@ -56,7 +56,7 @@ VARIANTS: dict[str, Variant] = {}
 
 
 def register(variant: Variant) -> Variant:
-    """Enter a variant; KeyError if the compiled library has no operators of that name."""
+    """Add a variant; KeyError if the compiled library has no operators of that name."""
     if variant.name not in checks.PARAMETERS:
         raise KeyError(f"{variant.name}: expected one of {', '.join(checks.PARAMETERS)} (csrc/gates/registry.h)")
     VARIANTS[variant.name] = variant

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""What tests and benchmarks share: the variants, inputs, and the error budget that decides "correct".
+"""Shared by tests and benchmarks: the variants, inputs, and the error budget that defines "correct".
 
 The budget has no tuned tolerance. Three results are compared: ``exact`` (the reference in float64 on the same, already
 rounded inputs), ``eager`` (the reference in the dtype under test) and ``ours``:
 
     max|ours - exact| <= 2 max|eager - exact| + (eps(output) + sqrt(terms) eps(accumulator)) max|exact|
 
-Eager's error is one draw of rounding luck; of two draws (as given, and with samples and positions reversed) the
-larger counts. For float64 there is no wider type to see eager's error with: the error of the reference in float32,
-scaled by the ratio of the two eps, stands in for it.
+Eager's error is random; the larger of two draws (as given, and with samples and positions reversed) counts. For float64
+no wider type shows eager's error: it is taken as the error of the reference in float32, scaled by the ratio of the
+two eps.
 """
 
 import math
@@ -43,7 +43,7 @@ VARIANTS = tuple(table.VARIANTS[name] for name in checks.PARAMETERS)  # in the o
 
 
 def make_x(shape: Sequence[int], dtype: torch.dtype = torch.float32, *, seed: int = 0, device: Any = "cpu") -> Tensor:
-    """A feature map whose channels differ in mean and in spread, as real ones do."""
+    """A feature map whose channels differ in mean and in spread, like real ones."""
     generator = torch.Generator().manual_seed(seed)
     n, c = shape[:2]
     ones = (1,) * (len(shape) - 2)
@@ -60,7 +60,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 @dataclass
 class Evaluation:
-    """An output and the gradients of ``sum(y * grad_y)``, by name; without ``grad_y`` the output alone."""
+    """An output and the gradients of ``sum(y * grad_y)``, by name; only the output without ``grad_y``."""
 
     results: dict[str, Tensor]
 
@@ -103,7 +103,7 @@ def budget(
 ) -> float:
     """The largest error that a result of ``dtype`` (default: eager's) may have, see the top of this file.
 
-    ``scale`` replaces max|exact| where the terms of a sum are larger than what is left of them.
+    ``scale`` replaces a smaller max|exact| in the rounding term, for sums whose terms nearly cancel.
     """
     eps = torch.finfo(dtype or eager.dtype).eps
     accumulator = min(torch.finfo(torch.float32).eps, eps)
@@ -120,7 +120,7 @@ def used_budget(
         raise AssertionError(f"{name}: shape {tuple(ours.shape)}, the reference has {tuple(exact.shape)}")
     representable = exact.to(ours.dtype)  # NaN, Inf, or too large for the dtype: then ours must be the same
     finite = representable.isfinite()
-    if not finite.all():  # Selecting takes longer than all the rest
+    if not finite.all():  # selecting takes longer than everything else here
         if not torch.equal(ours[~finite].nan_to_num(nan=0.5), representable[~finite].nan_to_num(nan=0.5)):
             raise AssertionError(f"{name}: NaN or Inf not where the exact result has them")
         ours, eager, exact = ours[finite], eager[finite], exact[finite]
@@ -152,7 +152,7 @@ def check_against_reference(
     turned = {key: _reverse(value) if isinstance(value, Tensor) else value for key, value in common.items()}
     reversed_eager = evaluate(variant.reference, _reverse(x), parameters, dtype=eager_dtype, **turned)
     n, c, s = x.shape[0], x.shape[1], math.prod(x.shape[2:])
-    # All parameter gradients are sums of the same dL/dz: those that nearly cancel carry the rounding of the others.
+    # All parameter gradients are sums of the same dL/dz: those that nearly cancel have the rounding of the others.
     of_parameters = [name for name in ours.names() if name.startswith("grad_parameter")]
     scale = max((_max_abs(exact.results[name].nan_to_num()) for name in of_parameters), default=0.0)
     worst = 0.0
@@ -177,7 +177,7 @@ def _reverse(t: Tensor) -> Tensor:
 
 
 def _eager_error(eager: Tensor, exact: Tensor) -> float:
-    """Where eager overflows, as float16 gradients can, it says nothing of how exact a result should be."""
+    """Eager's largest error where it is finite: float16 gradients may overflow in eager and not in ours."""
     usable = eager.isfinite() & exact.isfinite()
     return _max_error(eager, exact) if usable.all() else _max_error(eager[usable], exact[usable])
 

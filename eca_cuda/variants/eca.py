@@ -14,7 +14,7 @@ from ..options import Activation, Gate, Options, PaddingMode, options
 from ..submodules import are_plain, are_plain_convs, refreshed
 from ..table import Variant, register
 
-torch.fx.wrap("eca")  # torch.fx.symbolic_trace records calls of it, and does not look inside
+torch.fx.wrap("eca")  # torch.fx.symbolic_trace records calls of it, without tracing into it
 
 _MOST_TAPS = 2**28  # the kernels' bound, csrc/gates/gate.h
 
@@ -78,7 +78,7 @@ def eca_(
         weight, bias, padding_mode, gate, activation, channels_dim: as in :func:`eca`.
 
     Raises:
-        TypeError, ValueError: as :func:`eca`, and if a gradient is wanted: backward would need the ``x`` that is gone.
+        TypeError, ValueError: as :func:`eca`, and if a gradient is wanted: backward would need the overwritten ``x``.
     """
     chosen = options(padding_mode, gate, activation)
     if channels_dim != 1:
@@ -104,9 +104,9 @@ def _multiply_by_gates(x: Tensor, weight: Tensor, bias: Optional[Tensor], option
 
 
 def adaptive_kernel_size(channels: int, b: float = 1, gamma: float = 2) -> int:
-    """Kernel size for a number of channels: ``t = int(abs((log2(channels) + b) / gamma))``, made odd upwards.
+    """Kernel size for a number of channels: ``t = int(abs((log2(channels) + b) / gamma))``, plus 1 if even.
 
-    Source: Wang et al., CVPR 2020, equation 12 and the authors' listing. Four channels or fewer give 1.
+    Source: Wang et al., CVPR 2020, equation 12 and the authors' listing. By default, fewer than 8 channels give 1.
     The released ECA-ResNet-50 weights do not follow it: take the size from a weight's shape when you load one.
     """
     if checks.number("gamma", gamma) == 0:

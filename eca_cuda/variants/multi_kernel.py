@@ -140,7 +140,7 @@ class DynamicMultiKernelECA(ChannelAttention):
 
     def _gates(self, m: Tensor) -> Tensor:
         p = self.weight_net(m)
-        channels = 2 if self.cross_channel else 1  # the dimension of the convolutions' input that the means run along
+        channels = 2 if self.cross_channel else 1  # the dimension of the convolutions' input that holds the channels
         sequence = m.unsqueeze(3 - channels)
         branches = [conv(sequence).squeeze(3 - channels) for conv in (self.conv3, self.conv5, self.conv7)]
         g: Tensor = self.sigmoid(p[:, :1] * branches[0] + p[:, 1:2] * branches[1] + p[:, 2:3] * branches[2])
