@@ -14,12 +14,12 @@ int32_t dtype_of_accumulator() {
   return sizeof(A) == sizeof(double) ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
 }
 
-// Another feature map like x.
+// Requires a feature map with the device, dtype and sizes of x.
 inline void require_like(const Tensor& t, const Tensor& x, const char* argument) {
   require(same_device(t, x) && raw_dtype(t) == raw_dtype(x) && same_sizes(t, x), argument);
 }
 
-// What backward is given besides feature maps and parameters.
+// Checks what backward takes besides feature maps and parameters.
 template <class A>
 void require_saved(const Saved& saved, const Tensor& x, const MapShape& shape, int64_t per_byte, int64_t flags) {
   const bool relu = (flags & kRelu) != 0;
@@ -39,7 +39,7 @@ void require_saved(const Saved& saved, const Tensor& x, const MapShape& shape, i
           "signs");
 }
 
-// Signs to be written, if y has any; else an empty tensor.
+// uint8[N, sign_bytes] for the signs of y, or uint8[0] without kRelu.
 inline Tensor empty_signs(const Tensor& x, const MapShape& shape, int64_t per_byte, int64_t flags) {
   if (!(flags & kRelu)) return empty_vector(x, 0, aoti_torch_dtype_uint8());
   return empty_matrix(x, shape.n(), sign_bytes(shape.c() * shape.s, per_byte), aoti_torch_dtype_uint8());
@@ -51,7 +51,7 @@ inline Signs signs_of(const Tensor& signs, bool written) {
   return {static_cast<uint8_t*>(const_cast<void*>(data)), signs.size(1)};
 }
 
-// All that batch norm is given is [C], where x is, and of the dtype of x or of the accumulator, alike in pairs.
+// Requires contiguous [C] on the device of x, in the dtype of x or of the accumulator, the same within each pair.
 template <class A>
 void require_norm(const NormTensors& norm, const Tensor& x, int64_t c) {
   const auto fits = [&](const Tensor* t, const Tensor* other) {
@@ -64,7 +64,7 @@ void require_norm(const NormTensors& norm, const Tensor& x, int64_t c) {
   require(fits(norm.mean, norm.var) && fits(norm.var, nullptr) && !norm.mean == !norm.var, "norm_mean");
 }
 
-// A size that kernels count with int.
+// A size that kernels hold in an int.
 inline int count_of(const char* argument, int64_t size) {
   if (size < kMostRows) return static_cast<int>(size);
   throw std::invalid_argument(std::string(argument) + ": expected a size below 2^28, got " + std::to_string(size));
@@ -99,8 +99,8 @@ inline GateShape gate_shape(const GateInfo& gate, const ParameterList& tensors, 
   return shape;
 }
 
-// Where the elements of a parameter lie: number [r, c] at r * row + c * step. Of depthwise kernels on a sequence of
-// length 1, which have `taps` elements there, the centre tap alone acts. A few numbers are one row.
+// Where the elements of a parameter lie: number [r, c] is the middle one of `taps` elements at r * row + c * step.
+// taps is k for depthwise kernels on a sequence of length 1, else 1. A parameter of a few numbers is one row.
 struct Strides {
   int64_t row, step, taps;
 };
@@ -116,7 +116,7 @@ bool holds(const Tensor& t) {
   return dtype_of(t) == (sizeof(A) == sizeof(double) ? DType::kDouble : DType::kFloat);
 }
 
-// All parameters are where x is, and all have the dtype of x or of the accumulator.
+// Requires parameters on the device of x, all of the dtype of x or all of the accumulator's.
 template <class A>
 void require_parameters(const ParameterList& tensors, const Tensor& x) {
   const int32_t dtype = raw_dtype(*tensors[0]);
@@ -124,14 +124,14 @@ void require_parameters(const ParameterList& tensors, const Tensor& x) {
   for (const Tensor* t : tensors) require(!t || (same_device(*t, x) && raw_dtype(*t) == dtype), "parameter");
 }
 
-// The gradient of a parameter, to be filled: contiguous.
+// An uninitialised, contiguous gradient of parameter t.
 inline Tensor empty_gradient(const Tensor& t) {
   int64_t strides[4], stride = 1;
   for (int64_t d = t.dim(); d-- > 0; stride *= std::max<int64_t>(t.size(d), 1)) strides[d] = stride;
   return empty_strided(t, t.dim(), t.sizes().data(), strides, raw_dtype(t));
 }
 
-// Without channels there is nothing to compute, and gradients are sums over no samples.
+// Without channels there is nothing to compute: n becomes 0, and gradients are sums over no samples.
 inline Problem problem_of(const FeatureMaps& maps, DType dtype, Variant variant, int64_t flags,
                           const GateFacts& facts) {
   const int64_t n = maps.shape.n(), c = maps.shape.c();

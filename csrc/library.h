@@ -13,7 +13,7 @@ namespace eca {
 using torch::stable::detail::StableLibrary;
 
 // Defines the operators at the first call. False in a second copy of the library in a process: torch keeps the
-// operators of the first, and whatever the second one registered would end the process.
+// operators of the first, and any registration by the second would end the process.
 inline bool is_first_copy() {
   static const bool first = [] {
     constexpr const char* kName = "eca_cuda";
@@ -40,7 +40,7 @@ class Registration {
   std::optional<StableLibrary> library_;
 };
 
-// The bits of the operators' `flags` by the names that Python has for them.
+// The bits of the operators' `flags` by their names in Python.
 struct NamedOption {
   const char* name;
   Option value;

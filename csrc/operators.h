@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 // L3. The operators <name>_infer, <name>_forward and <name>_backward of every gate, and batch_norm_<name>_... of the
-// eca gate: their schemas and one boxed function for each direction, all from what a gate says of itself
+// eca gate: their schemas and one boxed function for each direction, derived from the gate's description
 // (gates/gate.h). They are private: the differentiable functions are in eca_cuda/variants/. A backend offers
 //   forward (variant, x, parameters, norm or null, residual, flags, saved or null) -> y
 //   backward(variant, grad_y, x, saved, parameters, norm or null, flags)
 //                                         -> {grad_x, grad_residual, gradients of the parameters, of the norm's two}
 //
 // y = relu(x * gate + residual) [N, C, *spatial]; mean is [N, C] in the accumulator's dtype; signs (problem.h) is uint8
-// [N, bytes], empty without kRelu. Backward is given signs exactly when flags holds kRelu; grad_residual is empty
-// unless flags holds kGradResidual; the gradient of an absent parameter is empty. With batch norm x is normalised
-// first, by norm_mean and norm_var [C]; forward without them takes the statistics of x and returns these, biased, in
+// [N, bytes], empty without kRelu. Backward takes signs if and only if flags has kRelu; grad_residual is empty
+// unless flags has kGradResidual; the gradient of an absent parameter is empty. With batch norm x is normalised
+// first, by norm_mean and norm_var [C]; forward without them computes the statistics of x and returns these, biased, in
 // the accumulator's dtype. mean is still that of x.
 #pragma once
 #include <array>
@@ -26,13 +26,13 @@ namespace eca {
 using ParameterList = std::array<const Tensor*, kMaxParameters>;
 using Gradients = std::vector<Tensor>;
 
-// What batch norm is given; null where absent. Without mean and variance it takes those of x.
+// The arguments of batch norm, [C] each; null where absent. Without mean and var, forward computes those of x.
 struct NormTensors {
   const Tensor *weight, *bias, *mean, *var;
   double eps;
 };
 
-// What forward keeps for backward. Of the norm only with one.
+// What forward saves for backward; norm_mean and norm_var only with batch norm.
 struct Saved {
   OptionalTensor mean, signs, norm_mean, norm_var;
 };
@@ -74,7 +74,7 @@ class Operands {
   OptionalTensor tensors_[kMaxParameters];
 };
 
-// And those of batch norm before it.
+// The parameters of a gate, then those of the batch norm before it.
 template <Variant V>
 class NormOperands : public Operands<V> {
  public:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L3. The operators' names and schemas in torch, and the pybind11 module eca_cuda._C with what Python needs to know of
-// the build. The backends register their kernels in their own files: cpu/ops_cpu.cpp, cuda/register_cuda.cpp.
+// L3. The pybind11 module eca_cuda._C, which describes the build to Python; loading it defines the operators' schemas
+// in torch. The backends register their kernels in their own files: cpu/ops_cpu.cpp, cuda/register_cuda.cpp.
 #include <pybind11/pybind11.h>
 
 #include "cpu/kernels.h"
@@ -9,7 +9,7 @@
 
 namespace {
 
-// By the name of a variant, for each of its parameters: its name, its sizes, and whether it is optional (gates/gate.h).
+// {variant: ((name, sizes, is optional) of each parameter)}, see gates/gate.h.
 pybind11::dict variants() {
   const auto size = [](int n) -> pybind11::object {
     const char* const names[] = {"", "C", "k", "hidden", "C or 1"};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// L0. Names shared by every layer: the option bits of the operators, memory layouts and dtypes.
+// L0. Names shared by all layers: the option bits of the operators, memory layouts and dtypes.
 #pragma once
 #include <cstdint>
 
-// Functions that the host and the GPU share, and loops in them that are not worth unrolling on the latter.
+// Functions shared by host and GPU, and loops in them that are not worth unrolling on a GPU.
 #ifdef __CUDACC__
 #define ECA_HD __host__ __device__ __forceinline__
 #define ECA_ROLLED _Pragma("unroll 1")
@@ -32,7 +32,7 @@ enum class DType : int { kFloat, kDouble, kHalf, kBFloat16 };
 inline constexpr int kDTypes = 4;
 constexpr int64_t item_size(DType dtype) { return dtype == DType::kFloat ? 4 : dtype == DType::kDouble ? 8 : 2; }
 
-// What numbers of type T are added up in.
+// The type in which sums of T are computed.
 template <class T>
 struct AccumulatorOf {
   using type = float;
@@ -44,7 +44,7 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-// Where the elements of one sample lie. In both, a run of consecutive elements is what the kernels vectorise over.
+// Where the elements of one sample lie. Kernels vectorise over runs of consecutive elements: planes or rows.
 enum class Layout : int {
   kPlanes,  // element (c, s) at c * stride + s: contiguous tensors
   kRows     // element (c, s) at s * stride + c: channels_last tensors

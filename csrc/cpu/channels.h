@@ -16,7 +16,7 @@ struct Channels {
 
   const GateArgs<A>& args;
   int64_t count;
-  A *free, *arrays, *scratch;  // memory: padded copies, of which `free` is the next one, arrays, the gate's scratch
+  A *free, *arrays, *scratch;  // in memory: the next of A[pads, padded_size], A[arrays, C], A[needs.scratch]
 
   Channels(const GateArgs<A>& args_, const GateNeeds& needs, A* memory)
       : args(args_),
@@ -72,7 +72,7 @@ struct Channels {
     for (int64_t j = 0; j < numbers; ++j) body(j);
   }
 
-  // Four rows per visit of `out`: C numbers each are read in one piece.
+  // Four rows per visit of `out`, A[C]: each row of C numbers is contiguous.
   template <class Factor>
   void add_rows(int i, int64_t rows, Factor factor, A* out) {
     for (int64_t j = 0; j < rows; j += 4) {
@@ -113,7 +113,7 @@ struct Channels {
   }
 
  private:
-  // Rare, and out of the way of the loops over taps.
+  // Rare, so kept out of the loops over taps.
   __attribute__((noinline)) Value without_padding(Value all, int64_t first) const {
     const Value from_first = select(from_lane<A>(lanes_in(-first)), all, Value(0));
     return select(from_lane<A>(lanes_in(count - first)), Value(0), from_first);

@@ -3,7 +3,7 @@
 // kernels.cpp picks the best that this machine runs.
 //
 // The kernels that touch feature maps work on a tile of one sample, channels [c0, c1) x positions [s0, s1).
-// "A" is the accumulator: float, or double for float64.
+// T is the dtype of the maps, A the accumulator: float, or double for float64.
 #pragma once
 #include "../gates/registry.h"
 #include "../tiling.h"
@@ -11,11 +11,11 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-// What the kernels are given of a gate.
+// A gate's arguments.
 template <class A>
 struct GateArgs {
   GateShape shape;
-  const A* parameters[kMaxParameters];  // in the order of the operator's arguments; null where optional and absent
+  const A* parameters[kMaxParameters];  // A[numbers] or A[rows, C], in the operator's order; null where absent
 };
 
 // Numbers of A that a gate needs: a padded copy has room for a window of 16 lanes that starts at the last channel.
@@ -26,19 +26,19 @@ inline int64_t gate_workspace(const GateShape& shape, const GateNeeds& needs) {
 
 }  // namespace ECA_TARGET
 
-// One sample of a feature map: its first element, and the distance between planes (kPlanes) or rows (kRows).
+// One sample of a feature map, T[C, S]: its first element, and the distance between planes (kPlanes) or rows (kRows).
 struct SampleView {
   void* data;
   int64_t stride;
 };
 
-// The signs of y of one sample (problem.h), with the number of elements of a plane or row; null where there are none.
+// The signs of y of one sample, uint8[sign_bytes] (problem.h), or null; and the number of elements of a plane or row.
 struct SampleSigns {
   uint8_t* data;
   int64_t length;
 };
 
-// streaming: outputs go past the caches, because they are too large to stay in them.
+// streaming: outputs bypass the caches, because they are too large to stay in them.
 struct RescaleArgs {
   SampleView x, residual, y;  // residual.data may be null
   SampleSigns signs;          // to be written
@@ -55,11 +55,12 @@ struct DotArgs {
 struct GradientArgs {
   SampleView grad_y, x, grad_x, grad_residual;  // x.data is null without slope; grad_residual.data if not asked for
   SampleSigns signs;
-  const void *gate, *shift, *slope;  // A[C] each
+  const void *gate, *shift, *slope;  // A[C] each; slope may be null
   bool streaming;
 };
 
-// grad below is grad_y where the sign of y is set, all of it if there are no signs.
+// Sums, means, squares and products are A[C], of which [c0, c1) are written. grad is grad_y where the sign of y is set,
+// or all of grad_y without signs.
 struct MapKernels {
   // sums[c] = sum of x over the tile's positions
   void (*pool)(SampleView x, Tile tile, void* sums);
@@ -75,12 +76,13 @@ struct MapKernels {
   void (*gradient)(const GradientArgs& args, Tile tile);
 };
 
-// Pointers as in gates/gate.h; args is GateArgs<A>, memory holds gate_workspace numbers.
+// args is GateArgs<A>; memory is A[gate_workspace]; mean, gate, grad and channel_record are A[C]; sample_record and
+// block_record are A[] of the sizes in GateFacts.
 struct GateKernels {
   void (*forward)(const void* args, void* memory, const void* mean, void* gate);
   void (*backward)(const void* args, void* memory, const void* mean, void* gate, void* grad, void* sample_record,
                    void* block_record, void* channel_record);
-  // out[i] = sum_n weights[n * stride] * values[n * columns + i], i in [begin, end), n ascending
+  // out[i] = sum_n weights[n * stride] * values[n * columns + i], i in [begin, end), n ascending; null weights are 1
   void (*combine)(const void* weights, int64_t stride, const void* values, int64_t columns, int64_t samples,
                   int64_t begin, int64_t end, void* out);
 };

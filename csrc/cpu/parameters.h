@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L3. The parameters of a gate as arrays of the accumulator's type, and their gradients back as tensors.
+// L3. The parameters of a gate as arrays of the accumulator's type, and their gradients as tensors.
 #pragma once
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -39,7 +39,7 @@ class Arrays {
  public:
   const A* of(const Tensor& t) { return of(t, {t.numel(), 1, 1}, t.numel()); }
 
-  // As rows of c numbers.
+  // A[t.numel() / taps], in rows of c numbers.
   const A* of(const Tensor& t, const Strides& strides, int64_t c) {
     const bool dense = t.is_contiguous();
     if (dense && holds<A>(t) && strides.step == 1) return static_cast<const A*>(t.const_data_ptr());
@@ -78,7 +78,7 @@ class Parameters {
   Arrays<A> arrays_;
 };
 
-// What batch norm is given. Its statistics are copied, or made for them to be written.
+// The parameters and statistics of batch norm. Given statistics are copied; others are allocated for forward to write.
 template <class A>
 class NormParameters {
  public:
@@ -102,8 +102,8 @@ class NormParameters {
   Arrays<A> arrays_;
 };
 
-// The gradient of one parameter: write to data(), then take tensor(). Only a gradient that does not hold A, or that is
-// not wholly computed (depthwise kernels), goes through an array of its own.
+// The gradient of one parameter: write to data(), A[numel / taps], then take tensor(). Gradients of another dtype than
+// A, or with a stride (depthwise kernels, [C, rows]), go through an array of their own.
 template <class A>
 class ParameterOutput {
  public:

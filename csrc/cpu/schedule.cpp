@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
-// L1. The skeleton that all variants share: reduce every tile, then the gate, then apply it to every tile.
+// L1. The skeleton of all variants: reduce every tile, compute the gate, then apply it to every tile.
 //
 // A sample is cut into tiles whose size depends on its shape alone, and partial sums are added in the order of the
-// tiles, so the result does not depend on who computes what. Two ways to share the work:
+// tiles, so the result does not depend on which thread computes a tile. Two ways to divide the work:
 //   by sample  a thread reduces and rescales one sample after the other, while it is still in that core's cache;
-//              the second visit walks backwards, so that it starts with what was touched last
+//              the second visit walks backwards, so that it starts with the tiles touched last
 //   by tile    the threads share the tiles of a sample: small batches, and the last samples of a batch
 #include "batch.h"
 
 namespace eca {
 namespace {
 
-// pass offers reduce(n, tile, sums), gate(n, work), apply(n, tile, work); work is the memory of one sample.
+// pass offers reduce(n, tile, sums), gate(n, sums, work), apply(n, tile, work); sums: A[C]; work: A[work_size()].
 template <class A, class Pass>
 void run_samples(const Problem& p, const Parallel& parallel, Pass& pass) {
   const Tiling tiling = tiling_of(p);

@@ -7,13 +7,13 @@
 
 namespace eca {
 
-// at::parallel_for, or something like it: body(begin, end, context) over disjoint parts of [0, count).
+// at::parallel_for or an equivalent: body(begin, end, context) over disjoint parts of [0, count).
 struct Parallel {
   int threads;
   void (*run)(int64_t count, void (*body)(int64_t, int64_t, void*), void* context);
 };
 
-// A gate on the CPU: GateArgs<A>, and the numbers of A that it needs per sample.
+// A gate on the CPU: GateArgs<A>, and the number of A that it needs per sample.
 struct GateCall {
   const void* args;
   int64_t memory;
@@ -31,7 +31,7 @@ struct NormNumbers {
   }
   A of(int64_t c, A x) const { return (*this)[c].normalized(x); }
 
-  // gate A[C] becomes the factor of x, and shifts A[C] the summand, of batch norm and gate together.
+  // gate: A[C], becomes the factor of x; shifts: A[C], becomes the summand, of batch norm and gate together.
   void fold(int64_t channels, A* gate, A* shifts) const {
     for (int64_t c = 0; c < channels; ++c) {
       const ChannelNorm<A> norm = (*this)[c];
@@ -48,7 +48,7 @@ void run_forward(const Problem& problem, const GateCall& gate, const ForwardCall
 template <class A>
 void run_backward(const Problem& problem, const GateCall& gate, const BackwardCall& call, const Parallel& parallel);
 
-// norm_schedule.cpp: with the statistics of the batch, and the backward of both kinds. grad_weight, grad_bias: A[C].
+// norm_schedule.cpp: forward with the statistics of x, and backward with any statistics. grad_weight, grad_bias: A[C].
 template <class A>
 void run_norm_forward(const Problem& problem, const GateCall& gate, const ForwardCall& call, const NormNumbers<A>& norm,
                       const Parallel& parallel);

@@ -62,7 +62,7 @@ constexpr Kernels table(const char* name, GateList<All...>) {
           {{gate_kernels<All, float>(), gate_kernels<All, double>()}...}};
 }
 
-// In the order of the enumerations in options.h and of the list of gates.
+// In the order of DType and Layout (options.h) and of the list of gates.
 constexpr Kernels table(const char* name) { return table(name, Gates{}); }
 
 }  // namespace ECA_TARGET

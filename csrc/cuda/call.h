@@ -10,10 +10,10 @@
 
 namespace eca {
 
-// Pieces of one allocation: take() all of them, then allocate(), then ask for their addresses.
+// Pieces of one allocation: take() all of them, then allocate(), then get their addresses by at().
 class Workspace {
  public:
-  // An offset for at().
+  // Returns an offset for at().
   int64_t take(int64_t bytes) {
     const int64_t at = size_;
     size_ += (bytes + 255) / 256 * 256;
@@ -90,7 +90,7 @@ struct Parameters {
   throw std::runtime_error(what);
 }
 
-// ECA_CUDA_TWO_PHASE=1: never the one-pass kernels, to compare the two.
+// ECA_CUDA_TWO_PHASE=1 excludes the one-pass kernels, to compare the two.
 inline bool only_two_phase() {
   static const bool wanted = [] {
     const char* const value = std::getenv("ECA_CUDA_TWO_PHASE");
@@ -115,7 +115,7 @@ Request request_for(const Problem& p, Direction direction, bool residual, const 
   return request;
 }
 
-// The kernel of one direction: planned, given memory, launched.
+// The kernel of one direction: plans it, takes its memory, launches it.
 template <class A, class Call>
 class Launch {
  public:
@@ -124,7 +124,7 @@ class Launch {
     const Device& facts = device.device();
     plan = make_plan(request_, facts);
     if constexpr (std::is_same_v<A, float>) {
-      // Fewer blocks, while the device has no room for such a cluster.
+      // Takes fewer blocks while the device has no room for the cluster.
       while (plan.path == Path::kOnePass && launch_one_pass(one_pass_args({}), plan.threads, nullptr, Ask::kRoom)) {
         request_.most_blocks = plan.one_pass.blocks - 1;
         plan = make_plan(request_, facts);
@@ -134,7 +134,7 @@ class Launch {
 
   Plan plan;
 
-  // Blocks of a sample that leave a record each.
+  // Blocks of a sample that write a record each.
   int blocks() const { return plan.path == Path::kOnePass ? plan.one_pass.blocks / plan.one_pass.parts : 1; }
 
   void take(Workspace& workspace) {
@@ -186,10 +186,10 @@ class Launch {
   const OnDeviceOf& device_;
   Request request_;
   const GateParameters& gate_;
-  int64_t counters_ = 0, partial_ = 0, gates_ = 0, shifts_ = 0, memory_ = 0;  // in the workspace
+  int64_t counters_ = 0, partial_ = 0, gates_ = 0, shifts_ = 0, memory_ = 0;  // offsets in the workspace
 };
 
-// Elements for which a byte of signs stands: those of 16 bytes.
+// Elements per byte of signs: as many as 16 bytes of the map hold.
 inline int64_t per_byte(const Tensor& x) { return 16 / item_size(dtype_of(x)); }
 
 // Allocates what backward needs: the means A[N, C] and the signs uint8[N, bytes].
@@ -207,7 +207,7 @@ void keep_norm(const Tensor& x, int64_t c, Saved* saved) {
   saved->norm_var = empty_vector(x, c, dtype_of_accumulator<A>());
 }
 
-// The maps of a backward pass. gradients: x and the residual's gradient, for finish() to replace.
+// The maps of a backward pass. Sets gradients to x, which finish() replaces, and the residual's gradient.
 inline BackwardCall call_of(const Tensor& grad_y, const Tensor& x, const Saved& saved, int64_t flags, FeatureMaps* maps,
                             Gradients* gradients) {
   require_like(grad_y, x, "grad_y");
@@ -223,7 +223,7 @@ inline void finish(const FeatureMaps& maps, int64_t flags, Gradients* gradients)
   if (flags & kGradResidual) (*gradients)[1] = maps.finish((*gradients)[1]);
 }
 
-// The gradients of the parameters from `blocks` records of each sample: appended, and their kernel launched.
+// Appends the gradients of the parameters and launches their kernel, which combines `blocks` records of each sample.
 template <class A>
 cudaError_t combine(const Parameters<A>& parameters, const ParameterList& tensors, const Problem& p, int64_t blocks,
                     const BackwardCall& call, bool programmatic, const OnDeviceOf& device, Gradients* gradients) {
@@ -238,7 +238,7 @@ cudaError_t combine(const Parameters<A>& parameters, const ParameterList& tensor
   return launch_parameter_gradients(sizeof(A) == 8, threads, programmatic, args, device.stream());
 }
 
-// norm_cuda.cpp: batch norm with the statistics of x, and the backward pass of batch norm with any.
+// norm_cuda.cpp: batch norm with the statistics of x, and the backward pass of batch norm with any statistics.
 Tensor normalise(const Tensor& x, const ParameterList& tensors, const NormTensors& norm, const OptionalTensor& residual,
                  int64_t flags, Saved* saved);
 Gradients normalise_backward(const Tensor& grad_y, const Tensor& x, const Saved& saved, const ParameterList& tensors,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // L1. The executors of the gates on a GPU (their contract is in gates/gate.h): a channel for each thread. Every step
-// but keep ends with a barrier, so all threads see what it has stored.
+// except keep, keep_sums and keep_each ends with a barrier, so all threads see its results.
 #pragma once
 #include <type_traits>
 
@@ -9,21 +9,20 @@
 
 namespace eca {
 
-// One block that has all channels, or its share of them: `own` channels from `first` on. Its memory may be shared or
-// global.
+// One block with all channels or a part of them: `own` channels from `first` on. Its memory may be shared or global.
 template <class A, class Index>
 struct BlockChannels {
   using Value = A;
 
   const GateParameters& gate;
   Index first, own;
-  A* arrays;     // [..][stride]: those of the kernel, then the gate's
+  A* arrays;     // A[..][stride]: those of the kernel, then the gate's
   Index stride;  // own channels and `half` neighbours on each side
-  A* few;        // the parameters that are a few numbers
-  A* scratch;
+  A* few;        // A[GateParameters::numbers]: the parameters that are a few numbers
+  A* scratch;    // A[GateNeeds::scratch]
   int reserved;  // arrays of the kernel
 
-  // Number c of an array is of channel c.
+  // Element c of an array belongs to channel c.
   __device__ A* kernel_array(int i) const { return arrays + i * stride + gate.shape.half() - first; }
   __device__ A* array(int i) const { return kernel_array(reserved + i); }
 
@@ -43,7 +42,7 @@ struct BlockChannels {
   __device__ void store(A* p, Index c, A value) const { p[c] = value; }
   __device__ A product(A value, const A* padded, Index c, int j, int half) const {
     const Index channel = c + j - half;
-    // One comparison, that of unsigned numbers: with two a kernel runs out of registers.
+    // One comparison of unsigned numbers: with two signed ones a kernel spills.
     using Unsigned = std::make_unsigned_t<Index>;
     const bool exists =
         gate.shape.circular() || static_cast<Unsigned>(channel) < static_cast<Unsigned>(gate.shape.channels);
@@ -128,30 +127,30 @@ struct BlockChannels {
   }
 };
 
-// The blocks of a cluster (CTAs), which share out the channels of a sample; each has its share in shared memory. They
+// The blocks (CTAs) of a cluster, which divide the channels of a sample; each has its part in shared memory. They
 // exchange numbers by pushes into each other's shared memory, which an mbarrier of the receiver counts. Each exchange
 // has its own mbarrier and memory, so nothing is overwritten; and the receiver waits, so no block ends while others
-// push.
+// push to it.
 //
-// Where blocks also share out the positions, those with the same positions form a row of `blocks` blocks from rank
-// `row` on, which computes the gate by itself.
+// If blocks also divide the positions, those with the same positions form a row of `blocks` blocks from rank `row` on,
+// which computes the gate by itself.
 struct ClusterChannels : BlockChannels<float, int> {
   using A = float;
   using Base = BlockChannels<float, int>;
 
-  int blocks, block, row;  // of the row: how many, which one this is, the rank of the first
+  int blocks, block, row;  // of the row: the number of blocks, the index of this one, the rank of the first
   int channels;            // of every block but the last one
-  uint64_t* barriers;      // kMaxExchanges
-  A* room;                 // for what others push here
-  bool has_means = false;  // with their neighbours
-  int step = 0, used = 0;  // barriers of the exchanges so far, which a compiler knows, and the numbers that they took
+  uint64_t* barriers;      // uint64_t[kMaxExchanges]: mbarriers
+  A* room;                 // A[..]: the numbers that blocks push here
+  bool has_means = false;  // with the halo
+  int step = 0, used = 0;  // barriers (a compile-time constant) and numbers of room that exchanges have used
 
   template <class Term>
   __device__ void sums(int count, A* out, Term term) {
     uint64_t *const barrier = next(), *const gathered = next();
     if (blocks == 1) return Base::sums(count, out, term);
     if (count == 0) return;
-    // All-reduce. Of many sums: each block adds up some of them, and tells the others.
+    // All-reduce. If there are many sums, each block adds up some of them and pushes these to the others.
     const int each = sums_of_block(count, blocks);
     const bool few = each == count;
     const int first_sum = few ? 0 : min(block * each, count), mine = min(each, count - first_sum);
@@ -192,7 +191,7 @@ struct ClusterChannels : BlockChannels<float, int> {
     const int left_own = left + 1 < blocks ? channels : static_cast<int>(gate.shape.channels) - left * channels;
     expect(barrier, (has_left + has_right) * half);
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
-      // An array begins at the same place in every block: element i of this block's own is array[first + i].
+      // An array has the same offset in every block; a block's own element i is array[first + i].
       if (has_left) push(array + first + left_own + i, array[first + i], left, barrier);
       if (has_right) push(array + first - half + i, array[first + own - half + i], right, barrier);
       if (!has_left) array[first - half + i] = 0;
@@ -203,7 +202,7 @@ struct ClusterChannels : BlockChannels<float, int> {
     return values - half;
   }
 
-  // Reads the means of the sample, A[C], with the halo. All threads see them after the next barrier.
+  // Reads this block's part of the means, A[C], with the halo. All threads see it after the next barrier.
   __device__ void load_means(const A* means) {
     A* const array = kernel_array(0);
     for (int i = threadIdx.x; i < own + 2 * gate.shape.half(); i += blockDim.x) {
@@ -214,7 +213,7 @@ struct ClusterChannels : BlockChannels<float, int> {
     has_means = true;
   }
 
-  // values[i] = the sum over the parts of a strip's positions, for i < own; `rows` of them, this one being `part`.
+  // Sums values, A[own], over the `rows` parts of a strip's positions, and divides by `divisor`; this block is `part`.
   __device__ void add_parts(A* values, int rows, int part, A divisor) {
     A* const all = take(rows * channels);  // [rows][channels]
     uint64_t* const barrier = next();
@@ -246,7 +245,7 @@ struct ClusterChannels : BlockChannels<float, int> {
     if (step == kMaxExchanges) __trap();
     return barriers + step++;
   }
-  // Announces how many numbers other blocks will push.
+  // Announces how many numbers the blocks will push here.
   __device__ void expect(uint64_t* barrier, int numbers) const {
     if (threadIdx.x == 0) ptx::mbarrier_expect(barrier, static_cast<uint32_t>(numbers * sizeof(A)));
   }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// L1. What the kernels are given. Call is ForwardCall or BackwardCall.
+// L1. The arguments of the kernels. Call is ForwardCall or BackwardCall.
 #pragma once
 #include "../plan/plan.h"
 
 namespace eca {
 
-// A parameter, or its gradient: number [r, c] is the middle one of `taps` elements at r * row + c * step. A few numbers
-// are one row.
+// A parameter or its gradient, dtype[count * taps]: number [r, c] is the middle one of `taps` elements at r * row +
+// c * step. A parameter of a few numbers is one row.
 struct ParameterView {
   void* data;  // null: absent
   DType dtype;
@@ -20,16 +20,16 @@ struct NormParameters {
   double eps;
 };
 
-// Arrays of a number for each channel that a forward kernel with batch norm has behind those of the gate.
+// Arrays of a number for each channel that a forward kernel with batch norm has after those of the gate.
 constexpr int kNormArrays = 3;
 
-// What kernels are given of a gate.
+// A gate's arguments.
 struct GateParameters {
   GateShape shape;
   GateNeeds needs;
   ParameterView views[kMaxParameters];
-  int64_t numbers;                     // how many, of all parameters that are a few numbers
-  int64_t numbers_at[kMaxParameters];  // where each of them lies among these; -1 for those that have rows
+  int64_t numbers;                     // in all parameters that are a few numbers
+  int64_t numbers_at[kMaxParameters];  // where those of each parameter begin; -1 for parameters that have rows
   NormParameters norm;
 };
 
@@ -42,7 +42,7 @@ struct OnePassArgs {
   GateParameters gate;
 };
 
-// two_phase.cuh. All pointers but those in the call are to the workspace.
+// two_phase.cuh. All pointers besides those in call and gate_of point to the workspace.
 template <class A, class Call>
 struct TwoPhaseArgs {
   Problem problem;
@@ -50,12 +50,12 @@ struct TwoPhaseArgs {
   TwoPhasePlan plan;
   GateParameters gate_of;
   unsigned long long* next_ticket;
-  unsigned* arrived;         // [N]: tiles that were reduced; one more when the gate is written
+  unsigned* arrived;         // unsigned[N]: reduced tiles; one more when the gate is written
   A* partial;                // A[N, blocks, C]
   A *gate, *shift, *memory;  // A[N, C], A[N, C] (backward, batch norm), A[min(N, grid), gate_numbers]
 };
 
-// norm.cuh, norm_channels.cu. Pointers are to the workspace, but those in the call and to the statistics [C].
+// norm.cuh, norm_channels.cu. Pointers besides those in call and gate_of, norm_mean and norm_var are to the workspace.
 template <class A, class Call>
 struct NormArgs {
   Problem problem;
@@ -79,7 +79,7 @@ struct PackArgs {
 // parameter_gradients.cu
 struct GradientArgs {
   Gradient gradients[kMaxParameters];
-  ParameterView to[kMaxParameters];   // all elements are written, those beside the middle taps with zeros
+  ParameterView to[kMaxParameters];   // all elements are written, with zeros beside the middle taps
   int64_t samples, blocks, channels;  // blocks: of a sample, each with a record
   const void* mean;                   // A[N, C]
   Records records;

@@ -10,11 +10,11 @@
 
 namespace eca {
 
-// kRoom asks whether the device has room for one cluster, kLaunch launches. Without room, both return
-// cudaErrorInvalidClusterSize, and nothing is launched.
+// kRoom asks whether the device has room for one cluster: cudaSuccess, or cudaErrorInvalidClusterSize if not. kLaunch
+// launches.
 enum class Ask { kRoom, kLaunch };
 
-// one_pass_<dtype>.cu holds one of these each, for both kinds of call.
+// Each one_pass_<dtype>.cu defines one of these, for both kinds of call.
 template <DType D, class Call>
 cudaError_t launch_one_pass_of(const OnePassArgs<Call>& args, int threads, cudaStream_t stream, Ask ask);
 
@@ -29,7 +29,7 @@ cudaError_t launch_one_pass(const OnePassArgs<Call>& args, int threads, cudaStre
 template <DType D>
 using AccumulatorFor = std::conditional_t<D == DType::kDouble, double, float>;
 
-// two_phase_<dtype>.cu holds one of these each, for both kinds of call.
+// Each two_phase_<dtype>.cu defines one of these, for both kinds of call.
 template <DType D, class Call>
 cudaError_t launch_two_phase_of(const Plan& plan, const TwoPhaseArgs<AccumulatorFor<D>, Call>& args,
                                 cudaStream_t stream);
@@ -41,11 +41,11 @@ cudaError_t launch_two_phase(const Plan& plan, const TwoPhaseArgs<A, Call>& args
   }
   if constexpr (std::is_same_v<A, AccumulatorFor<static_cast<DType>(D)>>)
     return launch_two_phase_of<static_cast<DType>(D), Call>(plan, args, stream);
-  return cudaErrorInvalidValue;  // maps of another accumulator than the arguments'
+  return cudaErrorInvalidValue;  // A is not the accumulator of the maps' dtype
 }
 
-// The kernels of batch norm with statistics of its own, which touch maps: first those that read them, then, after
-// launch_norm_channels, those that write. norm_<dtype>.cu holds one of these each, for both kinds of call.
+// The kernels of norm.cuh, which touch maps: kRead sums over them and, after launch_norm_channels, kWrite writes. Each
+// norm_<dtype>.cu defines one of these, for both kinds of call.
 enum class Norm { kRead, kWrite };
 template <DType D, class Call>
 cudaError_t launch_norm_of(Norm which, const Plan& plan, const NormArgs<AccumulatorFor<D>, Call>& args,
@@ -60,21 +60,21 @@ cudaError_t launch_norm(Norm which, const Plan& plan, const NormArgs<A, Call>& a
   }
   if constexpr (std::is_same_v<A, AccumulatorFor<static_cast<DType>(D)>>)
     return launch_norm_of<static_cast<DType>(D), Call>(which, plan, args, multiprocessors, stream);
-  return cudaErrorInvalidValue;  // maps of another accumulator than the arguments'
+  return cudaErrorInvalidValue;  // A is not the accumulator of the maps' dtype
 }
 
-// norm_channels.cu: the kernels between those. threads: at most so many in a block; blocks: of the gates' kernel, as
-// many as `memory` has pieces for.
+// norm_channels.cu: the kernels between kRead and kWrite. threads: the most of a block; blocks: of the kernel that
+// computes gates, at most the pieces of `memory`.
 template <class A, class Call>
 cudaError_t launch_norm_channels(const Plan& plan, const NormArgs<A, Call>& args, int threads, int64_t blocks,
                                  cudaStream_t stream);
 
-// After kernels that have written y element by element, so that its signs are left to be written; those of other plans,
-// and of calls that want none, need nothing. error: theirs.
+// Writes the signs of y after kernels that wrote y element by element; does nothing after other kernels, and for calls
+// without signs. error: that of the launch before, returned if it failed.
 cudaError_t launch_pack_signs(cudaError_t error, const Problem& problem, const ForwardCall& call, const Plan& plan,
                               cudaStream_t stream);
 
-// wide: A is double. threads: of a block. programmatic: it may begin while the kernel before it ends.
+// wide: A is double. threads: of a block. programmatic: the kernel may begin before the previous one has ended.
 cudaError_t launch_parameter_gradients(bool wide, int threads, bool programmatic, const GradientArgs& args,
                                        cudaStream_t stream);
 

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
-// L3. Batch norm with ECA behind it, where the statistics of x are needed or differentiated: kernels one after another
-// (norm.cuh, norm_channels.cu).
+// L3. Batch norm followed by ECA: forward with the statistics of x, and backward with any statistics. Each launches
+// several kernels (norm.cuh, norm_channels.cu).
 #include "call.h"
 
 namespace eca {
 namespace {
 
-// Planned like the two-phase kernels, but for the tickets.
+// Planned like the two-phase kernels, but without tickets.
 template <class A, class Call>
 class NormLaunch {
  public:
   NormLaunch(const OnDeviceOf& device, const Request& request, const GateParameters& gate)
       : device_(device), request_(request) {
     const Problem& p = request.problem;
-    require(p.n > 0 && p.c > 0 && p.s > 0, "x");  // there are no statistics of nothing
+    require(p.n > 0 && p.c > 0 && p.s > 0, "x");  // an empty map has no statistics
     plan_two_phase(request, device.device(), &plan_);
     plan_.reason = "batch norm";
     blocks_ = std::min<int64_t>(p.n, 4 * int64_t{device.device().multiprocessors});
@@ -24,7 +24,7 @@ class NormLaunch {
 
   NormArgs<A, Call> args{};
 
-  // Memory for the kernels; `records` numbers of each sample besides.
+  // Allocates memory for the kernels and, at *to_records, A[N, records].
   void allocate(const Tensor& like, int64_t records, A** to_records) {
     const Problem& p = request_.problem;
     const bool backward = request_.backward(), pieces = plan_.two_phase.shared.gate < 0;
@@ -62,14 +62,14 @@ class NormLaunch {
   const OnDeviceOf& device_;
   const Request request_;
   Plan plan_{};
-  int64_t blocks_;  // of the gates' kernel
+  int64_t blocks_;  // of the kernel that computes gates
   Workspace workspace_;
 };
 
 template <class A>
 Tensor normalise_as(const Tensor& x, const ParameterList& tensors, const NormTensors& norm,
                     const OptionalTensor& residual, int64_t flags, Saved* saved) {
-  require(saved, "norm_mean");  // nothing but a forward that saves computes statistics
+  require(saved, "norm_mean");  // only a forward that saves computes statistics
   const OnDeviceOf device(x);
   FeatureMaps maps(x, empty_as);
   const int64_t c = maps.shape.c();

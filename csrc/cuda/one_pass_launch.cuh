@@ -43,7 +43,7 @@ cudaError_t launch_one_pass_of(const OnePassArgs<Call>& args, int threads, cudaS
   LaunchConfig launch(dim3(static_cast<unsigned>(args.problem.n * plan.blocks)), threads, plan.shared.total, stream);
   if (plan.blocks > 1) launch.set_cluster(plan.blocks);
   if (ask == Ask::kLaunch) return launch.launch(kernel, args);
-  const int capability = plan.bulk || plan.blocks > 1 ? 90 : 80;  // of the instructions in ptx.cuh that it takes
+  const int capability = plan.bulk || plan.blocks > 1 ? 90 : 80;  // that its instructions in ptx.cuh need
   const bool room = has_room(reinterpret_cast<const void*>(kernel), launch.config, capability);
   return room ? cudaSuccess : cudaErrorInvalidClusterSize;
 }

@@ -69,7 +69,7 @@ Gradients backward_as(Variant variant, const Tensor& grad_y, const Tensor& x, co
   launch.run(call, workspace);
 
   finish(maps, flags, &gradients);
-  // Programmatic launches need code for 9.0: clusters and bulk copies run on nothing older.
+  // Programmatic launches need code for 9.0, which clusters and bulk copies need, too.
   const OnePassPlan& one = launch.plan.one_pass;
   const bool programmatic = launch.plan.path == Path::kOnePass && (one.bulk || one.blocks > 1);
   launch.require_launched(combine(parameters, tensors, p, launch.blocks(), call, programmatic, device, &gradients),

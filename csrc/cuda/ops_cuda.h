@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L3. The operators' GPU backend (operators.h), registered for CUDA tensors by register_cuda.cpp and, with the
-// emulator, for CPU tensors by tests/emulator.
+// L3. The operators' GPU backend (operators.h). register_cuda.cpp registers it for CUDA tensors, tests/emulator for CPU
+// tensors.
 #pragma once
 #include "../arguments.h"
 #include "torch_device.h"

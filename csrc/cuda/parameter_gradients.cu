@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L2. The gradients of a gate's parameters, combined from what the samples have left behind (gates/gate.h): one launch,
-// with the parameter as the grid's second dimension.
+// L2. The gradients of a gate's parameters, combined from the samples' records (gates/gate.h): one launch, with the
+// parameter as the grid's second dimension.
 #include <algorithm>
 
 #include "block.cuh"
@@ -10,7 +10,7 @@
 namespace eca {
 namespace {
 
-// A block per number, its threads sharing `count` records, in an order that only the threads decide.
+// A block for each number; its threads divide the records, A[count, size]. The order depends on the block size alone.
 template <class A>
 __device__ void add_records(const A* records, int64_t size, int64_t count, const Gradient& g, const ParameterView& to) {
   __shared__ A warps[kWarp];
@@ -29,7 +29,7 @@ __device__ void add_records(const A* records, int64_t size, int64_t count, const
   }
 }
 
-// A thread per number: sum over n of record[n][offset + r] * values[n][c], n ascending.
+// A thread for each number: sum over n of record[n][offset + r] * values[n][c], n ascending.
 template <class A>
 __device__ void add_products(const GradientArgs& args, const Gradient& g, const ParameterView& to) {
   const A* const values = static_cast<const A*>(g.how == Combine::kMean ? args.mean : args.records.channel);
@@ -45,7 +45,7 @@ __device__ void add_products(const GradientArgs& args, const Gradient& g, const 
   }
 }
 
-// grad[i] of every parameter, as Combine in gates/gate.h has it.
+// The gradient of every parameter, as Combine in gates/gate.h defines it.
 // Reads the records A[N, sample_size], A[N, blocks, block_size] and A[N, C], and the means A[N, C]; writes the
 // gradients in their own dtypes.
 template <class A>

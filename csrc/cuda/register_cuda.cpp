@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L3. Makes the GPU backend the operators' implementation for CUDA tensors, and the driver's answers known to Python.
+// L3. Registers the GPU backend as the operators' implementation for CUDA tensors, and lets Python query the driver.
 #include "../library.h"
 #include "../plan/device.h"
 #include "device.h"

@@ -12,8 +12,8 @@ inline namespace ECA_TARGET {
 template <class A>
 struct BidirectionalGate {
   const GateShape& shape;
-  const A *m = nullptr, *ahead = nullptr, *back = nullptr;  // for record: the padded means, dL/d(each convolution)
-  A dl = 0;  // dL/d(first logit of the mixture); the second has its negative
+  const A *m = nullptr, *ahead = nullptr, *back = nullptr;  // padded means A[C + k - 1]; dL/d(each convolution), A[C]
+  A dl = 0;  // dL/d(first logit of the mixture); that of the second is -dl
   static constexpr int kForward = 0, kBackward = 1, kHiddenWeight = 2, kHiddenBias = 3, kMix = 4, kMixBias = 5;
 
   static constexpr const char* kName = "bidirectional_eca";
@@ -67,7 +67,7 @@ struct BidirectionalGate {
       x.store(grad, c, du * (at.ahead - at.back));
     });
     x.sums(1, difference, [&](int, auto c) { return x.load(grad, c); });
-    dl = p[0] * p[1] * difference[0];  // and -dl for the other one
+    dl = p[0] * p[1] * difference[0];
 
     const A* padded_ahead = x.pad(ahead, k / 2, shape.circular());
     const A* padded_back = x.pad(back, k / 2, shape.circular());
@@ -101,7 +101,7 @@ struct BidirectionalGate {
 
   ECA_HD bool outer() const { return (shape.flags & kSingleSigmoid) == 0; }
 
-  // Scratch: flip(wb) [k], W1 m [hidden]; in backward also dh [hidden] and a sum.
+  // Scratch: flip(wb) [k], W1 m [hidden]; in backward also dh [hidden] and one sum.
   template <class X>
   ECA_HD A* flipped(X& x) const {
     return x.scratch;

@@ -11,7 +11,7 @@ inline namespace ECA_TARGET {
 template <class A>
 struct EcaGate {
   const GateShape& shape;
-  const A *m = nullptr, *dz = nullptr;  // for record: the padded means, dL/dz
+  const A *m = nullptr, *dz = nullptr;  // for record: the padded means, A[C + 2 half]; dL/dz, A[C]
 
   static constexpr const char* kName = "eca";
   static constexpr Parameter kParameters[] = {{"weight", {1, 1, kTaps}, false}, {"bias", {1}, true}};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L0. What a gate is given and what it answers. Each gate is one file beside this one, a struct template Gate<A> with
+// L0. The contract of a gate with its executor. Each gate is one file beside this one, a struct template Gate<A> with
 //
 //   kName                           of the variant: its operators are <name>_infer, <name>_forward, <name>_backward
 //   kParameters                     the name and the shape of each parameter, in the order of the operators' arguments
@@ -18,7 +18,7 @@
 //   array(i)                     a number for each channel, i < arrays
 //   scratch                      `scratch` numbers to use freely
 //   pad(p, half, circular)       array p with `half` neighbours on each side: padded[c + j] is channel c + j - half
-//   pad_means(mean, half, ...)   the same of the means. Both together at most `pads` times
+//   pad_means(mean, half, ...)   the same for the means; pad and pad_means together at most `pads` times
 //   product(v, padded, c, j, half)  v * padded[c + j], and 0 beyond the first and last channel, whatever v is
 //   numbers(i)                   parameter i, if it is a few numbers; null where optional and absent
 //   weight(i, j, c)              element [j, c] of parameter i, if it has rows of C
@@ -27,10 +27,10 @@
 //   keep_sums(count, p, f)       p[j] = sum of f(j, c) over the channels; for record: p is a part of to.block
 //   keep_each(p, f)              p[c] = f(c);                            for record: p is to.channel
 //
-// Each step sees what earlier steps have stored, but nothing that was kept. The blocks of a cluster may share out the
+// Each step sees what earlier steps have stored, but nothing that was kept. The blocks of a cluster may divide the
 // channels. Then a block's arrays, means and gates hold its own channels, and pad brings the halo, `half` more on each
 // side; sums are all-reduced over the blocks; keep_sums adds up a block's own channels. On a GPU record runs after the
-// feature maps have been written, so nothing waits for it.
+// feature maps have been written, so no step waits for it.
 #pragma once
 #include "../options.h"
 #include "math.h"
@@ -38,7 +38,7 @@
 namespace eca {
 inline namespace ECA_TARGET {
 
-// Kernels count a few times kernel_size and hidden with int.
+// Bounds kernel_size and hidden: kernels hold small multiples of them in an int.
 constexpr int64_t kMostRows = int64_t{1} << 28;
 
 // A size in the shape of a parameter that is not a number.
@@ -58,10 +58,10 @@ struct Parameter {
   constexpr int dim() const { return sizes[1] == 0 ? 1 : sizes[2] == 0 ? 2 : sizes[3] == 0 ? 3 : 4; }
 };
 
-// What the sizes of a gate's memory and parameters follow from.
+// The sizes that determine a gate's memory and parameters.
 struct GateShape {
   int64_t channels;
-  int kernel_size;  // the longest kernel across channels: the last size of parameters [., 1, k]; 1 without any
+  int kernel_size;  // the largest k of parameters [., 1, k]; 1 without any
   int hidden;       // both below kMostRows
   int64_t flags;
 
@@ -86,7 +86,7 @@ struct Gradient {
   ECA_HD bool has_rows() const { return how == Combine::kMean || how == Combine::kChannel; }
 };
 
-// Where `record` writes: numbers of this sample, numbers of this block, one number for each channel.
+// Where `record` writes: A[sample_record] of this sample, A[block_record] of this block (GateFacts), A[C].
 template <class A>
 struct Record {
   A *sample, *block, *channel;
@@ -94,11 +94,11 @@ struct Record {
 
 struct GateNeeds {
   int arrays, pads;
-  int sums[2];  // counts of its calls of x.sums, 0 for none
+  int sums[2];  // the count of each of its calls of x.sums; 0 for no call
   int64_t scratch;
 };
 
-// z[c] = sum_j w[j] * m[c + j - half] for the channels of c; `padded` comes from x.pad.
+// z[c] = sum_j w[j] * m[c + j - half] for the channels of c; w: A[kernel_size]; padded: m from x.pad.
 template <class X, class A, class C>
 ECA_HD auto convolve(X& x, const A* w, int kernel_size, const A* padded, C c) {
   using V = typename X::Value;
@@ -108,7 +108,7 @@ ECA_HD auto convolve(X& x, const A* w, int kernel_size, const A* padded, C c) {
   return z;
 }
 
-// The transpose: dm[c] = sum_j w[j] * dz[c - j + half].
+// The transpose: dm[c] = sum_j w[j] * dz[c - j + half]; w: A[kernel_size]; padded: dz from x.pad.
 template <class X, class A, class C>
 ECA_HD auto convolve_transposed(X& x, const A* w, int kernel_size, const A* padded, C c) {
   using V = typename X::Value;

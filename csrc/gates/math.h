@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // L0. The scalar maths of the gates, written once for CPU, CUDA and emulator. V is float, double or a SIMD pack of
-// them; what a pack needs (operators, exp, select) it brings along.
+// them; a pack has operators, exp and select of its own.
 //
 // ECA_TARGET names the instruction set a file is compiled for. It is part of every symbol, so that the linker can
-// never replace the code of an old processor by the same function compiled for a new one.
+// never replace a function compiled for an old processor by the same function compiled for a new one.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -66,7 +66,7 @@ ECA_HD void softmax_grad(const A (&p)[K], A (&grad)[K]) {
   for (int i = 0; i < K; ++i) grad[i] = p[i] * out[i];
 }
 
-// Which channel stands at position `i` in [-half, count + half) of the padded sequence of means; -1: a padding zero.
+// The channel at position `i` in [-half, count + half) of the padded sequence of means; -1 for a padding zero.
 template <class Index>
 ECA_HD Index padded_channel(Index i, Index count, bool circular) {
   if (i >= 0 && i < count) return i;

@@ -13,8 +13,8 @@ inline namespace ECA_TARGET {
 template <class A>
 struct MultiKernelGate {
   const GateShape& shape;
-  const A *m = nullptr, *dz = nullptr;  // the means, padded if branches cross channels; for record: dL/dz
-  A p[3] = {}, ds[3] = {};              // of the mixture, and dL/d(its logits)
+  const A *m = nullptr, *dz = nullptr;  // means A[C], or A[C + 2 kHalf], padded, if cross_channel; dL/dz, A[C]
+  A p[3] = {}, ds[3] = {};              // the mixture's weights, and dL/d(its logits)
   static constexpr int kHalf = 3, kMix = 3, kMixBias = 4;
 
   static constexpr const char* kName = "multi_kernel_eca";
@@ -27,7 +27,7 @@ struct MultiKernelGate {
   ECA_HD static constexpr int taps(int i) { return 3 + 2 * i; }
   ECA_HD static bool cross(const GateShape& s) { return (s.flags & kCrossChannel) != 0; }
 
-  // A sample's record: p, ds. A block's: the 15 taps, if branches cross channels.
+  // A sample's record: p [3], ds [3]. A block's: the 15 taps, if branches cross channels.
   static void gradients(const GateShape& s, Gradient* out) {
     for (int i = 0, offset = 0; i < 3; offset += taps(i), ++i)
       out[i] = cross(s) ? Gradient{Combine::kBlocks, offset, taps(i)} : Gradient{Combine::kChannel, i, 1};

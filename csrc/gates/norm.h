@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// L0. Batch norm of one channel, written once for CPU, CUDA and emulator. With a gate g = Gate(mean of u) behind it:
+// L0. Batch norm of one channel, written once for CPU, CUDA and emulator. Followed by a gate g = Gate(mean of u):
 //
 //   u = scale (x - mean) + bias     scale = weight rstd    rstd = 1 / sqrt(var + eps)
 //   y = u g = x (scale g) + shift g                        shift = bias - scale mean
@@ -11,7 +11,7 @@
 //   dbias, dweight / rstd           the two sums of dL/du over all samples
 //   dx = grad_y (scale g) + scale dm / S - scale dbias / (N S) - (x - mean) scale rstd dweight / (N S)
 //
-// without the last two terms where the statistics are not those of x.
+// without the last two terms if the statistics are not those of x.
 #pragma once
 #include "math.h"
 
@@ -55,8 +55,8 @@ struct ChannelNorm {
   }
 };
 
-// The sum of `count` numbers' squared distances from a point that is `distance` away from their mean; squares: that
-// from the mean (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance").
+// The sum of squared distances of `count` numbers from a point that is `distance` away from their mean; squares: the
+// same sum about the mean (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance").
 template <class A>
 ECA_HD A squares_about(A squares, A count, A distance) {
   return squares + count * distance * distance;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// L0. The list of gates, and what they say of themselves. A new gate is one more type in the list; its operators, its
-// rows in the CPU's tables, its kernels and its name in launch plans follow.
+// L0. The list of gates and their descriptions. A new gate is one more type in the list; its operators, its rows in
+// the CPU's tables, its kernels and its name in launch plans follow.
 #pragma once
 #include "bidirectional.h"
 #include "eca.h"
@@ -13,7 +13,7 @@ template <template <class> class... All>
 struct GateList;
 using Gates = GateList<EcaGate, MultiKernelGate, BidirectionalGate>;
 
-// What the operators know of a gate.
+// The description of a gate that the operators use.
 struct GateInfo {
   const char* name;
   const Parameter* parameters;
@@ -39,20 +39,20 @@ struct GateList {
 };
 
 inline constexpr int kVariants = Gates::kCount;
-inline constexpr Variant kEca{0};  // the one that batch norm may stand before
+inline constexpr Variant kEca{0};  // the one that batch norm may precede
 
 template <Variant V, class A>
 using GateOf = Gates::At<static_cast<int>(V), A>;
 
 constexpr const GateInfo& info_of(Variant variant) { return Gates::kInfo[static_cast<int>(variant)]; }
 
-// What a backend must allocate for a gate, and how the gradients of its parameters come about.
+// What a backend must allocate for a gate, and how the gradients of its parameters are combined.
 struct GateFacts {
   int parameters;
   Gradient gradient[kMaxParameters];
   GateNeeds needs[2];                   // forward, backward
-  int64_t sample_record, block_record;  // sizes of what `record` leaves
-  int64_t numbers;                      // of the parameters that are a few numbers
+  int64_t sample_record, block_record;  // counts of A that `record` writes
+  int64_t numbers;                      // in all parameters that are a few numbers
 
   // Memory for each sample that does not grow with the channels is a small multiple of this.
   int64_t size() const { return sample_record + block_record + needs[1].scratch + numbers; }
