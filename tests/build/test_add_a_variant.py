@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A fourth gate, Squeeze-and-Excitation, in a copy of the sources: it takes the steps of csrc/README.md and no others.
+"""Adds a fourth gate, Squeeze-and-Excitation, to a copy of the sources, by the steps of csrc/README.md alone.
 
-Its two files are in ``squeeze_excitation/``; with the lines below, they are an example to follow.
+Its two files are in ``squeeze_excitation/``; with the edits below, they are an example to follow.
 """
 
 import os
@@ -22,7 +22,7 @@ FILES = {"csrc/gates": f"{NAME}.h", "eca_cuda/variants": f"{NAME}.py"}
 
 @dataclass(frozen=True)
 class Edit:
-    """Text that goes behind ``after``, which stands once in the file."""
+    """Inserts ``text`` after ``after``, which the file contains once."""
 
     file: str
     after: str
@@ -88,7 +88,7 @@ assert torch.equal(traced(x.double()), ours(x.double()))
 
 
 def test_the_steps_name_every_file_that_is_touched() -> None:
-    """And they are four, one of them a test case."""
+    """There are four steps, with a file each."""
     text = (ROOT / "csrc/README.md").read_text().split("## Add a variant in four steps")[1].split("\n## ")[0]
     steps = re.findall(r"^\d\. (.*?)(?=^\d\. |^$)", text, re.MULTILINE | re.DOTALL)
     named = [re.search(r"`(\S+)`", step)[1].replace("<name>", NAME) for step in steps]
@@ -114,7 +114,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def library(copy: Path) -> Path:
-    """The same of the emulated device."""
+    """The library of the emulated device, built from the copy."""
     tools = emulated.build_tools()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(emulated, "ROOT", copy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Building and loading: what setup.py decides and says, and the one-line errors of everything that can be missing."""
+"""Building and loading: the decisions that setup.py prints, and one-line errors for everything that may be missing."""
 
 import ctypes
 import os
@@ -39,7 +39,7 @@ def test_the_decision_is_printed_with_its_reason() -> None:
 
 
 def test_a_build_in_isolation_finds_the_torch_that_is_installed(tmp_path: Path) -> None:
-    """As pip arranges it: a path that holds what pyproject.toml requires, and nothing of the environment."""
+    """As under pip: sys.path holds the requirements of pyproject.toml, and nothing else of the environment."""
     for pattern in ("setuptools*", "pybind11*", "_distutils_hack"):
         for path in Path(sysconfig.get_path("purelib")).glob(pattern):
             (tmp_path / path.name).symlink_to(path)
@@ -83,7 +83,7 @@ def test_what_is_missing_is_said_in_one_line(environment: dict[str, str], prelud
 
 
 def test_an_editable_installation_keeps_its_objects_for_the_next_build() -> None:
-    """In the folder of a build in place, where its default is."""
+    """It keeps them in the default folder of builds in place."""
 
     def folder(editable: bool) -> str:
         prelude = "from torch.utils.cpp_extension import BuildExtension as B; finalize = B.finalize_options"
@@ -145,7 +145,7 @@ CALL = "print(eca_cuda.EfficientChannelAttention(4, kernel_size=1)(torch.zeros(1
 
 @pytest.mark.parametrize("steps", [f"{LOAD}; {LOAD}", f"import eca_cuda; {LOAD}", f"import eca_cuda; {FORGET}"])
 def test_the_same_library_loaded_twice_is_one(steps: str) -> None:
-    """torch.ops.load_library is how AOTInductor's packages get at the operators."""
+    """AOTInductor's packages load the operators by torch.ops.load_library."""
     code = f"import sys, torch; {steps}; import eca_cuda; {CALL}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "0.0\n"), done.stderr
@@ -180,12 +180,12 @@ def test_a_cuda_tensor_on_a_cpu_build_is_refused_with_the_reason() -> None:
 
 
 def test_the_library_does_not_depend_on_the_folder_it_was_built_in() -> None:
-    """Of two builds from one sdist in two folders, all that differed was this path."""
+    """The path was all that differed between two builds of one sdist in two folders."""
     assert str(ROOT).encode() not in Path(_C.__file__).read_bytes()
 
 
 def test_import_is_fast() -> None:
-    """At most 50 ms beyond torch's own import, in modules of ours (measured inside one process: best of three)."""
+    """The goal is 50 ms beyond torch's own import; the best of three processes is measured."""
     code = "import torch, time; t = time.perf_counter(); import eca_cuda; print(time.perf_counter() - t)"
     seconds = min(float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)) for _ in range(3))
     assert seconds < 0.05 * 4, "four times the goal, so that a busy machine does not turn this red"
@@ -193,6 +193,6 @@ def test_import_is_fast() -> None:
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is a CPU-only build")
 def test_torch_offers_what_is_looked_up_at_run_time() -> None:
-    """csrc/cuda/torch_device.cpp asks the loaded library for the current stream; no GPU is needed to find it."""
+    """csrc/cuda/torch_device.cpp looks up this function for the current stream; finding it needs no GPU."""
     library = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     assert library.aoti_torch_get_current_cuda_stream

@@ -20,7 +20,7 @@ import eca_cuda
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Commands of a shell, by how they begin: make's are looked up in the Makefile, the others are run elsewhere.
+# Beginnings of shell commands, and the files that run such commands; targets of make are looked up in the Makefile.
 TESTED = {
     "python -m eca_cuda.info": "test_info.py",
     "python -m benchmarks": "test_benchmarks.py",
@@ -57,7 +57,7 @@ def test_commands_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)) | {""}
     for code in blocks(path, "sh", ""):
         for line in filter(None, code.splitlines()):
-            line = re.sub(r"^(\w+=\S+ )+", "", line)  # variables of the environment
+            line = re.sub(r"^(\w+=\S+ )+", "", line)  # environment variables
             if line.startswith("make"):
                 assert re.match(r"make ?([a-z-]*)", line)[1] in targets, line
             else:
@@ -123,7 +123,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make docs` builds."""
+    """The folder of the site, built as by `make docs`."""
     pytest.importorskip("material")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The examples show what they claim, in a small form, and would not show it if the kernels were wrong."""
+"""The examples, in a small form, show what they claim, and fail if the kernels are wrong."""
 
 import sys
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def test_a_lost_tap_is_noticed_in_a_layer_and_in_the_logits(monkeypatch: pytest.
 
 def test_the_loss_curves_agree(comparison: digits.Comparison) -> None:
     assert 0 < comparison.used_budget() <= 1
-    # Within the budget of a curve that is itself rounding: single precision carries seven digits.
+    # The budget itself is of the size of rounding: single precision has seven digits.
     assert max(comparison.budgets()) < 1e-5 * comparison.exact.losses.max()
 
 

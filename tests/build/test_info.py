@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``python -m eca_cuda.info`` says what is built and what runs where, as text and as JSON."""
+"""``python -m eca_cuda.info`` describes the build and what runs on which device, as text and as JSON."""
 
 import json
 import subprocess

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What leaves the repository: a complete sdist, and a package that also runs under another name and place.
+"""Packages: the sdist is complete, and the package also runs under another name in another folder.
 
 Imports inside the package are relative, and its only dependencies are torch and the standard library.
 """
@@ -33,7 +33,7 @@ def version() -> str:
 
 
 def backend(hook: str, folder: Path) -> str:
-    """What the hook of setuptools prints, run as pip runs it; its result is put beside ``folder``."""
+    """The output of a setuptools hook, run as by pip in ``folder``; it writes its result beside ``folder``."""
     command = [sys.executable, "-c", f"from setuptools.build_meta import {hook}; {hook}('..')"]
     environment = {**os.environ, "ECA_CUDA_BUILD": "cpu"}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
@@ -42,7 +42,7 @@ def backend(hook: str, folder: Path) -> str:
 
 
 def test_the_sdist_holds_everything_that_building_and_testing_need(tmp_path: Path) -> None:
-    """Made from a copy, so that nothing that an earlier build left behind can help; and it describes itself."""
+    """It is made from a copy, without the files of earlier builds; its metadata can be prepared from it."""
     files = [name for name in tracked() if (ROOT / name).is_file()]
     for name in files:
         target = tmp_path / "source" / name
@@ -66,7 +66,6 @@ def test_the_sdist_holds_everything_that_building_and_testing_need(tmp_path: Pat
 
 
 def test_imports_inside_the_package_are_relative_and_outside_torch_alone() -> None:
-    # In a function, and only if it is there: what the caller has installed anyway when it matters.
     for path in (ROOT / "eca_cuda").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -76,7 +75,7 @@ def test_imports_inside_the_package_are_relative_and_outside_torch_alone() -> No
 
 
 def test_the_package_runs_from_another_folder_under_another_name(tmp_path: Path) -> None:
-    """Converts, pickles and loads there: no module is looked up by the name that it has in the repository."""
+    """It converts, pickles and loads there: no module is looked up by its name in the repository."""
     shutil.copytree(ROOT / "eca_cuda", tmp_path / "renamed_eca", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "tests/lookalikes.py", tmp_path)
     program = """

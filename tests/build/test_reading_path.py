@@ -18,7 +18,7 @@ def python_lines(path: Path, name: str) -> int:
 
 
 def cpp_lines(path: Path, name: str) -> int:
-    """Of a definition, from the line with its name to the brace that closes it; A::b is a member of A."""
+    """Lines of a definition, from the line with its name to its closing brace; A::b is a member of A."""
     lines = path.read_text().splitlines()
     first, last = -1, len(lines)
     for part in name.split("::"):
@@ -28,7 +28,7 @@ def cpp_lines(path: Path, name: str) -> int:
 
 
 def definition(lines: list[str], begin: int, end: int, name: str) -> tuple[int, int] | None:
-    """Its first line and the one behind its last, between two lines."""
+    """Of the definition of ``name`` in ``lines[begin:end]``, the first line and the one after the last."""
     begins = re.compile(rf"^ *(?:struct|class) {name}\b(?!.*;$)|^ *(?:[\w:<>,&* ]+[ *&])?{name}\(")
     for first in range(begin, end):
         if not begins.search(lines[first]) or re.match(r" *return ", lines[first]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The architecture, enforced: who may include whom, who may import whom, file sizes, licence lines, listed sources."""
+"""The architecture, enforced: includes and imports between layers, file sizes, licence lines, listed sources."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ TORCH = re.compile(r"#include <(torch|ATen|c10|pybind11)/")
 CUDA = re.compile(r"#include <(cuda|cooperative_groups)")
 LAYER = re.compile(r"^// (L[0-3])\. ", re.MULTILINE)
 
-# Python modules may import what stands left of them; reference imports nothing of ours.
+# Python modules may import the modules listed for them; reference imports none of ours.
 PYTHON_LAYERS = {
     "_version": set(),
     "_compat": set(),
@@ -199,7 +199,7 @@ def test_cpp_files_name_their_layer_and_include_accordingly() -> None:
 
 
 def test_instruction_set_files_use_nothing_of_the_cpp_library() -> None:
-    """Its inline functions have one name for all instruction sets; see csrc/cpu/simd.h."""
+    """The library's inline functions have one name for all instruction sets; see csrc/cpu/simd.h."""
     shared = ["simd.h", "memory.h", "signs.h", "reduce.h", "walk.h", "maps.h", "channels.h", "table.h", "kernels.h"]
     allowed = {"cstdint", "cstring", "cmath", "immintrin.h"}
     files = [ROOT / "csrc/cpu" / name for name in shared] + list((ROOT / "csrc/gates").glob("*.h"))
@@ -209,13 +209,13 @@ def test_instruction_set_files_use_nothing_of_the_cpp_library() -> None:
 
 
 def module_name(path: Path) -> str:
-    """``conversion.watch``; of a package the name, of ``eca_cuda`` itself ``__init__``."""
+    """Such as ``conversion.watch``; the name of a subpackage, and ``__init__`` for ``eca_cuda`` itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path) -> set[str]:
-    """Our modules, by name."""
+    """The names of our modules that a file imports."""
     folder, found = path.relative_to(PACKAGE).parts[:-1], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level > 0:
@@ -239,7 +239,7 @@ def test_only_ops_spells_the_operators_namespace() -> None:
 
 
 def test_pre_commit_runs_what_ci_runs() -> None:
-    """Both `make lint`, which alone says what that is."""
+    """Both run `make lint`, which alone lists the linters."""
     config, scripts = ROOT / ".pre-commit-config.yaml", [p for p in (ROOT / ".ci").glob("*") if p.is_file()]
     if not (config.exists() and scripts):
         pytest.skip("not a git checkout")

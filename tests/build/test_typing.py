@@ -22,7 +22,7 @@ def run(*command: object, cwd: Path) -> None:
 
 @pytest.fixture
 def user(tmp_path: Path) -> Path:
-    """A folder with the user's code alone."""
+    """A folder with nothing but the user's code."""
     shutil.copy(USER_CODE, tmp_path)
     return tmp_path
 

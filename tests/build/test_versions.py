@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The versions that the package promises are those that were tested, and every place that names the oldest agrees."""
+"""The package promises the versions that were tested, and all places that name the oldest one agree."""
 
 import json
 import re

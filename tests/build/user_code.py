@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a user writes; tests/build/test_typing.py has mypy and pyright read it and never runs it."""
+"""A user's code: tests/build/test_typing.py checks it with mypy and pyright and never runs it."""
 
 from typing import Optional
 
@@ -41,7 +41,7 @@ def functions(x: Tensor, weight: Tensor, lengths: Tensor) -> None:
 
 
 def mistakes(x: Tensor, weight: Tensor) -> None:
-    """Every line is one: the checkers say so, or they complain of its comment."""
+    """Every line is a mistake: a checker that accepts it complains about its unused ignore comment."""
     eca(x, weight, padding_mode="reflect")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     eca(x, weight, activation="gelu")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     eca(x, weight, kernel_size=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

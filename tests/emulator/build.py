@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compiles CUDA sources with g++, for the CPU: plain, under AddressSanitizer and UBSan, under ThreadSanitizer."""
+"""Compiles CUDA sources with g++ for the CPU: plain, with AddressSanitizer and UBSan, or with ThreadSanitizer."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,7 @@ HEADERS = ("cuda_runtime.h", "crt/host_defines.h", "cuda/atomic", "cuda/ptx")
 Flavour = Literal["plain", "address", "thread"]
 FLAVOURS: tuple[Flavour, ...] = ("plain", "address", "thread")
 
-# Hidden and not unique: one process may hold several of these libraries, and the real libcudart beside them.
+# Symbols are hidden and not unique: a process may hold several of these libraries, and the real libcudart.
 # Shared memory needs the global-dynamic model of thread-local storage: runtime/shared_memory.cpp.
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-mtls-dialect=gnu", "-ffp-contract=off"]
 SANITIZE = {
@@ -31,7 +31,7 @@ SANITIZE = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-fsanitize=thread"],
 }
-# At -O0 no racy access is optimized away, and gcc's reports have the right lines.
+# At -O0 no racy access is optimized away, and gcc reports the right lines.
 KERNEL_FLAGS = {
     "plain": ["-O2", "-g1", "-fno-strict-aliasing"],  # nvcc does not use aliasing either
     "address": ["-O0", "-g", *SANITIZE["address"]],
@@ -41,14 +41,14 @@ RUNTIME_FLAGS = ["-O2", "-g1", "-Wall", "-Wextra"]  # never sanitized: runtime/s
 
 
 class BuildError(RuntimeError):
-    """Says what is missing, or what the compiler said."""
+    """Names what is missing, or holds the compiler's output."""
 
 
-# --- What the machine offers
+# --- The machine
 
 
 def _homes() -> list[Path]:
-    """Where a toolkit may be, as in setup.py: an nvcc on PATH may be a wrapper outside of its toolkit."""
+    """Where a toolkit may be, as in setup.py: an nvcc on PATH may be a wrapper outside its toolkit."""
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     if nvcc := shutil.which("nvcc"):
         homes.append(Path(nvcc).resolve().parent.parent)
@@ -60,7 +60,7 @@ def _homes() -> list[Path]:
 
 
 def cuda_include() -> list[Path] | None:
-    """The folders of NVIDIA's headers. Those that come with torch do not do: they lack crt/ and libcu++."""
+    """The folders of NVIDIA's headers. The headers that come with torch lack crt/ and libcu++."""
     for home in _homes():
         folders = [home / "include", home / "include" / "cccl"]
         if all(any((d / header).exists() for d in folders) for header in HEADERS):
@@ -69,7 +69,7 @@ def cuda_include() -> list[Path] | None:
 
 
 def missing() -> str | None:
-    """Why nothing can be built here, or None."""
+    """The reason why nothing can be built here, or None."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "the CUDA emulator runs on x86-64 Linux only"
     if not shutil.which("g++"):
@@ -88,7 +88,7 @@ def _library(name: str) -> str:
 
 
 def preload(flavour: Flavour) -> dict[str, str]:
-    """The environment a process needs that loads a library of this flavour, and was not itself built with it."""
+    """The environment variables of an uninstrumented process that loads a library of this flavour."""
     if flavour == "plain":
         return {}
     if flavour == "address":
@@ -101,17 +101,17 @@ def preload(flavour: Flavour) -> dict[str, str]:
 def sanitizer_options(flavour: Flavour) -> dict[str, str]:
     if flavour == "address":
         return {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    if flavour == "thread":  # Python and torch, which are not instrumented, would give false reports
+    if flavour == "thread":  # Python and torch are not instrumented, and would give false reports
         return {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1 atexit_sleep_ms=0"}
     return {}
 
 
 def wrapper(flavour: Flavour) -> list[str]:
-    """What to put before a command: gcc's ThreadSanitizer does not stand the address randomization of newer systems."""
+    """The prefix of a command: gcc's ThreadSanitizer fails under the address randomization of newer systems."""
     bits = Path("/proc/sys/vm/mmap_rnd_bits")
     try:
         wild = int(bits.read_text()) > 28
-    except OSError:  # may be readable for root only
+    except OSError:  # may be readable by root only
         wild = True
     return ["setarch", "-R"] if flavour == "thread" and wild and shutil.which("setarch") else []
 
@@ -130,7 +130,7 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _unless_current(output: Path, command: Sequence[str], make: Callable[[Path], Sequence[Path]]) -> Path:
-    """What ``make(temporary)`` creates, returning its inputs; as it was if they and the command are as they were."""
+    """The file that ``make(temporary)`` creates, returning its inputs; kept if these and the command are unchanged."""
     stamp = output.with_name(output.name + ".json")
 
     def state(inputs: Sequence[str]) -> dict[str, object]:
@@ -141,7 +141,7 @@ def _unless_current(output: Path, command: Sequence[str], make: Callable[[Path],
         if output.exists() and known == state(list(known["inputs"])):
             return output
     except (OSError, ValueError, KeyError):
-        pass  # never built, or an input has gone
+        pass  # never built, or an input is gone
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f"{output.name}.{os.getpid()}")
     inputs = make(temporary)
@@ -188,14 +188,14 @@ def build(
 ) -> Path:
     """A shared library of the sources (.cu: kernels; .cpp: host code) and the runtime, or an executable that loads it.
 
-    ``libraries`` are files to link with, which are found again where they are now. Nothing is built twice: compiled
-    files are kept with the digests of all they were made from, in a folder ``objects`` (or ``name``) that several
-    builds may share. Several processes may call this at once.
+    ``libraries`` are files to link with, by their present paths. Nothing is built twice: compiled files are kept with
+    the digests of all their inputs, in a folder ``objects`` (or ``name``) that several builds may share. Several
+    processes may call this at once.
     """
     if reason := missing():
         raise BuildError(reason)
     nvidia = [flag for folder in cuda_include() or [] for flag in ("-isystem", str(folder))]
-    # Packages' headers are taken not to change: as system headers they are left out of the depfiles.
+    # Headers of packages are assumed not to change: as system headers they are left out of the depfiles.
     own = [w for d in includes for w in ("-isystem" if "site-packages" in d.parts else "-I", str(d))]
     flags = [*KERNEL_FLAGS[flavour], *(f"-D{d}" for d in defines), *own, *nvidia]
     folder = OUTPUT / flavour / (objects or name)
@@ -207,10 +207,10 @@ def build(
         jobs += [pool.submit(_compile, s, OUTPUT / "runtime", [*RUNTIME_FLAGS, *nvidia]) for s in runtime]
         compiled = [job.result() for job in jobs]
         paths = [f"-Wl,-rpath,{library.resolve().parent}" for library in libraries]
-        # -Bsymbolic: our cudaGetLastError, whatever other one the process has.
+        # -Bsymbolic: calls reach our cudaGetLastError even if the process has another one.
         shared = ["-shared", *SANITIZE[flavour], "-Wl,-Bsymbolic", *paths]
         library = _link(OUTPUT / flavour / f"lib{name}.so", [*compiled, *libraries], shared)
         if not executable:
             return library
-        # `main` lives in the library, too: in an executable the linker would settle thread-local storage itself.
+        # `main` is in the library, too: in an executable the linker would choose the model of thread-local storage.
         return _link(OUTPUT / flavour / name / "main", [library], [*SANITIZE[flavour], f"-Wl,-rpath,{library.parent}"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of passes in docs/block.md is what the CUDA kernels move on the emulated device, byte for byte."""
+"""The table of passes in docs/block.md agrees with the bytes that the CUDA kernels move on the emulated device."""
 
 import math
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated d
 
 
 def claimed() -> dict[str, float]:
-    """The last column of the table, by its first."""
+    """The last column of the table by its first column."""
     rows = re.findall(r"^\| ([a-z][^|]*) \|.*\| ([\d.]+) \|$", PAGE.read_text(), re.MULTILINE)
     return {name: float(maps) for name, maps in rows}
 
@@ -31,7 +31,7 @@ def inference(call: Call) -> dict[str, int]:
         before = emulated.count()
         batch_norm_eca(*given, residual=tensors["residual"], **call.options)
         after = emulated.count()
-    # One-pass kernels write by pointers of which the emulator does not count what they store: y, once.
+    # One-pass kernels store y once, by pointers whose stores the emulator does not count.
     return {"loaded": after["loaded"] - before["loaded"], "stored": tensors["x"].nbytes}
 
 

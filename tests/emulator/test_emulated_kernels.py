@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What only the CUDA kernels promise, on the emulated device: right on devices of every size, whatever the order in
-which blocks run; 64-bit offsets; the number of launches; errors that say what was launched."""
+"""Promises of the CUDA kernels alone, on the emulated device: right results on devices of every size and for every
+order of blocks; 64-bit offsets; the number of launches; errors that describe the launch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +27,7 @@ DEVICES: dict[str, dict[str, int]] = {
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Iterator[None]:
-    """On the device that the test names, or the default one."""
+    """Runs the test on the device that it names, or on the default one."""
     emulated.set_device(**{"capability": 75} | DEVICES.get(getattr(request, "param", ""), {}))  # none takes one pass
     with emulated.emulated():
         yield
@@ -80,26 +80,26 @@ def test_tiles_smaller_than_planes_are_clean(run, dtype, memory, check):
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_bits_do_not_depend_on_who_runs_when(run, case, dtype, memory):
     given = inputs(case, (3, 40, 15, 17), dtype, memory)
-    with emulated.emulated(range(12)):  # compares them itself
+    with emulated.emulated(range(12)):  # compares the schedules itself
         evaluate(case.variant.function, **given, activation="relu")
 
 
 def test_a_difference_between_schedules_is_noticed():
-    """The comparison of the test above, and of every call on the emulated device, can fail."""
+    """The comparison in the test above and in every call on the emulated device can fail."""
     answers = iter((torch.zeros(3), torch.tensor([0.0, -0.0, 0.0])))
     with pytest.raises(AssertionError, match="schedule 1 gives other bits than schedule 0"):
         emulated._under((0, 1), lambda: next(answers))()
 
 
 def far_apart(x: Tensor, dim: int, stride: int) -> Tensor:
-    """The same values, ``stride`` elements between neighbours of ``dim``, in memory that is hardly touched."""
+    """The same values, with ``stride`` elements between neighbours of ``dim``, in mostly untouched memory."""
     strides = list(x.stride())
     strides[dim] = stride
     storage = torch.empty((x.shape[dim] - 1) * stride + x.numel(), dtype=x.dtype)
     return storage.as_strided(x.shape, strides).copy_(x)
 
 
-# 2^31 elements are passed in one step of the sample, of the plane, and of the row.
+# Offsets pass 2^31 elements at the step of a sample, of a plane, and of a row.
 @pytest.mark.parametrize(
     "shape, dim, stride, layout",
     [

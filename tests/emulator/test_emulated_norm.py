@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Batch norm with ECA behind it on the emulated device, beyond what ``test_batch_norm_eca.py`` checks there: devices of
-every size, whatever the order in which blocks run; how many kernels there are and what they move; statistics that do
-not cancel; the signs of y, whoever writes them."""
+"""Batch norm followed by ECA on the emulated device, beyond the checks of ``test_batch_norm_eca.py``: devices of every
+size and every order of blocks; the number of kernels and the bytes they move; statistics without cancellation; the
+signs of y from every kernel that writes them."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ DEVICES: dict[str, dict[str, int]] = {
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest) -> Iterator[None]:
-    """On the device that the test names, or the default one."""
+    """Runs the test on the device that it names, or on the default one."""
     emulated.set_device(**DEVICES.get(getattr(request, "param", ""), {}))
     with emulated.emulated():
         yield
@@ -98,11 +98,11 @@ def test_offsets_beyond_31_bits(run, shape, dim, stride, layout):
     assert torch.equal(grads[1] != 0, y > 0)
 
 
-# --- what they launch and move ----------------------------------------------------------------------------------------
+# --- launches and bytes moved ----------------------------------------------------------------------------------------
 
 
 def counted(call: Call) -> list[dict[str, int]]:
-    """Of a forward and of a backward pass."""
+    """The counts of a forward and of a backward pass."""
     tensors = {k: t.requires_grad_("running" not in k) for k, t in call.tensors().items()}
     x, weight, *norm = (
         tensors.get(k) for k in ("x", "weight", "norm_weight", "norm_bias", "running_mean", "running_var")
@@ -121,7 +121,7 @@ def counted(call: Call) -> list[dict[str, int]]:
     ("shape", "memory"),
     [
         ((3, 32, 8, 8), "contiguous"),
-        ((2, 16, 48, 40), "contiguous"),  # of several tiles
+        ((2, 16, 48, 40), "contiguous"),  # several tiles
         ((3, 32, 8, 8), "channels_last"),
         ((4, 64, 7, 7), "channels_last"),
     ],
@@ -169,7 +169,7 @@ def test_statistics_that_are_given_move_one_map_in_and_one_out():
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The means of the samples, the mean and the variance of the channels."""
+    """The means of the samples, and the mean and the variance of each channel."""
     c, dtype = x.shape[1], torch.float64 if x.dtype == torch.float64 else torch.float32
     weight = torch.zeros(1, 1, 1, dtype=dtype if x.dtype == torch.float64 else x.dtype)
     _, mean, norm_mean, norm_var, signs = ops.OPERATORS[ops.NORM].forward(
@@ -183,7 +183,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @MEMORY
 @pytest.mark.parametrize("shape", [(16, 12, 16, 16), (5, 12, 7, 7), (2, 3, 70, 61)], ids=str)
 def test_variances_keep_their_digits_where_means_are_large(run, shape, memory):
-    """Deviations of a hundredth around a thousand: a sum of squares would have lost all of it."""
+    """Deviations of 0.01 around 1000: a plain sum of squares would lose all digits of the variance."""
     x = LAYOUTS[memory]((1e3 + 1e-2 * make_x(shape, torch.float64)).float())
     mean, norm_mean, norm_var = statistics(x)
     dims = (0, *range(2, x.dim()))
@@ -210,7 +210,7 @@ def test_a_constant_has_no_variance(run):
 
 
 def unpacked(signs: Tensor, y: Tensor, rows: bool) -> Tensor:
-    """As csrc/problem.h has it, in the order of y."""
+    """The signs, bool like y, from the bits that csrc/problem.h describes."""
     n, c, s = y.shape[0], y.shape[1], math.prod(y.shape[2:])
     assert signs.shape == (n, -(-c * s // (16 // y.element_size())))
     bits = signs.unsqueeze(2) >> torch.arange(8, dtype=torch.uint8) & 1
@@ -237,7 +237,7 @@ def test_a_bit_is_set_where_y_is_above_zero_or_nan(run, dtype, memory, shape, na
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 def test_what_is_rounded_to_zero_has_no_bit(run, memory):
-    x = LAYOUTS[memory](torch.full((2, 8, 4, 4), 6e-8, dtype=torch.float16))  # the least number; gates are a half
+    x = LAYOUTS[memory](torch.full((2, 8, 4, 4), 6e-8, dtype=torch.float16))  # the least number; the gate is 0.5
     y, _, signs = ops.OPERATORS["eca"].forward(x, torch.zeros(1, 1, 1, dtype=torch.float16), None, None, RELU)
     assert torch.equal(unpacked(signs, y, memory == "channels_last"), y > 0) and not y.all()
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The one-pass kernels on the emulated device: every sample in the shared memory of one block, or of the blocks of a
-cluster, for every gate, dtype and layout; every way through the kernels; and what they move, exchange and wait for."""
+cluster, for every gate, dtype and layout; every way through the kernels; bytes moved, exchanges and barriers."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ ECA_CASE = BY_NAME["eca"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DIRECTIONS = ("forward", "backward")
 
-# Shared memory per block decides how many blocks a sample needs.
+# Shared memory per block determines how many blocks a sample needs.
 CLUSTERS = {"shared": 7 << 10, "multiprocessors": 6}
 DEVICES: dict[str, dict[str, int]] = {
     "one-block": {"shared": 64 << 10, "multiprocessors": 1},
@@ -38,7 +38,7 @@ DEVICES: dict[str, dict[str, int]] = {
 
 @contextmanager
 def on(gpu: Mapping[str, int], rules: list[dict[str, Any]] | None = None) -> Iterator[None]:
-    """The emulated device is this one, and plans follow these rules."""
+    """Sets the emulated device, and the rules that plans follow."""
     emulated.set_device(**gpu)
     emulated.set_tuning(rules or [])
     try:
@@ -98,12 +98,12 @@ def test_every_option(run, case, memory, check):
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_bits_do_not_depend_on_who_runs_when(run, case, memory, check):
-    with emulated.emulated(range(8)):  # compares them itself
+    with emulated.emulated(range(8)):  # compares the schedules itself
         check(case.variant, **inputs(case, (5, 32, 5, 8), torch.bfloat16, memory), activation="relu")
 
 
 def counted(case: Case, given: dict[str, Any], activation: str | None) -> tuple[dict[str, int], dict[str, int]]:
-    """Of a forward and of a backward pass."""
+    """The counts of a forward and of a backward pass."""
     options = {key: value for key, value in given.items() if key not in ("x", "parameters", "grad_y")}
     with emulated.emulated(schedules=(0,)):
         before = emulated.count()
@@ -117,7 +117,7 @@ def counted(case: Case, given: dict[str, Any], activation: str | None) -> tuple[
 
 
 def runs(case: Case, shape: tuple[int, ...], memory: str, dtype: torch.dtype) -> list[dict[str, int]]:
-    """What a forward and a backward pass, with residual and ReLU, did on the emulated device."""
+    """The counts of a forward and of a backward pass with residual and ReLU."""
     return list(counted(case, inputs(case, shape, dtype, memory), "relu"))
 
 
@@ -141,13 +141,13 @@ def test_devices_are_what_they_are_called(gpu, memory):
 LAST = "channels_last"
 ONE = {"shared": 48 << 10, "multiprocessors": 16}  # room for a cluster
 WIDE = ONE | {"threads": 256}
-TIGHT = {"shared": 9 << 10, "multiprocessors": 16}  # one slab of a block, no more
+TIGHT = {"shared": 9 << 10, "multiprocessors": 16}  # room for one slab of a block only
 
 
 @dataclass(frozen=True)
 class Way:
-    """A shape, a wish (a rule's blocks, parts and threads) and a device that make the plan what it is to be, for every
-    dtype and in both directions."""
+    """A shape, a wish (a rule's blocks, parts and threads) and a device that give ``plan``, for every dtype and in both
+    directions."""
 
     shape: tuple[int, ...]
     wish: Mapping[str, int]
@@ -178,17 +178,17 @@ WAYS = {
     "circular-two": Way((2, 8, 4, 8), {"blocks": 2}, {"channels": 4}, case=BY_NAME["eca-circular-hard"]),
     "cross": Way((2, 18, 4, 8), {"blocks": 3}, {"channels": 6}, case=CROSS),
     "no-neighbours": Way((2, 8, 4, 8), {"blocks": 4}, {"channels": 2}, case=BY_NAME["eca-k1"]),
-    # Sums over all channels: told to all blocks, or added up by their owners first, of whom the last have none.
+    # Sums over all channels: pushed to all blocks, or first added up by owners; the last blocks own none.
     "few-sums": Way((2, 24, 4, 8), {"blocks": 12}, {"channels": 2}, case=HIDDEN[16]),
     "many-sums": Way((2, 24, 4, 8), {"blocks": 12}, {"channels": 2}, case=HIDDEN[17]),
     "many-sums-rows": Way((2, 48, 4, 8), {"blocks": 6, "parts": 2}, {"position_parts": 2}, LAST, HIDDEN[17]),
-    # Planes that vectors straddle, by a thread each, by some threads, by more than a warp; and aligned ones.
+    # Planes that vectors straddle, one per thread, per few threads, per more than a warp; and aligned planes.
     "lane": Way((3, 64, 7, 7), {"blocks": 1, "threads": 32}, {"straddle": True, "lanes": 1}),
     "lanes": Way((4, 24, 7, 7), {"threads": 64}, {"straddle": True, "lanes": 4}),
     "lanes-blocks": Way((4, 40, 7, 7), {"blocks": 3, "threads": 32}, {"straddle": True}),
     "warps": Way((2, 8, 521), {"blocks": 1, "threads": 256}, {"straddle": True, "lanes": 64}, device=WIDE),
     "warps-aligned": Way((2, 2, 512), {"blocks": 1, "threads": 256}, {"straddle": False}, device=WIDE),
-    # Rows: strips, a last one with fewer channels; parts of the positions, the last with fewer.
+    # Rows: strips, the last one with fewer channels; parts of the positions, the last one with fewer.
     "strips": Way((2, 48, 5, 5), {"blocks": 3, "parts": 1}, {"channels": 16}, LAST),
     "narrow-last": Way((2, 40, 5, 5), {"blocks": 3, "parts": 1}, {"channels": 16}, LAST),
     "odd-last": Way((2, 56, 5, 5), {"blocks": 2, "parts": 1}, {"position_parts": 1}, LAST),
@@ -196,7 +196,7 @@ WAYS = {
     "parts": Way((2, 32, 5, 5), {"blocks": 8, "parts": 4}, {"channels": 16, "positions": 7}, LAST),
     "parts-circular": Way((2, 32, 5, 5), {"blocks": 8, "parts": 4}, {"channels": 16}, LAST, CIRCULAR),
     "parts-alone": Way((2, 32, 5, 5), {"blocks": 4, "parts": 4}, {"channels": 32}, LAST, CROSS),
-    # Maps that have no room, and threads' own copies.
+    # Maps for which there is no room; copies by threads instead of bulk copies.
     "streamed": Way((2, 16, 15, 16), {"blocks": 2}, STREAMED, device=TIGHT, dtypes=FLOAT),
     "streamed-odd": Way((2, 16, 15, 15), {"blocks": 2}, STREAMED, device=TIGHT, dtypes=FLOAT),
     "streamed-half": Way((2, 32, 15, 15), {"blocks": 2}, STREAMED, device=TIGHT, dtypes=DTYPES[1:]),
@@ -221,7 +221,7 @@ def test_every_way_is_taken(name, dtype):
             call = {"direction": direction, "dtype": str(dtype)[6:], "relu": True, "residual": True}
             plan = plan_of(way.device, way.shape, way.memory, way.case, **call)
             assert plan["path"] == "one_pass", plan
-            # The second launch of a backward pass has blocks of its own. A cluster without room takes another plan.
+            # The second launch of backward adds blocks. Without room for the cluster there would be another plan.
             blocks = way.shape[0] * plan["blocks_per_sample"]
             assert step["blocks"] == blocks if direction == "forward" else step["blocks"] > blocks
             assert step["pushed"] > 0 or plan["blocks_per_sample"] == 1 or way.case is BY_NAME["eca-k1"]
@@ -229,7 +229,7 @@ def test_every_way_is_taken(name, dtype):
             got = {"blocks": plan["blocks_per_sample"], "parts": plan["position_parts"], "threads": plan["threads"]}
             assert way.wish.items() <= got.items(), plan
             assert plan["lanes"] > 32 or not name.startswith("warps")
-            if name == "odd-last" and dtype != torch.float32:  # 4 columns to a strip, and 3
+            if name == "odd-last" and dtype != torch.float32:  # strips of 4 columns and of 3
                 assert plan["channels"] == 32
 
 
@@ -255,15 +255,14 @@ def test_samples_more_than_31_bits_apart(check):
         assert emulated.count()["loaded"] > before["loaded"]  # by one pass
 
 
-# --- what they move, exchange and wait for ----------------------------------------------------------------------------
+# --- bytes moved, exchanges and barriers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_map_is_read_once(dtype, memory, relu):
-    """Forward x, and a residual; backward grad_y and x, and with a ReLU a bit for each element: each byte, by one
-    copy or load."""
+    """Forward reads x and a residual, backward grad_y, x and, with a ReLU, the signs: each byte by one copy or load."""
     shape, gpu = (3, 64, 7, 8), {"shared": 64 << 10, "multiprocessors": 8}  # some blocks for each sample
     given = inputs(ECA_CASE, shape, dtype, memory)
     given["residual"] = given["residual"] if relu else None
@@ -286,7 +285,7 @@ def test_a_streamed_map_is_read_once_too(memory):
 
 @pytest.mark.parametrize(("k", "circular"), [(1, False), (3, False), (9, False), (5, True)])
 def test_blocks_tell_each_other_halos_and_nothing_else(k, circular):
-    """Forward the means that a neighbour's window reaches, backward dL/dz alike: half a window from each side."""
+    """Forward pushes the means that a neighbour's window reaches, backward dL/dz: half a window from each side."""
     blocks, options = 4, {"padding_mode": "circular"} if circular else {}
     way = Way((3, 32, 8, 8), {"blocks": blocks}, case=Case("eca", ECA_CASE.variant, {"k": k}, options))
     given = inputs(way.case, way.shape, torch.float32, way.memory) | {"residual": None}
@@ -300,7 +299,7 @@ def test_blocks_tell_each_other_halos_and_nothing_else(k, circular):
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("gpu", DEVICES)
 def test_barriers_are_few(gpu, memory):
-    """Of a plain ECA block: from its start to its last store, and backward to its record."""
+    """Barriers of a plain ECA block: forward up to its last store, backward up to its record."""
     shape = (3, 32, 8, 8)
     given = inputs(ECA_CASE, shape, torch.float32, memory) | {"residual": None}
     with on(DEVICES[gpu]):
@@ -341,7 +340,7 @@ def test_ways_are_clean(name, activation, check):
 @pytest.mark.sanitized
 @pytest.mark.parametrize(("c", "case"), [(13, "eca-k9"), (7, "eca-circular-hard")])
 def test_a_cut_that_windows_overreach_is_not_taken(c, case, check):
-    """For 3 blocks: the last one would have 3 or 1 channels, and its neighbour's window reaches for 4 or 2."""
+    """Of 3 blocks, the last would have 3 or 1 channels, where its neighbour's window reaches 4 or 2."""
     way = Way((2, c, 4, 8), {"blocks": 3}, case=BY_NAME[case])
     with on(way.device, way.rules), emulated.emulated():
         check(way.case.variant, **inputs(way.case, way.shape, torch.float32, way.memory))
@@ -350,7 +349,7 @@ def test_a_cut_that_windows_overreach_is_not_taken(c, case, check):
 @pytest.mark.sanitized
 @pytest.mark.parametrize("name", ["lanes-blocks", "odd-last", "parts", "threads"])
 def test_ways_of_16_bits_are_clean(name, check):
-    """They are kernels of their own."""
+    """16-bit dtypes have kernels of their own."""
     way = WAYS[name]
     with on(way.device, way.rules), emulated.emulated():
         check(way.case.variant, **inputs(way.case, way.shape, torch.float16, way.memory), activation="relu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The CUDA emulator's own tests: silence about right kernels; each planted bug found by the build named here.
+"""The CUDA emulator's own tests: right kernels give no report, and the build named here finds each planted bug.
 
 tests/emulator/bugs/ holds the kernels; a `// [name]` there marks the line that a report has to name.
 """
@@ -22,7 +22,7 @@ FAMILIES = ("rows", "planes", "total", "stages", "copies", "tickets", "chain", "
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"CUDA KERNELS UNTESTED: {missing()}")
 
 
-# --- What a run has to show
+# --- The expected output of a run
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Sign:
-    """One report, of the exit status, in which all patterns are found. ``{name}`` stands for a marked line."""
+    """An exit status, and patterns that one report matches. ``{name}`` stands for a marked line."""
 
     status: int
     patterns: tuple[str, ...]
 
     def seen(self, result: Result) -> bool:
-        reports = re.split(r"={18,}", result.output)  # ThreadSanitizer's rule between reports
+        reports = re.split(r"={18,}", result.output)  # ThreadSanitizer's line between reports
         patterns = [re.sub(r"\{(\w+)\}", lambda m: place(m[1]), p) for p in self.patterns]
         return result.status == self.status and any(all(re.search(p, r) for p in patterns) for r in reports)
 
@@ -74,7 +74,7 @@ def ubsan(problem: str, mark: str) -> Sign:
 
 
 def race(*marks: str) -> Sign:
-    """A race in which the two accesses are on these lines (or both on the one)."""
+    """A race of two accesses on these lines, or of two on the same line."""
     two = marks if len(marks) == 2 else marks * 2
     lines = [rf"#[01] .*{{{mark}}}" for mark in two]  # 1: of a function of the device API
     either = "|".join(rf"{a}(?s:.*)Previous .*\n(.*\n)? +{b}" for a, b in (lines, lines[::-1]))
@@ -87,11 +87,11 @@ def hardware_race(mark: str) -> Sign:
 
 
 def copy_race(mark: str) -> Sign:
-    """A race with a thread's own copy."""
+    """A race with an asynchronous copy by a thread."""
     return Sign(66, ("ThreadSanitizer: data race", rf"#[01] .*{{{mark}}}", r"emulator::thread_load"))
 
 
-# bug, family: the builds that have to find it, how, and under which schedule.
+# Bug, family, the build that has to find the bug, the schedule, and the report.
 TABLE: list[tuple[str, str, Flavour, int, Sign]] = []
 
 
@@ -177,7 +177,7 @@ for flavour in FLAVOURS:
 finds("relaxed_flag", "tickets", ("thread", 1, race("collect", "publish")), ("thread", 7, race("collect", "publish")))
 finds("relaxed_poll", "tickets", ("thread", 1, race("collect", "publish")))
 finds("plain_flag", "tickets", ("thread", 1, race("plain")))
-# It ends only if all blocks run at once, which is not guaranteed: under schedule 1 they do (below).
+# The chain ends only if all blocks run at once, which is not guaranteed: under schedule 1 they do (below).
 TURN = r"1 thread of block \(0,0,0\) in __nanosleep \(polling\) at {turn}"
 finds("waits_for_later_block", "chain", ("plain", 0, fault("deadlock:", TURN)), ("thread", 0, fault("deadlock:", TURN)))
 
@@ -219,11 +219,11 @@ def test_every_bug_has_a_build_that_finds_it() -> None:
 
 
 def test_all_blocks_are_resident_in_schedule_1() -> None:
-    """A chain of polls, which brings on one block a round, is no deadlock either."""
+    """A chain of polls, of which one block proceeds each round, is not reported as a deadlock."""
     assert run("plain", "waits_for_later_block", "chain", 1) == Result(0, "right\n")
 
 
-# --- Inside Python, where the sanitizers have to be loaded first
+# --- Inside Python, where sanitizers must be preloaded
 
 IN_PYTHON = """
 import ctypes, sys

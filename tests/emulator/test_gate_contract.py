@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What csrc/gates/gate.h forbids a gate is noticed: edits of a copy of the ECA gate, which must end in a report on an
-emulated device with some blocks to a sample."""
+"""Violations of the contract in csrc/gates/gate.h are noticed: edits of a copy of the ECA gate must end in a report on
+an emulated device with several blocks per sample."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ GATE = "csrc/gates/eca.h"
 PAD = "    const A* padded = x.pad(dz, shape.half(), shape.circular());\n"
 SUMS = "    x.sums(9, x.scratch, [&](int, auto c) { return x.load(dz, c); });\n"
 
-# Exchanges that the gate has not asked for in `needs`: more than there are barriers for, and sums without room.
+# Exchanges that `needs` does not declare: more than there are barriers for, and sums without room.
 EDITS = {
     "steps": (f"    for (int i = 0; i < 9; ++i) x.pad(dz, shape.half(), shape.circular());\n{PAD}", "__trap", "plain"),
     "numbers": (PAD + SUMS, "a push to outside its destination", "address"),
@@ -30,7 +30,7 @@ EDITS = {
 
 
 def check() -> None:
-    """The reference's results."""
+    """Compares the gate with the reference."""
     x, grad_y = make_x((3, 32, 8, 8)), make_x((3, 32, 8, 8), seed=3)
     with on(CLUSTERS), emulated.emulated(schedules=(0,)):
         check_against_reference(ECA, x, [torch.tensor([[[0.7, 1.3, -0.4]]])], grad_y=grad_y)

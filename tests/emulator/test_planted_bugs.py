@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Bugs planted in the product's own kernels are caught: each is one edit of a copy of the sources, and the tests that
-run under the sanitizers must then fail, in the build that is named, for the reason that is named.
+"""Bugs planted in the product's kernels are caught: each is one edit of a copy of the sources, and the tests that run
+under the sanitizers must then fail, in the named build, for the named reason.
 
-``test_emulator.py`` shows the same of the emulator's own little kernels.
+``test_emulator.py`` does the same with small kernels of the emulator's own.
 """
 
 import re
@@ -26,7 +26,7 @@ class Bug:
     flavour: str
     caught: str
     tests: str = "float32"  # pytest -k
-    instance: str = "cuda/one_pass_float.cu"  # what is compiled with a header's bug
+    instance: str = "cuda/one_pass_float.cu"  # compiled with the bug, if it is in a header
 
 
 WRONG = r"is \d+\.\d+ of its budget|NaN or Inf not where|other bits than schedule"
@@ -41,7 +41,7 @@ SOUND, NORM = "sound", "cuda/norm_float.cu"
 
 
 def ways(name: str) -> str:
-    """The tests of a way through the one-pass kernels; all that are named here are of the bidirectional gate."""
+    """The tests of a way through the one-pass kernels; all ways named here use the bidirectional gate."""
     return f"ways_are_clean and {name}"
 
 
@@ -369,8 +369,8 @@ BUGS = {
 
 
 def mutated(name: str, bug: Bug, folder: Path) -> list[Path]:
-    """The sources, the one with the bug first: of the functions that several hold, the linker keeps the first. Kernels
-    that the tests don't run are taken from where they are, and so compiled once for all bugs."""
+    """The sources, the one with the bug first, as the linker keeps the first of equal functions. Other sources are
+    taken from the repository, and so compiled once for all bugs."""
     text = (emulated.ROOT / "csrc" / bug.file).read_text()
     assert text.count(bug.old) == 1, f"{name}: {bug.file} has changed"
     shutil.copytree(emulated.ROOT / "csrc", folder / "csrc", dirs_exist_ok=True)

@@ -14,7 +14,7 @@ from eca_cuda._ext import _C
 
 SETS = ("avx512", "avx2", "baseline")
 
-# Prints a digest per variant, dtype, layout and direction, then one of all 16-bit numbers scaled by known gates.
+# Prints a digest of y and all gradients for each variant, dtype, layout and shape.
 DIGESTS = """
 import hashlib, torch
 from eca_cuda.testing import VARIANTS, channels_last, evaluate, make_x
@@ -43,7 +43,7 @@ def run(code: str, instruction_set: str) -> str:
 
 
 def available() -> list[str]:
-    """The instruction sets of this machine, best first: what the kernels chose, and all that follow it."""
+    """The instruction sets of this machine, best first: the one that the kernels chose, and all narrower ones."""
     best = os.environ.get("ECA_CUDA_CPU", _C.cpu_kernels())
     return list(SETS[SETS.index(best) :])
 
@@ -92,7 +92,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 @pytest.mark.skipif(not shutil.which("objdump"), reason="objdump (binutils) is not installed")
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="register names of x86-64")
 def test_wide_registers_are_used_in_their_own_functions_only() -> None:
-    """A library function compiled for AVX-512 and kept by the linker for all would crash older processors."""
+    """If the linker kept a library function compiled for AVX-512 for all sets, older processors would crash."""
     text = subprocess.run(
         ["objdump", "-d", "-C", "--no-show-raw-insn", _C.__file__], capture_output=True, text=True, check=True
     ).stdout
@@ -111,7 +111,7 @@ def test_wide_registers_are_used_in_their_own_functions_only() -> None:
     assert not strays, sorted(strays)
 
 
-# Prints whether the kernel was advised ("hg" in VmFlags) for the middle of an output, and the sum of the output.
+# Prints whether the middle of an output has the advice for huge pages ("hg" in VmFlags), and the sum of the output.
 HUGE_PAGES = """
 import torch, eca_cuda
 x = torch.randn(2, 64, 160, 160, generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A GPU adds up in the order in which the emulated device does, so their results have the same bits.
+"""A GPU adds in the same order as the emulated device, so their results have the same bits.
 
-nvcc makes one rounding of a product and a sum where g++ makes two. Here such products are exact: taps and grad_y are
-powers of two, and the gate is hard_sigmoid, which needs no function of a library. Without a GPU the emulated device
-stands in for one, so that the test itself is tested.
+nvcc rounds a product and a sum once where g++ rounds twice. Here such products are exact: taps and grad_y are powers of
+two, and the gate is hard_sigmoid, which calls no library function. Without a GPU the emulated device replaces it, so
+that the test itself is tested.
 """
 
 import itertools
@@ -21,14 +21,14 @@ from eca_cuda.testing import ECA, evaluate, make_x
 pytestmark = pytest.mark.skipif(bool(emulated.missing()), reason=f"no emulated device: {emulated.missing()}")
 
 HERE = "cuda" if torch.cuda.is_available() else "emulated"
-# Every way through the kernels, as test_gpu_paths.py holds against plans; and planes of which a tile of the
-# two-phase kernels has a part.
+# Every way through the kernels, which test_gpu_paths.py checks against plans; and planes larger than a tile of the
+# two-phase kernels.
 MEMORY = ("contiguous", "channels_last", "offset")
 CALLS = [*itertools.product((*SHAPES, (2, 3, 130, 131)), DTYPES, MEMORY, (False, True))]
 
 
 def like_the_gpu() -> dict[str, int]:
-    """The emulated device in the size of the GPU here, or of an H100."""
+    """The settings of an emulated device of the size of the GPU here, or of an H100."""
     if HERE == "emulated":
         return {"multiprocessors": 132, "threads": 1024, "shared": 227 << 10, "l2": 50 << 20}
     here = torch.cuda.get_device_properties(0)
@@ -49,7 +49,7 @@ def powers_of_two(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def results(shape: tuple[int, ...], dtype: torch.dtype, memory: str, relu: bool, device: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     maps = make_x(shape, dtype), powers_of_two(shape, dtype)
-    x, grad_y = (LAYOUTS[memory](t.to(device)) for t in maps)  # there: a copy to a device need not keep the layout
+    x, grad_y = (LAYOUTS[memory](t.to(device)) for t in maps)  # laid out there: copies may not keep the layout
     weight = powers_of_two((1, 1, 5), dtype).to(device)
     options = {"activation": "relu"} if relu else {}
     found = evaluate(ECA.function, x, [weight], grad_y=grad_y, gate="hard_sigmoid", **options).results
@@ -69,7 +69,7 @@ def on_emulated_device(
 
 @pytest.fixture(autouse=True)
 def rules() -> Iterator[None]:
-    """On both devices."""
+    """The same plans on both devices."""
     emulated.set_tuning(RULES)
     yield
     emulated.set_tuning([])

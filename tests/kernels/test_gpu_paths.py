@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What ``make gpu`` runs goes every way through the kernels: as the launch plan of an H100 and of an H200 has it, which
-needs no GPU."""
+"""The calls of ``make gpu`` go every way through the kernels, by the launch plans of an H100 and an H200; no GPU is
+needed."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,7 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def plans(call: Call, gpu: str, residual: bool = False) -> list[dict[str, Any]]:
-    """Forward and backward."""
+    """The plans of forward and backward."""
     variant, (n, c, *space), dtype, layout, relu = call
     options: dict[str, Any] = {"kernel_size": KERNEL_SIZES[variant.name], "hidden": c // 16}
     options |= {"relu": relu, "residual": residual, "gaps": layout == "gaps"}
@@ -43,7 +43,7 @@ def plans(call: Call, gpu: str, residual: bool = False) -> list[dict[str, Any]]:
 
 
 def ways(call: Call, gpu: str, residual: bool = False) -> set[str]:
-    """What happens in this call."""
+    """The ways that a call takes through the kernels."""
     forward, backward = plans(call, gpu, residual)
     relu, layout, found = call[-1], call[-2], set()
     for plan in (forward, backward):
@@ -78,7 +78,7 @@ def all_ways(calls: Iterable[Call], gpu: str, residual: bool = False) -> set[str
 @pytest.mark.parametrize("dtype", small_calls.DTYPES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_the_sanitizers_see_every_way(variant: Variant, dtype: torch.dtype, gpu: str) -> None:
-    """By each gate in each dtype, which have kernels of their own."""
+    """Every gate in every dtype takes every way, as each has kernels of its own."""
     _C.set_tuning(small_calls.RULES)
     plain, fused = ([(variant, *shape, relu) for shape in calls_in(dtype)] for relu in (False, True))
     found = all_ways(plain, gpu) | all_ways(fused, gpu, residual=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The launch plan: what it promises for every call on every device, that its rules choose what was measured to be best,
-and what it is for some calls by hand."""
+"""The launch plan: its promises for every call on every device, rules that choose the plans that were measured to be
+best, and some plans computed by hand."""
 
 import itertools
 import json
@@ -52,7 +52,7 @@ def plan(
 
 @needs_compiler
 def test_plans_of_random_calls_hold_on_all_devices(tmp_path: Path) -> None:
-    """plan_fuzz.cpp has the promises. That it compiles shows that the plan needs a C++ compiler and nothing else."""
+    """plan_fuzz.cpp checks the promises. That it compiles shows that plans need nothing but a C++ compiler."""
     plans = [CSRC / "plan" / name for name in ("plan.cpp", "one_pass.cpp", "two_phase.cpp")]
     command = [
         COMPILER,
@@ -68,7 +68,7 @@ def test_plans_of_random_calls_hold_on_all_devices(tmp_path: Path) -> None:
     assert {parts[0] for parts in headers if len(parts) > 1} == {"plan", "gates"}
     assert {parts[0] for parts in headers if len(parts) == 1} == {"options.h", "problem.h", "tiling.h"}
 
-    # Overflow and the like end the program.
+    # Undefined behaviour, such as overflow, ends the program.
     traps = ["-fsanitize=undefined,float-cast-overflow", "-fsanitize-undefined-trap-on-error"]
     fuzz, fast = tmp_path / "plan_fuzz", tmp_path / "plan_time"
     subprocess.run([*command, "-O1", *traps, "-o", str(fuzz)], check=True)
@@ -80,7 +80,7 @@ def test_plans_of_random_calls_hold_on_all_devices(tmp_path: Path) -> None:
 
     subprocess.run([*command, "-O3", "-o", str(fast)], check=True)
     timed = subprocess.run([fast, "1", "1"], capture_output=True, text=True, check=True).stdout
-    assert int(re.findall(r"ns (\d+)", timed)[0]) < 1000  # a plan
+    assert int(re.findall(r"ns (\d+)", timed)[0]) < 1000  # per plan
 
 
 def test_known_devices_have_the_figures_of_their_generation() -> None:
@@ -112,7 +112,7 @@ def measured() -> list[dict[str, Any]]:
 
 
 def share_of(made: dict[str, Any], row: dict[str, Any]) -> float | None:
-    """What was measured of a plan: of exactly this one, or of the best number of threads for its cut."""
+    """The measured share of a plan: of exactly this one, or of its cut with the best number of threads."""
     cut = (made["blocks_per_sample"], made["position_parts"])
     for blocks, parts, threads, keeps_x, _, share in row["best"]:
         if (blocks, parts, threads, keeps_x) == (*cut, made["threads"], made["keeps_x"]):
@@ -343,7 +343,7 @@ def test_n_0_is_any_and_the_first_rule_counts() -> None:
     assert [plan(n, 512, 784)["blocks_per_sample"] for n in (32, 33, 64)] == [12, 8, 8]
 
 
-# 784 KB in one block; more blocks than a cluster has; parts of planes; half as many threads as there are columns.
+# 784 KB in one block; more blocks than a cluster may have; parts of planes.
 @pytest.mark.parametrize("wish", [{"blocks": 1}, {"blocks": 17}, {"parts": 2}], ids=str)
 def test_a_rule_that_does_not_fit_is_ignored(wish: dict[str, int]) -> None:
     _C.set_tuning([RULE | wish])

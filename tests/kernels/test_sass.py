@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The CUDA kernels keep to a budget that no GPU is needed to check: what the compiler made of them (``sass.py``)."""
+"""The compiled CUDA kernels keep to a budget, which is read from their SASS without a GPU (``sass.py``)."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ import sass
 from sass import Instruction, Kernel
 
 BACKWARD = ("eca_two_phase_backward_kernel", "eca_norm_dots_kernel", "eca_norm_gradient_kernel")
-REGISTERS = dict.fromkeys(BACKWARD, 80)  # others 64: as __launch_bounds__ has it
+REGISTERS = dict.fromkeys(BACKWARD, 80)  # others 64, as __launch_bounds__ allows
 BARRIERS = {"eca_forward_kernel<EcaGate": 8, "eca_norm_forward_kernel<EcaGate": 10, "eca_backward_kernel<EcaGate": 12}
 ONE_PASS = ("forward", "norm_forward", "backward")
 WIDE_FENCE = r"MEMBAR(?!.*\.CTA)"  # of the device or the system
@@ -47,11 +47,11 @@ def test_no_kernel_spills(kernels: list[Kernel]) -> None:
 
 
 def test_barriers_on_the_way_of_a_sample(eca: list[Kernel]) -> None:
-    """Of a block; and one of the cluster, before the first push."""
+    """Barriers of a block, and one of the cluster, before the first push."""
     found = {k.name: k.barriers() for k in eca}
     assert not {name: n for name, n in found.items() if not 0 < n <= BARRIERS[name.split(",")[0]]}
     assert {k.most("UCGABAR_WAIT") for k in eca} == {1}
-    for k in (k for k in eca if "rows" not in k.name):  # what was left out is no way that samples must take
+    for k in (k for k in eca if "rows" not in k.name):  # samples need not take the ways left out of the count
         assert {*k.all(sass.MAP_STORE)} <= {*k.ways(sass.CP_ASYNC)}, k.name
 
 
@@ -66,12 +66,12 @@ def test_maps_are_stored_16_bytes_at_a_time(one_pass: list[Kernel]) -> None:
 
 
 def test_one_pass_kernels_wait_for_no_fence_of_the_device(one_pass: list[Kernel]) -> None:
-    """A release at the scope of a cluster would compile to MEMBAR.ALL.GPU, a way to L2 and back; a block's is cheap."""
+    """A release at cluster scope would compile to MEMBAR.ALL.GPU, a round trip to L2; one at block scope is cheap."""
     assert not [k.name for k in one_pass if k.all(WIDE_FENCE)]
 
 
 def test_two_phase_kernels_have_one_fence_for_each_release(kernels: list[Kernel]) -> None:
-    """Of a tile's sums when it is counted, and of the gates when the flag is raised."""
+    """One releases a tile's sums when it is counted, one the gates when the flag is raised."""
     assert {len(k.all("MEMBAR")) for k in kernels if "two_phase" in k.name} == {2}
 
 
@@ -84,7 +84,7 @@ def test_parameter_gradients_are_loaded_when_the_kernel_before_is_done(kernels: 
 
 
 def test_only_maps_are_loaded_between_arrival_and_store(eca: list[Kernel]) -> None:
-    """All else that ECA needs is in shared memory by then. Other gates read weights, which look like anything else."""
+    """By then shared memory holds everything else that ECA needs. Weights of other gates look like any other load."""
     for k in eca:
         assert k.before_stores(WIDE_LOAD) and not k.before_stores(NARROW_LOAD), k.name
 
@@ -100,7 +100,7 @@ def test_the_page_is_of_this_build(kernels: list[Kernel]) -> None:
 
 
 def kernel(text: str, name: str = "rows") -> Kernel:
-    """Of instructions such as ``P BRA 0x30``, where P stands for a condition."""
+    """A kernel of instructions such as ``P BRA 0x30``, where P stands for a condition."""
     code = []
     for n, line in enumerate(text.split("; ")):
         opcode, _, operands = line.removeprefix("P ").partition(" ")
@@ -133,7 +133,7 @@ def test_loads_between_arrival_and_store_are_seen() -> None:
 
 
 def test_spills_and_fences_are_seen(tmp_path: Path) -> None:
-    """In a kernel that has them."""
+    """A kernel that has them is compiled."""
     source, cubin = tmp_path / "bad.cu", tmp_path / "bad.cubin"
     if not (nvcc := shutil.which("nvcc")):
         pytest.skip("no nvcc")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tuning table reaches the plan, from a file and from the environment; what is wrong with it is said."""
+"""The tuning table reaches the plan, from a file and from the environment; errors in it are reported."""
 
 import json
 import os
