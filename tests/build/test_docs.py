@@ -164,7 +164,7 @@ def test_the_reference_has_everything_that_is_public(site: Path) -> None:
     page = read(site, "api.html")
     for name in sorted({*eca_cuda.__all__} - {"__version__", "inductor"}):
         assert f'id="eca_cuda.{name}"' in page, name
-    assert "Batch norm and ECA behind it, in the passes that batch norm alone needs." in page
+    assert "Batch norm followed by ECA, in the passes over the map that batch norm alone needs." in page
     assert '<a href="#eca_cuda.eca"><code>eca</code></a>' in page and ":func:" not in page and ":class:" not in page
 
 
