@@ -113,7 +113,7 @@ def extension(toolkit: tuple[Path, str] | None, reason: str):
     # -ffp-contract=off: the same roundings, so the same bits, on every instruction set (csrc/cpu/simd.h).
     # The folder of the build leaves no trace: the same sources and tools give the same library.
     cxx = ["-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", f"-ffile-prefix-map={ROOT.resolve()}/=", *defines]
-    cxx += ["-O0", "-g", "-Wall", "-Werror"] if os.environ.get("ECA_CUDA_DEBUG") == "1" else ["-O3", "-g0"]
+    cxx += ("-O0 -g -Wall -Werror -DECA_CHECKS" if os.environ.get("ECA_CUDA_DEBUG") == "1" else "-O3 -g0").split()
     arguments = {
         "name": "eca_cuda._C",
         # Before torch's headers: up to torch 2.13 they carry a pybind11 that refuses the stable ABI.

@@ -111,6 +111,17 @@ inline Strides strides_of(const Parameter& p, int64_t c, int64_t flags, const Te
   return {c, 1, 1};
 }
 
+// Whether each gradient fills its parameter: memory that a gate forgets would stay unwritten.
+inline void require_gradients(const GateInfo& gate, const GateFacts& facts, const ParameterList& tensors, int64_t c,
+                              int64_t flags) {
+  for (int i = 0; i < gate.count; ++i) {
+    if (!tensors[i]) continue;
+    const Gradient& g = facts.gradient[i];
+    const int64_t numbers = tensors[i]->numel() / strides_of(gate.parameters[i], c, flags, *tensors[i]).taps;
+    require(numbers == (g.has_rows() ? g.count * c : g.count), gate.parameters[i].name);
+  }
+}
+
 template <class A>
 bool holds(const Tensor& t) {
   return dtype_of(t) == (sizeof(A) == sizeof(double) ? DType::kDouble : DType::kFloat);

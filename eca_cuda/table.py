@@ -56,8 +56,9 @@ VARIANTS: dict[str, Variant] = {}
 
 
 def register(variant: Variant) -> Variant:
-    """Add a variant; KeyError if the compiled library has no operators of that name."""
+    """Add a variant; ValueError if the compiled library has no operators of that name."""
     if variant.name not in checks.PARAMETERS:
-        raise KeyError(f"{variant.name}: expected one of {', '.join(checks.PARAMETERS)} (csrc/gates/registry.h)")
+        known = ", ".join(checks.PARAMETERS)
+        raise ValueError(f"{variant.name}: expected one of {known} (csrc/gates/registry.h), or a library built anew")
     VARIANTS[variant.name] = variant
     return variant

@@ -3,6 +3,14 @@
 #pragma once
 #include "reduce.h"
 
+// With ECA_CUDA_DEBUG=1: stops a gate that takes more than it needs, before it overwrites memory.
+#ifdef ECA_CHECKS
+#define ECA_EXPECT(condition) \
+  if (!(condition)) __builtin_trap()
+#else
+#define ECA_EXPECT(condition) static_cast<void>(0)
+#endif
+
 namespace eca {
 inline namespace ECA_TARGET {
 
@@ -15,11 +23,13 @@ struct Channels {
   };
 
   const GateArgs<A>& args;
+  const GateNeeds needs;
   int64_t count;
   A *free, *arrays, *scratch;  // in memory: the next of A[pads, padded_size], A[arrays, C], A[needs.scratch]
 
-  Channels(const GateArgs<A>& args_, const GateNeeds& needs, A* memory)
+  Channels(const GateArgs<A>& args_, const GateNeeds& needs_, A* memory)
       : args(args_),
+        needs(needs_),
         count(args_.shape.channels),
         free(memory),
         arrays(memory + needs.pads * padded_size(args_.shape)),
@@ -35,7 +45,10 @@ struct Channels {
   Value load(const A* p, At c) const { return read(p + c.index, c.lanes); }
   const A* numbers(int i) const { return args.parameters[i]; }
   Value weight(int i, int64_t j, At c) const { return load(args.parameters[i] + j * count, c); }
-  A* array(int i) const { return arrays + i * count; }
+  A* array(int i) const {
+    ECA_EXPECT(i < needs.arrays);
+    return arrays + i * count;
+  }
   void store(A* p, At c, Value value) const { write(p + c.index, value, c.lanes); }
 
   // Padding is not multiplied: 0 times an infinite value would be NaN.
@@ -64,7 +77,8 @@ struct Channels {
 
   template <class Term>
   void sums(int64_t rows, A* out, Term term) {
-    for (int64_t j = 0; j < rows; ++j) out[j] = sum([&](At c) { return term(j, c); });
+    ECA_EXPECT(summed < 2 && rows <= needs.sums[summed++]);
+    keep_sums(rows, out, term);
   }
 
   template <class Body>
@@ -90,7 +104,7 @@ struct Channels {
   }
   template <class Term>
   void keep_sums(int64_t rows, A* p, Term term) {
-    sums(rows, p, term);
+    for (int64_t j = 0; j < rows; ++j) p[j] = sum([&](At c) { return term(j, c); });
   }
   template <class Number>
   void keep_each(A* p, Number number) {
@@ -99,6 +113,7 @@ struct Channels {
 
   const A* pad_means(const A* means, int64_t half, bool circular) { return pad(means, half, circular); }
   const A* pad(const A* values, int64_t half, bool circular) {
+    ECA_EXPECT(padded++ < needs.pads);
     A* const out = free;
     free += padded_size(args.shape);
     std::memcpy(out + half, values, count * sizeof(A));
@@ -113,6 +128,8 @@ struct Channels {
   }
 
  private:
+  int padded = 0, summed = 0;  // calls so far, for ECA_EXPECT
+
   // Rare, so kept out of the loops over taps.
   __attribute__((noinline)) Value without_padding(Value all, int64_t first) const {
     const Value from_first = select(from_lane<A>(lanes_in(-first)), all, Value(0));

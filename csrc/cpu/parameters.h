@@ -65,6 +65,7 @@ class Parameters {
     const GateInfo& gate = info_of(variant);
     args.shape = gate_shape(gate, tensors, c, flags);
     facts = gate_facts(variant, args.shape);
+    require_gradients(gate, facts, tensors, c, flags);
     for (int i = 0; i < gate.count; ++i) {
       if (const Tensor* t = tensors[i])
         args.parameters[i] = arrays_.of(*t, strides_of(gate.parameters[i], c, flags, *t), c);

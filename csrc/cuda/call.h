@@ -58,6 +58,7 @@ struct Parameters {
     const GateInfo& info = info_of(variant);
     gate.shape = gate_shape(info, tensors, c, flags);
     facts = gate_facts(variant, gate.shape);
+    require_gradients(info, facts, tensors, c, flags);
     gate.needs = facts.needs[backward];
     for (int i = 0; i < kMaxParameters; ++i) {
       const bool few = i < facts.parameters && !facts.gradient[i].has_rows();

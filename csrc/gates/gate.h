@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // L0. The contract of a gate with its executor. Each gate is one file beside this one, a struct template Gate<A> with
 //
+//   shape                           const GateShape&, the first member; all others have defaults
 //   kName                           of the variant: its operators are <name>_infer, <name>_forward, <name>_backward
 //   kParameters                     the name and the shape of each parameter, in the order of the operators' arguments
 //   forward (x, mean, gate)         computes the gates of one sample from its means
@@ -9,28 +10,32 @@
 //   gradients(shape, out)           says how each parameter's gradient follows from the records
 //   needs(shape, backward)          says what memory forward, or backward with record, takes
 //
-// mean, gate and grad are A[C]. x is the executor: it owns the loops (16 channels at a time on
-// the CPU, one for each thread of a block on a GPU), so a gate is written once. It offers
+// mean, gate and grad are A[C]. x is the executor: it owns the loops (16 channels at a time on the CPU, one for each
+// thread of a block on a GPU), so a gate is written once. What load and weight return is an X::Value; a number joins in
+// as X::Value(number). It offers
 //
 //   each(f)                      f(c) for all channels; c is passed on to load(p, c) and store(p, c, value)
 //   times(count, f)              f(j) for the numbers j of [0, count), in any order
-//   sums(count, out, f)          out[j] = sum of f(j, c) over the channels; out is scratch that no other sums writes
+//   sums(count, out, f)          out[j] = sum of f(j, c) over the channels; out is scratch that no other sums writes.
+//   At
+//                                most twice in a pass, with the counts of `needs`
 //   array(i)                     a number for each channel, i < arrays
 //   scratch                      `scratch` numbers to use freely
 //   pad(p, half, circular)       array p with `half` neighbours on each side: padded[c + j] is channel c + j - half
 //   pad_means(mean, half, ...)   the same for the means; pad and pad_means together at most `pads` times
 //   product(v, padded, c, j, half)  v * padded[c + j], and 0 beyond the first and last channel, whatever v is
 //   numbers(i)                   parameter i, if it is a few numbers; null where optional and absent
-//   weight(i, j, c)              element [j, c] of parameter i, if it has rows of C
+//   weight(i, j, c)              element [j, c] of parameter i, if it has rows of C; [C] is one row
 //   add_rows(i, count, f, out)   out[c] += sum over the rows j < count of f(j) * weight(i, j, c)
 //   keep(count, p, f)            p[j] = f(j);                            for record: p is a part of to.sample
 //   keep_sums(count, p, f)       p[j] = sum of f(j, c) over the channels; for record: p is a part of to.block
 //   keep_each(p, f)              p[c] = f(c);                            for record: p is to.channel
 //
-// Each step sees what earlier steps have stored, but nothing that was kept. The blocks of a cluster may divide the
-// channels. Then a block's arrays, means and gates hold its own channels, and pad brings the halo, `half` more on each
-// side; sums are all-reduced over the blocks; keep_sums adds up a block's own channels. On a GPU record runs after the
-// feature maps have been written, so no step waits for it.
+// Each step, and code between steps, sees what earlier steps have stored, but nothing that was kept. In record the
+// arrays and the scratch of backward are still there. The blocks of a cluster may divide the channels. Then a block's
+// arrays, means and gates hold its own channels, and pad brings the halo, `half` more on each side; sums are
+// all-reduced over the blocks; keep_sums adds up a block's own channels. On a GPU record runs after the feature maps
+// have been written, so no step waits for it.
 #pragma once
 #include "../options.h"
 #include "math.h"
@@ -60,9 +65,9 @@ struct Parameter {
 
 // The sizes that determine a gate's memory and parameters.
 struct GateShape {
-  int64_t channels;
-  int kernel_size;  // the largest k of parameters [., 1, k]; 1 without any
-  int hidden;       // both below kMostRows
+  int64_t channels;  // of the map, also where blocks divide them
+  int kernel_size;   // the largest k of parameters [., 1, k]; 1 without any
+  int hidden;        // both below kMostRows
   int64_t flags;
 
   ECA_HD bool circular() const { return (flags & kCircular) != 0; }
@@ -81,7 +86,7 @@ enum class Combine : int {
 
 struct Gradient {
   Combine how;
-  int64_t offset, count;  // count: of numbers, or of rows
+  int64_t offset, count;  // offset: in the block's record (kBlocks) or the sample's; count: of numbers, or of rows
 
   ECA_HD bool has_rows() const { return how == Combine::kMean || how == Combine::kChannel; }
 };

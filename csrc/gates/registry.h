@@ -34,6 +34,7 @@ struct GateList {
   static constexpr GateInfo kInfo[] = {
       {All<float>::kName, All<float>::kParameters, sizeof(All<float>::kParameters) / sizeof(Parameter)}...};
   static_assert((... && (sizeof(All<float>::kParameters) / sizeof(Parameter) <= kMaxParameters)));
+  static_assert((... && !All<float>::kParameters[0].optional), "the first parameter decides the dtype of all");
   template <int V, class A>
   using At = typename GateAt<V, All...>::template Type<A>;
 };

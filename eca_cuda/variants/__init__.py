@@ -7,5 +7,13 @@ A new variant is one more file like ``eca.py``, and one gate in csrc/gates/: csr
 import importlib
 import pkgutil
 
+from .. import checks, table
+
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f".{_file.name}", __name__)
+
+for _name in checks.PARAMETERS:
+    if _name not in table.VARIANTS:
+        raise ImportError(
+            f"{_name}: expected a file of eca_cuda/variants/ that registers it (csrc/gates/registry.h), got none"
+        )

@@ -7,6 +7,7 @@ Its two files are in ``squeeze_excitation/``; with the edits below, they are an 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -129,13 +130,24 @@ def run(folder: Path, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_the_tests_of_every_variant_pass_for_it(copy: Path, library: Path) -> None:
+def test_a_fourth_gate_is_right_everywhere(copy: Path, library: Path) -> None:
+    """In one test, as the workers of pytest share no fixtures and the sources are to be compiled once."""
     chosen = " or ".join(f"({Path(file).stem} and ({names or 'test'}))" for file, names in TESTS.items())
     options = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"{NAME} and ({chosen})")
     output = run(copy, "-m", "pytest", *options, *(f"tests/{f}" for f in TESTS), ECA_CUDA_EMULATED_LIBRARY=str(library))
     assert re.search(r"^\d+ passed, \d+ deselected", output, re.MULTILINE), output  # and nothing was skipped
-
-
-def test_it_computes_what_timm_does_with_the_same_parameters(copy: Path) -> None:
     pytest.importorskip("timm")
     run(copy, "-c", BESIDE_TIMM)
+    needs_too_little(copy)
+
+
+def needs_too_little(copy: Path) -> None:
+    """A gate that takes more than its ``needs`` is stopped by this build, before it overwrites memory."""
+    gate = copy / "csrc/gates" / f"{NAME}.h"
+    text = gate.read_text()
+    for enough, too_little in {"GateNeeds{1, 0,": "GateNeeds{0, 0,", "{s.hidden, s.hidden}": "{s.hidden, 0}"}.items():
+        assert text.count(enough) == 1
+        gate.write_text(text.replace(enough, too_little))
+        run(copy, "setup.py", "build_ext", "--inplace", ECA_CUDA_BUILD="cpu", ECA_CUDA_DEBUG="1", MAX_JOBS="2")
+        code = "import eca_cuda, torch; eca_cuda.SqueezeExcitation(32)(torch.randn(1, 32, 2, 2)).sum().backward()"
+        assert subprocess.run([sys.executable, "-c", code], cwd=copy).returncode == -signal.SIGILL

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from tools import NAMES, C, assert_same, images, original, ours, three, ways
+from tools import C, assert_same, images, original, ours, three, ways
 from torch import nn
 
 import eca_cuda
@@ -14,7 +14,7 @@ from eca_cuda.testing import VARIANTS, make_x
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_nodes_have_a_name_and_save_tensors_only(variant, activation):
     x = make_x((2, C, 4, 4)).requires_grad_()

@@ -75,7 +75,7 @@ class SqueezeExcitation(ChannelAttention):
 
     Args:
         c: number of channels C.
-        hidden: width of the network, c // 16 by default.
+        hidden: width of the network, c // 16 by default, at least 1.
         gate: ``"sigmoid"`` or ``"hard_sigmoid"``.
         channels_dim: as in :class:`EfficientChannelAttention`.
 
@@ -94,7 +94,7 @@ class SqueezeExcitation(ChannelAttention):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__(c, "zeros", gate, channels_dim)
-        hidden, made = c // 16 if hidden is None else hidden, factory(device, dtype)
+        hidden, made = max(c // 16, 1) if hidden is None else hidden, factory(device, dtype)
         self.fc1, self.act = nn.Conv2d(c, hidden, 1, **made), nn.ReLU()
         self.fc2, self.gate = nn.Conv2d(hidden, c, 1, **made), GATES[gate]()
 
