@@ -25,11 +25,12 @@ auto with_type(const Tensor& t, F f) {
   }
 }
 
-// Calls f(i, where number i begins) for `count` numbers in rows of c.
+// Calls f(i, where number i begins) for `count` numbers in rows of c; without channels they are a few, in one row.
 template <class F>
 void each_number(const Strides& strides, int64_t c, int64_t count, F f) {
+  const int64_t length = c > 0 ? c : count;
   for (int64_t i = 0, row = 0; i < count; ++row) {
-    for (int64_t end = std::min(i + c, count), at = row * strides.row; i < end; ++i, at += strides.step) f(i, at);
+    for (int64_t end = std::min(i + length, count), at = row * strides.row; i < end; ++i, at += strides.step) f(i, at);
   }
 }
 

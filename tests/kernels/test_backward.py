@@ -101,10 +101,11 @@ def test_gradients_of_nothing_are_as_in_eager(case, shape, device, nan_in_fresh_
     assert all(torch.equal(ours[name].nan_to_num(), eager[name].nan_to_num()) for name in eager)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
-def test_no_channels_are_accepted(case, device, nan_in_fresh_memory):
-    """Eager's convolution refuses them."""
-    x, parameters = case.inputs((2, 0, 4, 4), device=device)
+def test_no_channels_are_accepted(case, dtype, device, nan_in_fresh_memory):
+    """Eager's convolution refuses them. Half parameters are not the kernels' own arrays."""
+    x, parameters = case.inputs((2, 0, 4, 4), dtype, device=device)
     results = evaluate(case.variant.function, x, parameters, grad_y=x).results
     assert results["y"].shape == results["grad_x"].shape == x.shape
     assert not any(results[f"grad_parameter{i}"].count_nonzero() for i in range(len(parameters)))
