@@ -54,9 +54,33 @@ def apply(
             if torch.is_grad_enabled() and any_requires_grad(x, residual, *parameters):
                 return _Fused.apply(name, options.flags, x, residual, *parameters)  # type: ignore[no-any-return]
             return ops.INFER[name](x, *parameters, residual, options.flags)
-        except Exception:
-            pass  # apply_carefully explains the error, or finds another way
+        except Exception as error:
+            if not _has_another_way(name, x, parameters, residual, options, error):
+                raise
     return apply_carefully(name, x, parameters, residual, options, traced)
+
+
+def _has_another_way(
+    name: str, x: Tensor, parameters: Parameters, residual: Optional[Tensor], options: Options, error: Exception
+) -> bool:
+    """Whether ``apply_carefully`` does anything else than the call that ended in ``error``; says what is wrong with it.
+
+    The same call is never made twice. An error may be another's, raised where tensors are saved for backward: by such
+    a one ``torch.utils.checkpoint`` ends a repetition.
+    """
+    if widened(x, parameters) is not parameters or any(map(is_foreign, parameters)):
+        return True
+    ops.check(name, x, parameters, residual, options)
+    sharding.check(name, x, parameters)
+    if not isinstance(error, NotImplementedError):
+        return False
+    if sharding.register_rules_if_used():
+        return True
+    try:
+        checks.check_device(x.device, ops.cuda_toolkit())
+    except ValueError as exact:
+        raise exact from None
+    return False
 
 
 def apply_carefully(
@@ -72,9 +96,8 @@ def apply_carefully(
     if any(map(is_foreign, parameters)) or (traced and compiling.inlines(x, differentiated)):
         conv = compiling.shifted_conv if traced else reference.channel_conv
         return composite(name, x, parameters, residual, options, conv)
-    sharding.register_rules_if_used()
-    if not traced:
-        checks.check_device(x.device, ops.cuda_toolkit())
+    if traced or sharding.is_dtensor(x):
+        sharding.register_rules_if_used()
     if differentiated:
         given = distinct(x, residual, *parameters)
         return _Fused.apply(name, options.flags, *given)  # type: ignore[no-any-return]

@@ -37,10 +37,14 @@ def register_sharding_rules() -> None:
 
 @constant_while_tracing
 def register_rules_if_used() -> bool:
-    """Register the rules if there can be DTensors. Dynamo runs this while tracing, and traces nothing of it."""
-    if "torch.distributed.tensor" in sys.modules:
-        register_sharding_rules()
-    return _registered
+    """Register the rules if there can be DTensors; whether this call did it.
+
+    Dynamo runs this while tracing, and traces nothing of it.
+    """
+    if _registered or "torch.distributed.tensor" not in sys.modules:
+        return False
+    register_sharding_rules()
+    return True
 
 
 def is_dtensor(x: Tensor) -> bool:

@@ -50,6 +50,36 @@ def test_activation_checkpointing_changes_no_bit(case, kind, compiled, device):
     assert all(map(torch.equal, run(checkpointed), run(block)))
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_a_checkpoint_may_end_with_a_layer(case, activation, device):
+    """Its repetition ends by an exception, which saving the last tensor for backward raises out of the call."""
+    x, parameters = case.inputs(SHAPE, device=device)
+
+    def run(checkpointed: bool) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
+        function = partial(case.variant.function, activation=activation)
+        y = checkpoint(function, *leaves, use_reentrant=False) if checkpointed else function(*leaves)
+        y.sum().backward()
+        return [y.detach(), *(t.grad for t in leaves)]
+
+    assert all(map(torch.equal, run(True), run(False)))
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_what_a_hook_raises_is_raised_once(case, device):
+    x, parameters = case.inputs(SHAPE, device=device)
+    raised = []
+
+    def pack(t: Tensor) -> Tensor:
+        raised.append(RuntimeError("no room"))
+        raise raised[-1]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), pytest.raises(RuntimeError) as caught:
+        case.variant.function(x.requires_grad_(), *parameters)
+    assert [caught.value] == raised
+
+
 def model(case: Case, device: str) -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 20, 3), case.variant.module(20), nn.ReLU(), nn.Conv2d(20, 4, 1)
