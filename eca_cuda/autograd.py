@@ -63,10 +63,10 @@ def apply(
 def _has_another_way(
     name: str, x: Tensor, parameters: Parameters, residual: Optional[Tensor], options: Options, error: Exception
 ) -> bool:
-    """Whether ``apply_carefully`` does anything else than the call that ended in ``error``; says what is wrong with it.
+    """Whether ``apply_carefully`` would do something else than the call that raised ``error``. Explains bad arguments.
 
-    The same call is never made twice. An error may be another's, raised where tensors are saved for backward: by such
-    a one ``torch.utils.checkpoint`` ends a repetition.
+    The same call is never made twice: an error may come from a hook of saved tensors. By such an error
+    ``torch.utils.checkpoint`` ends its recomputation.
     """
     if widened(x, parameters) is not parameters or any(map(is_foreign, parameters)):
         return True
