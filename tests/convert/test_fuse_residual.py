@@ -18,6 +18,7 @@ import eca_cuda
 from eca_cuda import conversion_report, convert, revert
 from eca_cuda.conversion.blocks import FusedBlock
 from eca_cuda.testing import make_x, used_budget
+from eca_cuda.variants import eca as file_of_eca
 
 pytest.importorskip("timm")
 from timm.layers import DropPath
@@ -133,7 +134,8 @@ def test_fused_blocks_call_the_operator_with_the_residual(make, monkeypatch):
     expected = block(x)
     convert(block, fuse_residual=True)
     original = eca_cuda.functional.eca
-    monkeypatch.setattr(eca_cuda.functional, "eca", lambda *a, **k: calls.append(k) or original(*a, **k))
+    for caller in (eca_cuda.functional, file_of_eca):  # a converted block, a layer of ours
+        monkeypatch.setattr(caller, "eca", lambda *a, **k: calls.append(k) or original(*a, **k))
     y = block(x)
     (call,) = calls
     assert y.shape == expected.shape
